@@ -1,0 +1,79 @@
+"""PlateauLens: see why a transformer's loss sits on a plateau before it drops. A plugin on TransformerLens.
+
+    import plateaulens as pl
+
+    task = pl.MovingWindowSum(n=16, k=2, p=17)
+    model = pl.Transformer(pl.ModelConfig.for_task(task))
+    run = pl.record(pl.train(model, task, pl.TrainConfig(steps=400)), "runs/mws", task.sample(256, seed=1))
+    pl.plots.dynamics(run).show()
+
+Names load when they are first used, so that importing the package is quick and quiet.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "_shapes": ("Batch",),
+    "tasks": ("TASKS", "Copy", "MovingWindowSum", "Reverse", "Task"),
+    "models.config": ("ModelConfig",),
+    "models.transformer": ("Transformer",),
+    "models.convert": ("from_tl", "to_tl"),
+    "trace": (
+        "MEASUREMENTS",
+        "STANDARD",
+        "Trace",
+        "accuracy",
+        "answer_loss",
+        "attention_progress",
+        "attention_progress_global",
+        "collapse",
+        "collapse_at",
+        "entropy",
+        "greedy_decode",
+        "loss",
+        "measure",
+        "position_accuracy",
+        "reads",
+        "repetition",
+        "tf_accuracy",
+        "trace",
+    ),
+    "hooked": ("AttentionPattern",),
+    "interventions": ("FixAttention", "ScaleAttention", "intervene"),
+    "training": ("Step", "TrainConfig", "Training", "train"),
+    "runs": ("Run",),
+    "recording": ("record", "resume"),
+    "analysis": ("Plateau", "evolve", "find_plateau"),
+    "report": ("write_report",),
+}
+_OF = {name: module for module, names in _HOME.items() for name in names}
+_MODULES = ("analysis", "interventions", "metrics", "models", "plots", "tasks", "training")
+
+__all__ = [*_OF, *_MODULES]
+
+if TYPE_CHECKING:  # for editors and type checkers
+    from plateaulens import analysis as analysis
+    from plateaulens import plots as plots
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OF:
+        value = getattr(import_module(f"plateaulens.{_OF[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"plateaulens.{name}")
+    else:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, __all__, n=1)
+        raise AttributeError(
+            f"module 'plateaulens' has no attribute {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

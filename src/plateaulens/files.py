@@ -1,0 +1,59 @@
+"""Writing so that no reader can take half for whole, and reading that notices damage."""
+
+import json
+import os
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary file, then give it its name in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    write(partial)
+    with partial.open("rb") as f:
+        os.fsync(f.fileno())
+    os.replace(partial, path)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Plain values as indented JSON, whole or not at all."""
+    write_whole(path, lambda p: p.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n"))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Tensors as safetensors with a hash of their bytes, whole or not at all."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(path, lambda p: save_file(plain, p, metadata={"sha256": _hash(plain)}))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """What `write_tensors` wrote.
+
+    Raises:
+        ValueError: when the file is damaged.
+        FileNotFoundError: when it is not there.
+    """
+    try:
+        with safe_open(path, framework="pt") as f:
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+            wanted = (f.metadata() or {}).get("sha256")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is corrupt ({error}); use another step, or `plateaulens resume` its run") from error
+    if wanted is not None and wanted != _hash(tensors):
+        raise ValueError(f"{path} is corrupt (its bytes changed); use another step, or `plateaulens resume` its run")
+    return tensors
+
+
+def _hash(tensors: dict[str, Tensor]) -> str:
+    total = sha256()
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].numpy().tobytes())
+    return total.hexdigest()

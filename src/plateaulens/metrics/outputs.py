@@ -1,0 +1,52 @@
+"""What comes out of the model: loss, accuracy, repetition, entropy.
+
+Answers may be ragged: the `valid` masks say which entries exist. Rows without any give NaN.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def _masked_mean(values: Float[Tensor, "*batch out"], mask: Bool[Tensor, "*batch out"]) -> Float[Tensor, "*batch"]:
+    return (values * mask).sum(-1) / mask.sum(-1)
+
+
+def cross_entropy(
+    logits: Float[Tensor, "*batch pos d_vocab"],
+    targets: Int[Tensor, "*batch pos"],
+    valid: Bool[Tensor, "*batch pos"],
+) -> Float[Tensor, "*batch"]:
+    """Mean of -log p(target) in nats over the valid positions of each row."""
+    log_p = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    return _masked_mean(-log_p, valid)
+
+
+def accuracy(
+    predicted: Int[Tensor, "*batch out"], answers: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]
+) -> Float[Tensor, "*batch"]:
+    """Share of answer tokens that are right, each token counted by itself (arXiv 2506.13688, not exact match)."""
+    return _masked_mean((predicted == answers).float(), valid)
+
+
+def repetition_frequency(
+    tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]
+) -> Float[Tensor, "*batch"]:
+    """rho: share of neighbours that are equal, over the G-1 pairs of an answer (arXiv 2506.13688)."""
+    equal = tokens[..., 1:] == tokens[..., :-1]
+    return _masked_mean(equal.float(), valid[..., 1:] & valid[..., :-1])
+
+
+def sequence_entropy(
+    tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"], d_vocab: int
+) -> Float[Tensor, "*batch"]:
+    r"""Entropy in nats of the token values within one answer.
+
+    \sum_v p_v ln(1 / (p_v + 1e-6)), p_v the share of value v among the answer's tokens
+    (arXiv 2506.13688, prefix-sum and addition scripts).
+    """
+    values = torch.where(valid, tokens, d_vocab)  # tokens that do not exist go to an extra bin
+    counts = F.one_hot(values, d_vocab + 1)[..., :d_vocab].sum(-2)
+    p = counts / valid.sum(-1, keepdim=True)
+    return -(p * (p + 1e-6).log()).sum(-1)

@@ -1,0 +1,184 @@
+"""`record`: the training loop with measuring and saving, and `resume`: the rest of one that was cut off.
+
+    run = record(train(model, task, cfg), "runs/mws", held, every=5, save_every=50)
+
+A run that was interrupted at any moment, even by SIGKILL, is resumed to the bytes of one that was not.
+"""
+
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plateaulens._shapes import Batch
+from plateaulens.files import read_tensors, write_tensors
+from plateaulens.hooked import active, device_of
+from plateaulens.interventions import from_json, intervene
+from plateaulens.runs import Run
+from plateaulens.trace import STANDARD, Measurement, measure, named
+from plateaulens.training import Step, Training, held_interrupts, train
+
+Schedule = int | Collection[int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When to measure and when to save; the first and the last step always are."""
+
+    start: int
+    end: int
+    every: Schedule
+    save_every: Schedule
+
+    def due(self, schedule: Schedule, t: int) -> bool:
+        """Whether step t is on `schedule` (every so many steps, or a list of steps)."""
+        return t in (self.start, self.end) or (t % schedule == 0 if isinstance(schedule, int) else t in schedule)
+
+
+def record(
+    training: Training,
+    path: str | Path,
+    held: Batch,
+    watch: Sequence[Measurement | str] = STANDARD,
+    *,
+    every: Schedule = 5,
+    save_every: Schedule = 50,
+    until: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Train on, measure on `held`, save checkpoints and exact states; returns the `Run`.
+
+    Interventions that are active on the model are written into the run, and `resume` applies them again.
+
+    Args:
+        training: from `train` or `fork`; it continues where it is.
+        path: a new folder.
+        held: the held-out batch.
+        watch: measurements, as functions or names.
+        every: measure every so many steps, or at a list of steps.
+        save_every: the same for checkpoints and states.
+        until: stop after this step instead of at the end of the config.
+        overwrite: rename a folder that is in the way instead of refusing.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: for a bad schedule or an unknown measurement, before anything is written.
+        FileExistsError: when the folder is not empty.
+    """
+    functions = [named(m) for m in watch]
+    plan = Plan(training.t, training.cfg.steps if until is None else until, _schedule(every), _schedule(save_every))
+    if not plan.start <= plan.end <= training.cfg.steps:
+        raise ValueError(
+            f"cannot record until step {plan.end}: the training is at {plan.start} of {training.cfg.steps} steps"
+        )
+    measure(training.model, held[:1], functions)  # what cannot be measured is found out before anything is written
+    on = active(training.model)
+    run = Run.create(path, task=training.task, model=training.model, train=training.cfg, overwrite=overwrite)
+    run.hold(held)
+    for intervention in on:
+        for digest, tensor in intervention.tensors().items():
+            write_tensors(run.path / "tensors" / f"{digest}.safetensors", {"tensor": tensor})
+    run.note(
+        record={
+            "start": plan.start,
+            "end": plan.end,
+            "every": _json(plan.every),
+            "save_every": _json(plan.save_every),
+            "watch": [f.__name__ for f in functions],
+        },
+        interventions=[{"from": plan.start, "to": plan.end, "what": i.to_json()} for i in on],
+    )
+    return _drive(run, training, held, functions, plan, progress)
+
+
+def resume(
+    path: str | Path,
+    *,
+    training: Training | None = None,
+    watch: Sequence[Measurement | str] | None = None,
+    progress: bool = True,
+) -> Run:
+    """Finish a run from its newest exact state; a finished one is returned as it is.
+
+    Args:
+        path: the run folder.
+        training: for models or tasks of your own: a fresh training like the one that was recorded.
+        watch: for measurements of your own: the list that was recorded.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: when the run was not made by `record`, or lost the state it started from.
+    """
+    run = Run(path)
+    if "record" not in run.config:
+        raise ValueError(f"{run.path} holds no recording to resume (its run.json has no 'record')")
+    kept = run.config["record"]
+    plan = Plan(kept["start"], kept["end"], kept["every"], kept["save_every"])
+    functions = [named(m) for m in (watch or kept["watch"])]
+    if training is None:
+        if run.task is None:
+            raise ValueError(f"{run.path} trained a task of your own; pass training=train(model, task, cfg)")
+        training = train(run.new_model(run.config["device"]), run.task, run.train_config)
+    state = run.rewind()
+    if state is not None:
+        training.load_state_dict(state)
+    elif plan.start > 0:
+        raise ValueError(f"{run.path} was cut off before its first state was written; fork again at step {plan.start}")
+    changes = [from_json(entry["what"], _tensors(run)) for entry in run.config["interventions"]]
+    with intervene(training.model, *changes) if changes and training.t < plan.end else nullcontext():
+        return _drive(run, training, run.held(), functions, plan, progress)
+
+
+def _drive(
+    run: Run, training: Training, held: Batch, functions: list[Measurement], plan: Plan, progress: bool
+) -> Run:
+    from tqdm.auto import tqdm
+
+    held = held.to(device_of(training.model))
+    bar = tqdm(total=plan.end, initial=training.t, unit="step", disable=not progress, leave=True)
+
+    def visit(step: Step) -> None:
+        with held_interrupts():
+            if step.t > run.last and plan.due(plan.every, step.t):
+                values = measure(training.model, held, functions)
+                run.log(step.t, values if step.loss is None else {**values, "train_loss": step.loss})
+                bar.set_postfix({k: f"{v.item():.3f}" for k, v in values.items() if v.ndim == 0 and k in SHOWN})
+            if plan.due(plan.save_every, step.t):
+                if step.t not in run.steps:
+                    run.save(step.t, training.model)
+                run.save_state(step.t, training.state_dict())
+            bar.n = step.t
+            bar.update(0)
+
+    try:
+        visit(training.current)
+        for step in training.until(plan.end):
+            visit(step)
+    except KeyboardInterrupt:
+        with held_interrupts():
+            run.save_state(training.t, training.state_dict())
+        raise
+    finally:
+        bar.close()
+    return run
+
+
+SHOWN = ("loss", "accuracy", "collapse")
+
+
+def _schedule(steps: Schedule) -> Schedule:
+    if isinstance(steps, int):
+        if steps < 1:
+            raise ValueError(f"a schedule is every 1 or more steps, or a list of steps; got {steps}")
+        return steps
+    return frozenset(steps)
+
+
+def _json(steps: Schedule) -> Any:
+    return steps if isinstance(steps, int) else sorted(steps)
+
+
+def _tensors(run: Run) -> dict[str, Any]:
+    return {p.stem: read_tensors(p)["tensor"] for p in (run.path / "tensors").glob("*.safetensors")}

@@ -1,0 +1,275 @@
+"""`Run`: a folder that explains itself, and the only code that reads or writes it.
+
+    run.json        configs, versions, git hash, device, threads, times, interventions
+    metrics.jsonl   a line per measured step, appended and flushed
+    held.safetensors            the held-out batch that was measured
+    checkpoints/000100.safetensors   weights at step 100
+    state/000100.safetensors         the newest exact state, for `resume`
+    tensors/DIGEST.safetensors       big tensors of interventions
+    report.html     written by `plateaulens report`
+
+Every file but metrics.jsonl is written under a temporary name and renamed.
+"""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from plateaulens._lookup import build
+from plateaulens._shapes import Batch
+from plateaulens.files import read_tensors, write_json, write_tensors
+from plateaulens.models.config import ModelConfig
+from plateaulens.models.transformer import Transformer
+from plateaulens.tasks import TASKS, Task, task_from_json, task_to_json
+from plateaulens.training import TrainConfig
+
+PACKAGES = ("plateaulens", "torch", "transformer-lens", "numpy")
+
+
+class Run:
+    """An ordered list of steps, what was measured at each, and a model at some.
+
+    `Run(path)` opens, `Run.create(...)` starts one.
+
+    Raises:
+        FileNotFoundError: when `path` is no run folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "run.json").is_file():
+            raise FileNotFoundError(f"{self.path} is not a run (no run.json); start one with `plateaulens train`")
+        try:
+            self.config: dict[str, Any] = json.loads((self.path / "run.json").read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.path / 'run.json'} is corrupt ({error})") from error
+        self._last = self._last_step()
+
+    @classmethod
+    def create(
+        cls, path: str | Path, *, task: Any, model: nn.Module, train: TrainConfig, overwrite: bool = False
+    ) -> "Run":
+        """Start a run in a new or empty folder.
+
+        Args:
+            path: the folder.
+            task: what is learnt.
+            model: what learns; its config is kept.
+            train: how it learns.
+            overwrite: rename a folder that is in the way (to `path.old-N`) instead of refusing.
+
+        Raises:
+            FileExistsError: when the folder is not empty and `overwrite` is false.
+        """
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if not overwrite:
+                raise FileExistsError(
+                    f"{path} is not empty; choose another folder, `plateaulens resume {path}`, or overwrite=True"
+                )
+            path.rename(next(p for i in range(1, 10_000) if not (p := path.with_name(f"{path.name}.old-{i}")).exists()))
+        cfg = getattr(model, "cfg", None)
+        config = {
+            "format": 1,
+            "task": task_to_json(task) if isinstance(task, Task) else {"task": type(task).__name__},
+            "model": asdict(cfg) if isinstance(cfg, ModelConfig) else {"class": type(model).__name__},
+            "train": asdict(train),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "git": _git_hash(),
+            "device": str(next(model.parameters()).device),
+            "threads": torch.get_num_threads(),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "interventions": [],
+        }
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "run.json", config)
+        return cls(path)
+
+    # What was measured.
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl; tensors become numbers or lists, NaN becomes null.
+
+        Raises:
+            ValueError: when `step` is not above the last one logged.
+        """
+        if step <= self._last:
+            raise ValueError(f"step {step} is not above the last logged step {self._last} of {self.path}")
+        line = json.dumps({"step": step, **{name: _plain(v) for name, v in values.items()}}, allow_nan=False)
+        with (self.path / "metrics.jsonl").open("a") as f:
+            f.write(line + "\n")
+            f.flush()
+        self._last = step
+
+    @property
+    def last(self) -> int:
+        """The last logged step, -1 before the first."""
+        return self._last
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """What was logged, a row per step; null is NaN. A line cut short by a crash is left out, with a warning."""
+        rows = self._rows()
+        return pd.DataFrame(rows).set_index("step") if rows else pd.DataFrame(index=pd.Index([], name="step"))
+
+    def _rows(self) -> list[dict[str, Any]]:
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        rows = []
+        for number, line in enumerate(lines, 1):
+            try:
+                rows.append({k: math.nan if v is None else v for k, v in json.loads(line).items()})
+            except json.JSONDecodeError as error:
+                if number < len(lines):
+                    raise ValueError(f"{path}, line {number}, is not JSON ({error}); repair or remove it") from error
+                warnings.warn(f"{path}: the last line was cut short and is left out; resume repairs it", stacklevel=3)
+        return rows
+
+    def _last_step(self) -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rows = self._rows()
+        return int(rows[-1]["step"]) if rows else -1
+
+    # Models at steps.
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending."""
+        return _numbered(self.path / "checkpoints")
+
+    def save(self, step: int, model: nn.Module) -> None:
+        """Keep the weights of `model` as the checkpoint of `step`."""
+        write_tensors(self._checkpoint(step), dict(model.state_dict()))
+
+    def weights(self, step: int) -> dict[str, Tensor]:
+        """The tensors of a checkpoint.
+
+        Raises:
+            ValueError: for a step without a checkpoint (with the nearest one), or a corrupt file.
+        """
+        if step not in self.steps:
+            near = min(self.steps, key=lambda s: abs(s - step), default=None)
+            raise ValueError(f"{self.path} has no checkpoint of step {step}; nearest: {near}, all: {self.steps}")
+        return read_tensors(self._checkpoint(step))
+
+    def model(self, step: int, device: torch.device | str | None = None) -> Transformer:
+        """The model as it was at `step`.
+
+        Raises:
+            ValueError: as `weights`, and for runs of models that are not `Transformer`s.
+        """
+        model = self.new_model(device)
+        model.load_state_dict(self.weights(step))
+        return model
+
+    def new_model(self, device: torch.device | str | None = None) -> Transformer:
+        """The untrained model of this run."""
+        if "class" in self.config["model"]:
+            raise ValueError(f"this run trained a {self.config['model']['class']}; load run.weights(step) into your own")
+        return Transformer(build(ModelConfig, self.config["model"], "model config"), device)
+
+    @property
+    def task(self) -> Task | None:
+        """The task, or None when it is not one of PlateauLens's."""
+        known = self.config["task"]["task"] in TASKS
+        return task_from_json(self.config["task"]) if known else None
+
+    @property
+    def train_config(self) -> TrainConfig:
+        """How the model was trained."""
+        return build(TrainConfig, self.config["train"], "train config")
+
+    def hold(self, batch: Batch) -> None:
+        """Keep the held-out batch with the run."""
+        tensors = {name: getattr(batch, name) for name in ("tokens", "out", "scored")}
+        write_tensors(self.path / "held.safetensors", tensors)
+
+    def held(self) -> Batch:
+        """The held-out batch that was measured."""
+        return Batch(**read_tensors(self.path / "held.safetensors"), task=self.task)
+
+    def note(self, **values: Any) -> None:
+        """Add entries to run.json."""
+        self.config.update(values)
+        write_json(self.path / "run.json", self.config)
+
+    # Exact state.
+
+    def save_state(self, step: int, state: dict[str, Tensor]) -> None:
+        """Keep an exact state, then drop older ones; everything logged until now is on disk first."""
+        metrics = self.path / "metrics.jsonl"
+        if metrics.exists():
+            with metrics.open("rb") as f:
+                os.fsync(f.fileno())
+        write_tensors(self.path / "state" / f"{step:06d}.safetensors", state)
+        for old in _numbered(self.path / "state"):
+            if old < step:
+                (self.path / "state" / f"{old:06d}.safetensors").unlink()
+
+    def rewind(self) -> dict[str, Tensor] | None:
+        """Load the newest exact state and drop whatever was written after it; None when there is no state."""
+        steps = _numbered(self.path / "state")
+        state = read_tensors(self.path / "state" / f"{steps[-1]:06d}.safetensors") if steps else None
+        last = steps[-1] if steps else -1
+        for partial in self.path.rglob(".*.partial"):
+            partial.unlink()
+        for step in self.steps:
+            if step > last:
+                self._checkpoint(step).unlink()
+        metrics = self.path / "metrics.jsonl"
+        if metrics.exists():
+            lines = [line for line in metrics.read_text().splitlines(keepends=True) if _step_of(line) <= last]
+            whole = metrics.with_name(".metrics.jsonl.partial")
+            whole.write_text("".join(lines))
+            os.replace(whole, metrics)
+        self._last = self._last_step()
+        return state
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.path / "checkpoints" / f"{step:06d}.safetensors"
+
+    def __repr__(self) -> str:
+        steps = self.steps
+        span = f"checkpoints {steps[0]}..{steps[-1]} ({len(steps)})" if steps else "no checkpoints"
+        return f"Run({str(self.path)!r}, task={self.config['task']['task']}, measured to step {self.last}, {span})"
+
+
+def _step_of(line: str) -> float:
+    """The step of a metrics line; infinite when the line was cut short."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+    except json.JSONDecodeError:
+        return math.inf
+
+
+def _numbered(folder: Path) -> list[int]:
+    return sorted(int(p.stem) for p in folder.glob("*.safetensors") if p.stem.isdigit())
+
+
+def _plain(value: Any) -> Any:
+    value = value.tolist() if isinstance(value, Tensor) else value
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _git_hash() -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -1,0 +1,27 @@
+"""What is to be learnt: samplers with their ground truth."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from plateaulens._lookup import build, look_up
+from plateaulens.tasks.base import Task
+from plateaulens.tasks.copying import Copy, Reverse
+from plateaulens.tasks.window_sum import MovingWindowSum
+
+TASKS: dict[str, type[Task]] = {"mws": MovingWindowSum, "copy": Copy, "reverse": Reverse}
+
+
+def task_to_json(task: Task) -> dict[str, Any]:
+    """`{"task": name, parameter: value, ...}`; a task of the user's goes by its class name."""
+    name = next((name for name, cls in TASKS.items() if cls is type(task)), type(task).__name__)
+    return {"task": name, **asdict(task)}
+
+
+def task_from_json(values: Mapping[str, Any]) -> Task:
+    """The task that `task_to_json` wrote; an unknown name or parameter raises with the nearest one."""
+    rest = {k: v for k, v in values.items() if k != "task"}
+    return build(look_up("task", values["task"], TASKS), rest, f"task {values['task']!r}")
+
+
+__all__ = ["TASKS", "Copy", "MovingWindowSum", "Reverse", "Task", "task_from_json", "task_to_json"]

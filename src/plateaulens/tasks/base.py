@@ -1,0 +1,126 @@
+"""`Task`: what is to be learnt, with its ground truth.
+
+A task is a frozen dataclass. It samples batches, says where attention must look, which answers are
+the easy ones, and what the loss is before and after the task is understood.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from plateaulens._shapes import Batch
+
+
+def generator(seed: int | torch.Generator, device: torch.device | str) -> torch.Generator:
+    """A private generator: sampling never touches the global one."""
+    if isinstance(seed, torch.Generator):
+        return seed
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Base of all token tasks: prompt, separator, answer.
+
+    A subclass gives `prompt_len` (separator included), `n_out`, `d_vocab`, `sample`, and whatever it
+    knows of its optimal attention and loss levels.
+    """
+
+    @property
+    def prompt_len(self) -> int:
+        """Prompt tokens, the separator included."""
+        raise NotImplementedError
+
+    @property
+    def n_out(self) -> int:
+        """Answer tokens."""
+        raise NotImplementedError
+
+    @property
+    def d_vocab(self) -> int:
+        """Token values, the separator included."""
+        raise NotImplementedError
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens of a whole sequence."""
+        return self.prompt_len + self.n_out
+
+    @property
+    def n_targets(self) -> int:
+        """Next-token targets of a whole sequence."""
+        return self.n_ctx - 1
+
+    def sample(self, n: int, *, seed: int | torch.Generator, device: torch.device | str = "cpu") -> Batch:
+        """`n` fresh sequences, a pure function of its arguments; drawn on `device`."""
+        raise NotImplementedError
+
+    def batch(self, prompt: Int[Tensor, "batch prompt"], answer: Int[Tensor, "batch out"]) -> Batch:
+        """Prompt (separator included) and answer as one `Batch`; every target is scored."""
+        tokens = torch.cat([prompt, answer], 1)
+        n, device = len(tokens), tokens.device
+        out = torch.arange(self.prompt_len - 1, self.n_targets, device=device).expand(n, self.n_out)
+        scored = torch.ones(n, self.n_targets, dtype=torch.bool, device=device)
+        return Batch(tokens, out, scored, self)
+
+    def loss(self, outputs: Float[Tensor, "batch targets d_vocab"], batch: Batch) -> Float[Tensor, ""]:
+        """Mean next-token cross-entropy in nats over all scored targets (arXiv 2506.13688, training code)."""
+        targets = batch.targets.masked_fill(~batch.scored, -100)
+        return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+    def optimal_attention(self, batch: Batch | None = None) -> tuple[Bool[Tensor, "#batch query key"], ...] | None:
+        """Where each layer of the task's shortest solution must look, or None if no such map is known.
+
+        One map a layer. Maps that differ from sample to sample need `batch`.
+        """
+        return None
+
+    @property
+    def partial_positions(self) -> tuple[int, ...]:
+        """Outputs (0-based) that the partial solution gets right while the loss is on its plateau."""
+        return ()
+
+    @property
+    def collapse_positions(self) -> tuple[int, ...]:
+        """Outputs (0-based) whose hidden states are compared; the partial solution's are left out."""
+        return tuple(i for i in range(self.n_out) if i not in self.partial_positions)
+
+    def loss_floor(self) -> float | None:
+        """All-position loss in nats once the task is solved, or None if not known."""
+        return None
+
+    def loss_plateau(self) -> float | None:
+        """All-position loss in nats when only the partial solution is known, or None if not known."""
+        return None
+
+    def features(self, batch: Batch) -> dict[str, Int[Tensor, "batch out"]]:
+        """Labelled sub-computations for probes; none unless the task names some."""
+        return {}
+
+    def decode(self, tokens: Int[Tensor, " pos"]) -> str:
+        """A token sequence as people write it; the separator as `|`."""
+        return " ".join(str(int(t)) for t in tokens)
+
+    def example(self, seed: int = 0) -> str:
+        """One prompt and its answer, for people."""
+        batch = self.sample(1, seed=seed)
+        row, p = batch.tokens[0], self.prompt_len
+        return f"prompt  {self.decode(row[:p])}\nanswer  {self.decode(row[p:])}"
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with `message` unless `condition` holds (parameters of tasks)."""
+    if not condition:
+        raise ValueError(message)
+
+
+def output_map(rows: list[tuple[int, ...]], first: int, size: int, **kwargs: Any) -> Bool[Tensor, "1 query key"]:
+    """A map over all positions with keys `rows[r]` for output r, whose query position is `first + r`."""
+    omega = torch.zeros(1, size, size, dtype=torch.bool, **kwargs)
+    for r, keys in enumerate(rows):
+        omega[0, first + r, list(keys)] = True
+    return omega

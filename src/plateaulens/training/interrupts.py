@@ -1,0 +1,27 @@
+"""Hold Ctrl-C back until something is whole."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def held_interrupts() -> Iterator[None]:
+    """A SIGINT inside the block takes effect when the block ends.
+
+    Only in the main thread, where Python delivers signals; elsewhere nothing needs holding back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[tuple[Any, ...]] = []
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, lambda *args: pending.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
+    if pending and callable(before):
+        before(*pending[0])
