@@ -131,9 +131,7 @@ def resume(
         return _drive(run, training, run.held(), functions, plan, progress)
 
 
-def _drive(
-    run: Run, training: Training, held: Batch, functions: list[Measurement], plan: Plan, progress: bool
-) -> Run:
+def _drive(run: Run, training: Training, held: Batch, functions: list[Measurement], plan: Plan, progress: bool) -> Run:
     from tqdm.auto import tqdm
 
     held = held.to(device_of(training.model))

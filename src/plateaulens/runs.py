@@ -82,7 +82,7 @@ class Run:
                 )
             path.rename(next(p for i in range(1, 10_000) if not (p := path.with_name(f"{path.name}.old-{i}")).exists()))
         cfg = getattr(model, "cfg", None)
-        config = {
+        config: dict[str, Any] = {
             "format": 1,
             "task": task_to_json(task) if isinstance(task, Task) else {"task": type(task).__name__},
             "model": asdict(cfg) if isinstance(cfg, ModelConfig) else {"class": type(model).__name__},
@@ -179,7 +179,9 @@ class Run:
     def new_model(self, device: torch.device | str | None = None) -> Transformer:
         """The untrained model of this run."""
         if "class" in self.config["model"]:
-            raise ValueError(f"this run trained a {self.config['model']['class']}; load run.weights(step) into your own")
+            raise ValueError(
+                f"this run trained a {self.config['model']['class']}; load run.weights(step) into your own"
+            )
         return Transformer(build(ModelConfig, self.config["model"], "model config"), device)
 
     @property
@@ -200,7 +202,8 @@ class Run:
 
     def held(self) -> Batch:
         """The held-out batch that was measured."""
-        return Batch(**read_tensors(self.path / "held.safetensors"), task=self.task)
+        held = read_tensors(self.path / "held.safetensors")
+        return Batch(held["tokens"], held["out"], held["scored"], self.task)
 
     def note(self, **values: Any) -> None:
         """Add entries to run.json."""

@@ -31,21 +31,29 @@ class Trace:
 
     Attributes:
         batch: the batch; prompts without an answer carry the generated one.
-        outputs: teacher-forced logits, or None if not asked for.
         cache: activations by TransformerLens's hook names.
-        generated: greedy answers, or None if not asked for.
         n_layers: layers of the model.
         d_vocab: vocabulary of the model.
         has_truth: False for language-model prompts, which have no true answer.
     """
 
     batch: Batch
-    outputs: Float[Tensor, "batch pos d_vocab"] | None
     cache: dict[str, Tensor]
-    generated: Int[Tensor, "batch out"] | None
+    _outputs: Float[Tensor, "batch pos d_vocab"] | None
+    _generated: Int[Tensor, "batch out"] | None
     n_layers: int
     d_vocab: int
     has_truth: bool = True
+
+    @property
+    def outputs(self) -> Float[Tensor, "batch pos d_vocab"]:
+        """Teacher-forced logits."""
+        return _present(self._outputs, "outputs")
+
+    @property
+    def generated(self) -> Int[Tensor, "batch out"]:
+        """Greedy answers."""
+        return _present(self._generated, "generated")
 
     @property
     def valid(self) -> Bool[Tensor, "batch out"]:
@@ -114,7 +122,13 @@ def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace
         hooks = [(name, _saver(cache, name)) for name in names]
         with model.hooks(fwd_hooks=hooks):
             outputs = _logits(model(batch.inputs))
-    return Trace(batch, outputs, cache, generated, n_layers(model), int(model.cfg.d_vocab), has_truth)
+    return Trace(batch, cache, outputs, generated, n_layers(model), int(model.cfg.d_vocab), has_truth)
+
+
+def _present(value: Tensor | None, name: str) -> Tensor:
+    if value is None:
+        raise ValueError(f"this trace did not read {name!r}; add it to reads, or leave reads out")
+    return value
 
 
 def _logits(outputs: Any) -> Tensor:
@@ -204,7 +218,7 @@ def accuracy(t: Trace) -> Float[Tensor, " batch"]:
 @reads("generated")
 def position_accuracy(t: Trace) -> Float[Tensor, "batch out"]:
     """Whether each answer token is right under greedy decoding; NaN where an example has fewer."""
-    right = (t.generated == t.truth("position_accuracy")).float()
+    right = t.generated.eq(t.truth("position_accuracy")).float()
     return right.masked_fill(~t.valid, float("nan"))
 
 

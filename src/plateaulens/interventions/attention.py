@@ -73,10 +73,16 @@ class FixAttention(Intervention):
                 )
             object.__setattr__(self, "pattern", AttentionPattern({self.layer: self.pattern}))
 
+    @property
+    def held(self) -> AttentionPattern:
+        """The maps that are put in."""
+        assert isinstance(self.pattern, AttentionPattern)
+        return self.pattern
+
     def edits(self, model: Any) -> dict[str, Edit]:
         return {
             f"blocks.{layer}.attn.hook_pattern": self._edit(full.to(device_of(model)))
-            for layer, full in self.pattern.maps.items()
+            for layer, full in self.held.maps.items()
         }
 
     @staticmethod
@@ -88,7 +94,7 @@ class FixAttention(Intervention):
         return fix
 
     def check(self, tokens: Int[Tensor, "batch pos"]) -> None:
-        prompts = self.pattern.prompts
+        prompts = self.held.prompts
         if prompts is None or tokens.shape[1] < prompts.shape[1]:  # shorter: a later step of cached decoding
             return
         seen = tokens[:, : prompts.shape[1]].to(prompts.device)
@@ -99,12 +105,12 @@ class FixAttention(Intervention):
             )
 
     def to_json(self) -> dict[str, Any]:
-        maps = {str(layer): digest(m) for layer, m in self.pattern.maps.items()}
-        prompts = self.pattern.prompts
+        maps = {str(layer): digest(m) for layer, m in self.held.maps.items()}
+        prompts = self.held.prompts
         return {"intervention": "FixAttention", "maps": maps, "prompts": None if prompts is None else digest(prompts)}
 
     def tensors(self) -> dict[str, Tensor]:
-        held = [*self.pattern.maps.values()] + ([] if self.pattern.prompts is None else [self.pattern.prompts])
+        held = [*self.held.maps.values()] + ([] if self.held.prompts is None else [self.held.prompts])
         return {digest(t): t for t in held}
 
     @classmethod
@@ -114,5 +120,5 @@ class FixAttention(Intervention):
         return cls(AttentionPattern(maps, None if prompts is None else tensors[prompts]))
 
     def __repr__(self) -> str:
-        shapes = {layer: list(m.shape) for layer, m in self.pattern.maps.items()}
+        shapes = {layer: list(m.shape) for layer, m in self.held.maps.items()}
         return f"FixAttention({shapes})"

@@ -45,7 +45,7 @@ class Intervention(ABC):
         """Digest -> tensor, for whoever saves the intervention."""
         return {}
 
-    def check(self, tokens: Int[Tensor, "batch pos"]) -> None:
+    def check(self, tokens: Int[Tensor, "batch pos"]) -> None:  # noqa: B027 (nothing to check by default)
         """Raise if the intervention does not fit the prompts the model is being run on."""
 
     def __eq__(self, other: object) -> bool:

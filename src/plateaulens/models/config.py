@@ -20,8 +20,8 @@ class ModelConfig:
 
     Attributes:
         attention: "linear" (scores are the pattern, as in arXiv 2506.13688) or "softmax".
-        d_head: defaults to d_model / n_heads.
-        d_mlp: defaults to 4 d_model.
+        d_head: -1, TransformerLens's "derive it", is d_model / n_heads.
+        d_mlp: -1 is 4 d_model.
         act_fn: "gelu_new" (tanh approximation), "gelu", "relu" or "silu".
         initializer_range: standard deviation of the initial weights; residual-writing matrices get
             1 / sqrt(2 n_layers) of it.
@@ -37,8 +37,8 @@ class ModelConfig:
     d_model: int = 256
     n_layers: int = 1
     n_heads: int = 1
-    d_head: int | None = None
-    d_mlp: int | None = None
+    d_head: int = -1
+    d_mlp: int = -1
     attention: str = "linear"
     attention_dir: str = "causal"
     act_fn: str = "gelu_new"
@@ -48,13 +48,13 @@ class ModelConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.d_head is None:
+        if self.d_head == -1:
             if self.n_heads < 1 or self.d_model % self.n_heads:
                 raise ValueError(
                     f"d_model={self.d_model} does not divide into n_heads={self.n_heads}; give d_head or other sizes"
                 )
             object.__setattr__(self, "d_head", self.d_model // self.n_heads)
-        if self.d_mlp is None:
+        if self.d_mlp == -1:
             object.__setattr__(self, "d_mlp", 4 * self.d_model)
         for name in ("d_vocab", "n_ctx", "d_model", "n_layers", "n_heads", "d_head", "d_mlp"):
             if getattr(self, name) < 1:

@@ -330,11 +330,9 @@ class Transformer(HookedRootModule):
     ) -> Float[Tensor, " d_model"]:
         """Sum of the biases written to the residual stream before `layer`."""
         total = self.W_E.new_zeros(self.cfg.d_model)
-        for i in range(layer):
-            total = total + self.blocks[i].attn.b_O
-            if include_mlp_biases:
-                total = total + self.blocks[i].mlp.b_out
-        return total + self.blocks[layer].attn.b_O if mlp_input else total
+        b_O, b_out = self.b_O, self.b_out
+        total = total + b_O[: layer + mlp_input].sum(0)
+        return total + b_out[:layer].sum(0) if include_mlp_biases else total
 
     # Weights in TransformerLens's shapes, stacked over layers.
 

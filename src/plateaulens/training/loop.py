@@ -131,9 +131,9 @@ class Training:
         Weights, optimiser and step; never hooks, which belong to the caller's text.
         """
         state = {f"model/{name}": value for name, value in self.model.state_dict().items()}
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
-        for parameter, slots in self.optimizer.state.items():
-            for key, value in slots.items():
+        names: dict[Any, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        for parameter, memory in self.optimizer.state.items():
+            for key, value in memory.items():
                 if isinstance(value, Tensor):
                     state[f"optimizer/{names[parameter]}/{key}"] = value
         if self.current.loss is not None:
@@ -155,8 +155,8 @@ class Training:
         slots: dict[str, dict[str, Tensor]] = {}
         for name, value in state.items():
             if name.startswith("optimizer/"):
-                _, parameter, key = name.split("/")
-                slots.setdefault(parameter, {})[key] = value
+                _, owner, key = name.split("/")
+                slots.setdefault(owner, {})[key] = value
         if lost := sorted(set(slots) - set(parameters)):
             raise ValueError(f"the state holds optimiser memory for unknown parameters: {lost[0]}")
         self.model.load_state_dict(weights)
