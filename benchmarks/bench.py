@@ -1,0 +1,181 @@
+"""Where the time goes, as ratios measured interleaved in one process.
+
+    make bench                  # or: python benchmarks/bench.py --rounds 5
+
+Each row times ours and the other way in turn, round after round, and gives the median of the
+per-round ratios with its range, so that a machine whose speed drifts does not decide. The setting is
+the paper's moving-window sum: n=16, k=2, p=17, d_model 256, batch 256.
+"""
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import plateaulens as pl
+
+TASK = pl.MovingWindowSum(n=16, k=2, p=17)
+FIVE = [pl.loss, pl.accuracy, pl.repetition, pl.collapse, pl.attention_progress]
+
+
+class Bare(nn.Module):
+    """The same model in bare PyTorch: no hooks, no options."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wte, self.wpe = nn.Embedding(18, 256), nn.Embedding(33, 256)
+        self.ln1, self.ln2, self.lnf = nn.LayerNorm(256), nn.LayerNorm(256), nn.LayerNorm(256)
+        self.q, self.k, self.v, self.o = (nn.Linear(256, 256) for _ in range(4))
+        self.up, self.down, self.head = nn.Linear(256, 1024), nn.Linear(1024, 256), nn.Linear(256, 18, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.wte(tokens) + self.wpe.weight[: tokens.shape[1]]
+        h = self.ln1(x)
+        pattern = (self.q(h) @ self.k(h).mT / 16.0).tril()
+        x = x + self.o(pattern @ self.v(h))
+        x = x + self.down(F.gelu(self.up(self.ln2(x)), approximate="tanh"))
+        return self.head(self.lnf(x))
+
+
+def stepper(model: nn.Module) -> Callable[[], object]:
+    """One plain training step on a fixed batch, as people write it by hand."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    batch = TASK.sample(256, seed=0)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        logits = model(batch.inputs)
+        F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten()).backward()
+        optimizer.step()
+
+    return step
+
+
+def ours() -> Callable[[], object]:
+    """One step of `pl.train`, sampling included."""
+    training = pl.train(new_model(), TASK, pl.TrainConfig(steps=10**6))
+    next(training)
+    return lambda: next(training)
+
+
+def new_model() -> pl.Transformer:
+    """The paper's model, 807,936 parameters."""
+    return pl.Transformer(pl.ModelConfig.for_task(TASK))
+
+
+def ten_steps(measured: bool) -> Callable[[], object]:
+    """Ten training steps, with or without one measurement of the five standard metrics."""
+    step, held, model = ours(), TASK.sample(256, seed=1), new_model()
+
+    def run() -> None:
+        for _ in range(10):
+            step()
+        if measured:
+            pl.measure(model, held, FIVE)
+
+    return run
+
+
+@torch.no_grad()
+def straightforward(model: nn.Module, train: pl.Batch, test: pl.Batch) -> dict[str, float]:
+    """All metrics the plain way: prefixes run again for every token, loops over pairs of positions."""
+
+    def decode(batch: pl.Batch) -> Tensor:
+        tokens = batch.tokens[:, : batch.prompt_len]
+        for _ in range(16):
+            tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(-1, keepdim=True)], 1)
+        return tokens[:, batch.prompt_len :]
+
+    logits, cache = model.run_with_cache(train.inputs, names_filter=["unembed.hook_in", "blocks.0.attn.hook_pattern"])
+    hidden, pattern = cache["unembed.hook_in"][:, 16:], cache["blocks.0.attn.hook_pattern"][:, 0, 16:].abs()
+    omega = TASK.optimal_attention()[0][0, 16:]
+    cosines = [
+        F.cosine_similarity(hidden[:, i], hidden[:, j], dim=-1).mean() for i in range(1, 16) for j in range(1, i)
+    ]
+    generated, tested = decode(train), decode(test)
+    return {
+        "loss": F.cross_entropy(logits.flatten(0, 1), train.targets.flatten()).item(),
+        "accuracy": (generated == train.answers).float().mean().item(),
+        "repetition": (tested[:, 1:] == tested[:, :-1]).float().mean().item(),
+        "collapse": torch.stack(cosines).mean().item(),
+        "attention_progress": ((pattern * omega).sum((1, 2)) / pattern.sum((1, 2))).mean().item(),
+    }
+
+
+def ours_measured(model: pl.Transformer, train: pl.Batch, test: pl.Batch) -> dict[str, float]:
+    """The same numbers through `pl.measure`: 256 training prompts and 64 test prompts."""
+    first = pl.measure(model, train, [pl.loss, pl.accuracy, pl.position_accuracy, pl.collapse, pl.attention_progress])
+    second = pl.measure(model, test, [pl.accuracy, pl.repetition, pl.entropy])
+    values = {**second, **first}
+    return {name: value.item() for name, value in values.items() if value.ndim == 0}
+
+
+def compare(name: str, a: Callable[[], object], b: Callable[[], object], rounds: int, aim: str) -> None:
+    """Print the median ratio a/b over interleaved rounds."""
+    a(), b()
+    times: list[tuple[float, float]] = []
+    for _ in range(rounds):
+        times.append((seconds(a), seconds(b)))
+    ratios = [x / y for x, y in times]
+    mid = [statistics.median(column) * 1e3 for column in zip(*times)]
+    spread = f"{min(ratios):.2f}..{max(ratios):.2f}"
+    print(f"{name:52} {mid[0]:9.1f} {mid[1]:9.1f} {statistics.median(ratios):7.3f}  {spread:13} {aim}")
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Wall seconds of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def floor() -> None:
+    """The arithmetic floor of a training step: its matrix products at the measured matmul rate."""
+    rows, d = 256 * 32, 256
+    weights = 12 * d * d + d * 18
+    flops = 3 * (2 * rows * weights + 2 * 2 * 256 * 32 * 32 * d)  # forward, and twice that backward
+    a, b = torch.randn(rows, d), torch.randn(d, 4 * d)
+    rate = 2 * rows * d * 4 * d / min(seconds(lambda: a @ b) for _ in range(20))
+    step = ours()
+    step()
+    taken = statistics.median(seconds(step) for _ in range(10))
+    print(
+        f"\narithmetic floor of a step: {flops / 1e9:.1f} GFLOP at {rate / 1e9:.0f} GFLOP/s = "
+        f"{flops / rate * 1e3:.0f} ms; measured {taken * 1e3:.0f} ms ({taken * rate / flops:.2f} x the floor)"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=15, help="rounds of each comparison (default 15)")
+    rounds = parser.parse_args().rounds
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    print(f"{'':52} {'ours ms':>9} {'other ms':>9} {'ratio':>7}  {'range':13} aim")
+    aim = "<= 1.05, never above 1.15"
+    compare("model step vs bare PyTorch", stepper(new_model()), stepper(Bare()), rounds, aim)
+    compare(
+        "pl.train step (sampling too) vs bare PyTorch", ours(), stepper(Bare()), rounds, "<= 1.05, never above 1.15"
+    )
+    compare("five metrics every 10 steps vs none", ten_steps(True), ten_steps(False), max(rounds // 3, 3), "<= 1.25")
+    model, train, test = new_model(), TASK.sample(256, seed=1), TASK.sample(64, seed=2)
+    a, b = ours_measured(model, train, test), straightforward(model, train, test)
+    assert all(abs(a[name] - b[name]) < 1e-4 for name in b), (a, b)  # the same numbers, or the ratio says nothing
+    compare(
+        "full measurement vs the straightforward way",
+        lambda: ours_measured(model, train, test),
+        lambda: straightforward(model, train, test),
+        max(rounds // 3, 3),
+        "<= 0.20",
+    )
+    floor()
+    print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
