@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from plateaulens._shapes import Batch
-from plateaulens.files import read_tensors, write_tensors
 from plateaulens.hooked import active, device_of
 from plateaulens.interventions import from_json, intervene
 from plateaulens.runs import Run
@@ -75,20 +74,24 @@ def record(
         )
     measure(training.model, held[:1], functions)  # what cannot be measured is found out before anything is written
     on = active(training.model)
-    run = Run.create(path, task=training.task, model=training.model, train=training.cfg, overwrite=overwrite)
-    run.hold(held)
-    for intervention in on:
-        for digest, tensor in intervention.tensors().items():
-            write_tensors(run.path / "tensors" / f"{digest}.safetensors", {"tensor": tensor})
-    run.note(
-        record={
-            "start": plan.start,
-            "end": plan.end,
-            "every": _json(plan.every),
-            "save_every": _json(plan.save_every),
-            "watch": [f.__name__ for f in functions],
+    run = Run.create(
+        path,
+        task=training.task,
+        model=training.model,
+        train=training.cfg,
+        held=held,
+        tensors={digest: tensor for i in on for digest, tensor in i.tensors().items()},
+        notes={
+            "record": {
+                "start": plan.start,
+                "end": plan.end,
+                "every": _json(plan.every),
+                "save_every": _json(plan.save_every),
+                "watch": [f.__name__ for f in functions],
+            },
+            "interventions": [{"from": plan.start, "to": plan.end, "what": i.to_json()} for i in on],
         },
-        interventions=[{"from": plan.start, "to": plan.end, "what": i.to_json()} for i in on],
+        overwrite=overwrite,
     )
     return _drive(run, training, held, functions, plan, progress)
 
@@ -126,7 +129,7 @@ def resume(
         training.load_state_dict(state)
     elif plan.start > 0:
         raise ValueError(f"{run.path} was cut off before its first state was written; fork again at step {plan.start}")
-    changes = [from_json(entry["what"], _tensors(run)) for entry in run.config["interventions"]]
+    changes = [from_json(entry["what"], run.tensors()) for entry in run.config["interventions"]]
     with intervene(training.model, *changes) if changes and training.t < plan.end else nullcontext():
         return _drive(run, training, run.held(), functions, plan, progress)
 
@@ -176,7 +179,3 @@ def _schedule(steps: Schedule) -> Schedule:
 
 def _json(steps: Schedule) -> Any:
     return steps if isinstance(steps, int) else sorted(steps)
-
-
-def _tensors(run: Run) -> dict[str, Any]:
-    return {p.stem: read_tensors(p)["tensor"] for p in (run.path / "tensors").glob("*.safetensors")}

@@ -60,7 +60,16 @@ class Run:
 
     @classmethod
     def create(
-        cls, path: str | Path, *, task: Any, model: nn.Module, train: TrainConfig, overwrite: bool = False
+        cls,
+        path: str | Path,
+        *,
+        task: Any,
+        model: nn.Module,
+        train: TrainConfig,
+        held: Batch | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
+        notes: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
     ) -> "Run":
         """Start a run in a new or empty folder.
 
@@ -69,6 +78,9 @@ class Run:
             task: what is learnt.
             model: what learns; its config is kept.
             train: how it learns.
+            held: the held-out batch, kept with the run.
+            tensors: tensors that the notes refer to by digest.
+            notes: more entries for run.json.
             overwrite: rename a folder that is in the way (to `path.old-N`) instead of refusing.
 
         Raises:
@@ -93,9 +105,15 @@ class Run:
             "threads": torch.get_num_threads(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "interventions": [],
+            **(notes or {}),
         }
         path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "run.json", config)
+        if held is not None:
+            columns = {name: getattr(held, name) for name in ("tokens", "out", "scored")}
+            write_tensors(path / "held.safetensors", columns)
+        for digest, tensor in (tensors or {}).items():
+            write_tensors(path / "tensors" / f"{digest}.safetensors", {"tensor": tensor})
+        write_json(path / "run.json", config)  # last: a folder with a run.json lacks nothing
         return cls(path)
 
     # What was measured.
@@ -195,20 +213,14 @@ class Run:
         """How the model was trained."""
         return build(TrainConfig, self.config["train"], "train config")
 
-    def hold(self, batch: Batch) -> None:
-        """Keep the held-out batch with the run."""
-        tensors = {name: getattr(batch, name) for name in ("tokens", "out", "scored")}
-        write_tensors(self.path / "held.safetensors", tensors)
-
     def held(self) -> Batch:
         """The held-out batch that was measured."""
         held = read_tensors(self.path / "held.safetensors")
         return Batch(held["tokens"], held["out"], held["scored"], self.task)
 
-    def note(self, **values: Any) -> None:
-        """Add entries to run.json."""
-        self.config.update(values)
-        write_json(self.path / "run.json", self.config)
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors of interventions, by digest."""
+        return {p.stem: read_tensors(p)["tensor"] for p in (self.path / "tensors").glob("*.safetensors")}
 
     # Exact state.
 
