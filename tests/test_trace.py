@@ -74,7 +74,10 @@ def test_collapse_compares_the_outputs_behind_the_partial_solution():
     model, batch = build(), TASK.sample(6, seed=1)
     _, cache = model.run_with_cache(batch.inputs)
     final = cache["ln_final.hook_normalized"] * model.ln_final.w + model.ln_final.b
-    for site, hidden in {"unembed.hook_in": final, "blocks.0.hook_resid_post": cache["blocks.0.hook_resid_post"]}.items():
+    for site, hidden in {
+        "unembed.hook_in": final,
+        "blocks.0.hook_resid_post": cache["blocks.0.hook_resid_post"],
+    }.items():
         got = pl.measure(model, batch, [f"collapse@{site}"], reduce=None)[f"collapse@{site}"]
         for b in range(6):
             pairs = [F.cosine_similarity(hidden[b, i], hidden[b, j], dim=0) for i in range(6, 10) for j in range(6, i)]
@@ -101,9 +104,9 @@ def test_only_what_is_asked_for_is_read():
     t = pl.trace(model, batch, ["blocks.*.attn.hook_pattern"])
     assert set(t.cache) == {f"blocks.{i}.attn.hook_pattern" for i in range(2)}
     with pytest.raises(ValueError, match="'generated'"):
-        t.generated
+        t.generated  # noqa: B018
     with pytest.raises(ValueError, match="'outputs'"):
-        pl.trace(model, batch, ["generated"]).outputs
+        pl.trace(model, batch, ["generated"]).outputs  # noqa: B018
 
 
 def test_batches_count_by_their_prompts():
@@ -259,4 +262,4 @@ def test_prompts_need_something_to_generate_and_one_length():
     out = batch.out.clone()
     out[1] += 1
     with pytest.raises(ValueError, match="group them by length"):
-        pl.Batch(batch.tokens, out.clamp(max=9), batch.scored).prompt_len
+        pl.Batch(batch.tokens, out.clamp(max=9), batch.scored).prompt_len  # noqa: B018

@@ -20,8 +20,7 @@ _HOME = {
     "tasks": ("TASKS", "Copy", "MovingWindowSum", "Reverse", "Task"),
     "models.config": ("ModelConfig",),
     "models.transformer": ("Transformer",),
-    "models.convert": ("from_tl", "to_tl"),
-    "trace": (
+    "tracing": (
         "MEASUREMENTS",
         "STANDARD",
         "Trace",

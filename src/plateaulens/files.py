@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -54,6 +55,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _hash(tensors: dict[str, Tensor]) -> str:
     total = sha256()
     for name in sorted(tensors):
-        total.update(name.encode())
-        total.update(tensors[name].numpy().tobytes())
+        tensor = tensors[name]
+        total.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()

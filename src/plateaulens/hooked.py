@@ -132,7 +132,7 @@ class AttentionPattern:
         prompts: the prompts of the maps, or None when they hold for any prompt.
     """
 
-    maps: dict[int, Float[Tensor, "*batch head query key"]]
+    maps: dict[int, Float[Tensor, "*batch query key"]]
     prompts: Int[Tensor, "batch prompt"] | None = None
 
     def mean(self, axis: str = "batch") -> "AttentionPattern":
@@ -142,7 +142,7 @@ class AttentionPattern:
         maps = {layer: m.mean(0) if m.ndim == 4 else m for layer, m in self.maps.items()}
         return replace(self, maps=maps, prompts=None)
 
-    def __getitem__(self, layer: int) -> Float[Tensor, "*batch head query key"]:
+    def __getitem__(self, layer: int) -> Float[Tensor, "*batch query key"]:
         if layer not in self.maps:
             raise ValueError(f"no pattern of layer {layer}; there are layers {sorted(self.maps)}")
         return self.maps[layer]

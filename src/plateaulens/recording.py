@@ -7,7 +7,7 @@ A run that was interrupted at any moment, even by SIGKILL, is resumed to the byt
 
 from collections.abc import Collection, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from plateaulens._shapes import Batch
 from plateaulens.hooked import active, device_of
 from plateaulens.interventions import from_json, intervene
 from plateaulens.runs import Run
-from plateaulens.trace import STANDARD, Measurement, measure, named
+from plateaulens.tasks import Task
+from plateaulens.tracing import STANDARD, Measurement, measure, named
 from plateaulens.training import Step, Training, held_interrupts, train
 
 Schedule = int | Collection[int]
@@ -130,8 +131,9 @@ def resume(
     elif plan.start > 0:
         raise ValueError(f"{run.path} was cut off before its first state was written; fork again at step {plan.start}")
     changes = [from_json(entry["what"], run.tensors()) for entry in run.config["interventions"]]
+    held = replace(run.held(), task=training.task if isinstance(training.task, Task) else None)
     with intervene(training.model, *changes) if changes and training.t < plan.end else nullcontext():
-        return _drive(run, training, run.held(), functions, plan, progress)
+        return _drive(run, training, held, functions, plan, progress)
 
 
 def _drive(run: Run, training: Training, held: Batch, functions: list[Measurement], plan: Plan, progress: bool) -> Run:

@@ -266,7 +266,7 @@ class Run:
 def _step_of(line: str) -> float:
     """The step of a metrics line; infinite when the line was cut short."""
     try:
-        return int(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
     except json.JSONDecodeError:
         return math.inf
 

@@ -1,1 +1,6 @@
-"""."""
+"""Questions to a Run: where its plateau is, and how what is inside evolves."""
+
+from plateaulens.analysis.evolution import Evolution, evolve
+from plateaulens.analysis.plateau import Plateau, find_plateau, first_crossing
+
+__all__ = ["Evolution", "Plateau", "evolve", "find_plateau", "first_crossing"]

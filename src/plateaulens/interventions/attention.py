@@ -95,7 +95,7 @@ class FixAttention(Intervention):
 
     def check(self, tokens: Int[Tensor, "batch pos"]) -> None:
         prompts = self.held.prompts
-        if prompts is None or tokens.shape[1] < prompts.shape[1]:  # shorter: a later step of cached decoding
+        if prompts is None or tokens.shape[1] == 1:  # one token: a later step of cached decoding
             return
         seen = tokens[:, : prompts.shape[1]].to(prompts.device)
         if seen.shape != prompts.shape or not torch.equal(seen, prompts):

@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from plateaulens._shapes import Batch
 from plateaulens.hooked import active, device_of
 from plateaulens.training.config import TrainConfig
 from plateaulens.training.interrupts import held_interrupts
@@ -37,7 +36,7 @@ class Step:
 
     t: int
     loss: Float[Tensor, ""] | None
-    batch: Batch | None
+    batch: Any
     model: nn.Module
 
 
@@ -53,6 +52,13 @@ def build_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer
         return torch.optim.SGD(parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
     adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
     return adam(parameters, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
+
+
+def memory_of(cfg: TrainConfig) -> set[str]:
+    """What torch's optimiser remembers of a parameter."""
+    if cfg.optimizer == "sgd":
+        return {"momentum_buffer"} if cfg.momentum else set()
+    return {"step", "exp_avg", "exp_avg_sq"}
 
 
 class Training:
@@ -159,6 +165,11 @@ class Training:
                 slots.setdefault(owner, {})[key] = value
         if lost := sorted(set(slots) - set(parameters)):
             raise ValueError(f"the state holds optimiser memory for unknown parameters: {lost[0]}")
+        keys = memory_of(self.cfg)
+        if "t" not in state or any(set(memory) != keys for memory in slots.values()):
+            raise ValueError(f"the state is incomplete or of another optimiser than {self.cfg.optimizer!r}")
+        if int(state["t"]) and keys and not slots:
+            raise ValueError(f"the state lacks the memory of optimiser {self.cfg.optimizer!r}: it is of another one")
         self.model.load_state_dict(weights)
         optimizer = build_optimizer(self.model, self.cfg)
         for name, parameter in parameters.items():

@@ -1,0 +1,51 @@
+"""What attention and representations look like at every checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from plateaulens._shapes import Batch
+from plateaulens.hooked import PATTERNS
+from plateaulens.metrics import cosine_matrix
+from plateaulens.tracing import FINAL, trace
+
+
+@dataclass(frozen=True, eq=False)
+class Evolution:
+    """Batch averages by step, ready to plot.
+
+    Attributes:
+        steps: the checkpoints.
+        pattern: attention, averaged over the batch.
+        cosine: cos(h_i, h_j) of the output rows after the final norm, averaged over the batch.
+        generated: greedy answers to each prompt.
+        batch: the prompts.
+    """
+
+    steps: list[int]
+    pattern: Float[np.ndarray, "step layer head query key"]
+    cosine: Float[np.ndarray, "step out out"]
+    generated: Int[np.ndarray, "step batch out"]
+    batch: Batch
+
+
+def evolve(run: Any, batch: Batch, steps: Sequence[int] | None = None) -> Evolution:
+    """Trace every checkpoint of `run` (or those of `steps`) on `batch`.
+
+    Raises:
+        ValueError: when the run has no checkpoint.
+    """
+    steps = list(run.steps if steps is None else steps)
+    if not steps:
+        raise ValueError(f"{run!r} has no checkpoints; record with save_every=")
+    patterns, cosines, answers = [], [], []
+    for step in steps:
+        t = trace(run.model(step), batch, [PATTERNS, FINAL, "generated"])
+        maps = t.pattern()
+        patterns.append(np.stack([maps[layer].mean(0).cpu().numpy() for layer in range(t.n_layers)]))
+        cosines.append(cosine_matrix(t.at_out(t.cache[FINAL])).mean(0).cpu().numpy())
+        answers.append(t.generated.cpu().numpy())
+    return Evolution(steps, np.stack(patterns), np.stack(cosines), np.stack(answers), batch)

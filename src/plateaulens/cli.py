@@ -1,0 +1,179 @@
+"""The same verbs from a shell: parses, calls, prints a path. Bad input is one line and exit status 2."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from plateaulens import __version__
+
+SMALL = {"n": 8, "d_model": 64, "batch_size": 64, "lr": 1e-3}
+
+
+class Group(click.Group):
+    """A command group in which bad input of any kind ends in one clear line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; ValueError and OSError become one line and exit status 2."""
+        warnings.showwarning = lambda message, *rest, **more: click.echo(f"plateaulens: {message}", err=True)
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `plateaulens tasks | head`: click knows what to do
+            raise
+        except (ValueError, OSError) as error:
+            click.echo(f"plateaulens: {' '.join(str(error).split())}", err=True)
+            sys.exit(2)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find a command; an unknown one is one line."""
+        if args and self.get_command(ctx, args[0]) is None:
+            from plateaulens._lookup import unknown
+
+            raise unknown("command", args[0], self.commands)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Group)
+@click.version_option(__version__, prog_name="plateaulens")
+def main() -> None:
+    """See why a transformer's loss sits on a plateau before it drops.
+
+    Example: plateaulens train mws --small --out runs/first
+    """
+
+
+option: Callable[..., Any] = partial(click.option, show_default=True)
+
+
+@main.command()
+@click.argument("task")
+@option("--steps", default=400, help="Optimiser updates.")
+@option("--seed", default=0, help="Of the initial weights and of the data.")
+@option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/TASK-SEED]")
+@option("--overwrite", is_flag=True, help="Rename a folder that is in the way.")
+@option("--small", is_flag=True, help="The quick setting: n=8, d_model 64, batch 64, lr 1e-3.")
+@option("--n", type=int, help="Prompt numbers of the task.")
+@option("--k", type=int, help="Window of mws.")
+@option("--p", type=int, help="Modulus of mws.")
+@option("--max-value", type=int, help="Largest number of copy and reverse.")
+@option("--attention", default="linear", help="linear or softmax.")
+@option("--layers", "n_layers", default=1)
+@option("--heads", "n_heads", default=1)
+@option("--d-model", type=int, help="Width.  [default: 256]")
+@option("--init-scale", default=1.0, help="Factor on all initial weights.")
+@option("--batch-size", type=int, help="Sequences an update.  [default: 256]")
+@option("--lr", type=float, help="Learning rate.  [default: 1e-4]")
+@option("--optimizer", default="adam", help="adam, adamw or sgd.")
+@option("--momentum", default=0.0, help="Of sgd.")
+@option("--weight-decay", default=0.0)
+@option("--grad-clip", type=float, help="Largest global gradient norm.")
+@option("--every", default=5, help="Measure every so many steps.")
+@option("--save-every", default=50, help="Save weights and state every so many steps.")
+@option("--held", default=256, help="Held-out prompts.")
+@option("--device", default="cpu", help="cpu, cuda or mps.")
+def train(
+    task: str,
+    steps: int,
+    seed: int,
+    out: Path | None,
+    overwrite: bool,
+    small: bool,
+    every: int,
+    save_every: int,
+    held: int,
+    device: str,
+    **given: Any,
+) -> None:
+    """Train a transformer on TASK, measure it, and write a report.
+
+    Example: plateaulens train mws --steps 400 --seed 0 --out runs/mws-0
+    """
+    import torch
+
+    import plateaulens as pl
+    from plateaulens._lookup import build, look_up
+
+    cls = look_up("task", task, pl.TASKS)
+    values = {name: value for name, value in {**(SMALL if small else {}), **_set(given)}.items()}
+    learner = build(cls, _take(values, ("n", "k", "p", "max_value")), f"task {task!r}")
+    train_names = ("batch_size", "lr", "optimizer", "momentum", "weight_decay", "grad_clip")
+    cfg = pl.TrainConfig(steps=steps, seed=seed, **_take(values, train_names))
+    size = pl.ModelConfig.for_task(learner, seed=seed, **values)
+    if held < 1:
+        raise ValueError(f"--held needs at least 1 prompt, got {held}")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
+    folder = out or Path("runs") / f"{task}-{seed}"
+    training = pl.train(pl.Transformer(size, device), learner, cfg)
+    test = learner.sample(held, seed=1, device=device)
+    _finish(folder, lambda: pl.record(training, folder, test, every=every, save_every=save_every, overwrite=overwrite))
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def resume(run: Path) -> None:
+    """Finish RUN from its newest exact state, to the bytes of a run that was never cut off.
+
+    Example: plateaulens resume runs/mws-0
+    """
+    import plateaulens as pl
+
+    _finish(run, lambda: pl.resume(run))
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+def report(runs: tuple[Path, ...]) -> None:
+    """Write report.html into each of RUNS.
+
+    Example: plateaulens report runs/mws-0 runs/mws-1
+    """
+    import plateaulens as pl
+
+    for run in [pl.Run(path) for path in runs]:
+        click.echo(pl.write_report(run))
+
+
+@main.command()
+def tasks() -> None:
+    """List every task with an example.
+
+    Example: plateaulens tasks
+    """
+    import inspect
+
+    from plateaulens.tasks import TASKS
+
+    for name, cls in TASKS.items():
+        click.echo(f"{name}: {inspect.getdoc(cls).splitlines()[0]}")  # type: ignore[union-attr]
+        click.echo("\n".join(f"    {line}" for line in cls().example().splitlines()) + "\n")
+
+
+def _finish(folder: Path, run: Callable[[], Any]) -> None:
+    """Train, then report; Ctrl-C says how to go on."""
+    import plateaulens as pl
+    from plateaulens.report import headline, plateau_of
+
+    try:
+        done = run()
+    except KeyboardInterrupt:
+        click.echo(f"stopped; go on with: plateaulens resume {folder}", err=True)
+        sys.exit(130)
+    for name, value in headline(done, plateau_of(done)).items():
+        click.echo(f"{name:>16}  {value}")
+    click.echo(pl.write_report(done))
+
+
+def _set(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _take(values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Remove `names` from `values` and return what was there."""
+    return {name: values.pop(name) for name in names if name in values}

@@ -1,0 +1,114 @@
+"""`write_report`: one self-contained, offline HTML page about a run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+from jinja2 import Environment, PackageLoader
+from plotly.offline import get_plotlyjs
+
+from plateaulens import plots
+from plateaulens.analysis import Evolution, Plateau, evolve, find_plateau
+from plateaulens.files import write_whole
+from plateaulens.runs import Run
+
+EXAMPLES = 4
+
+
+def write_report(run: Run) -> Path:
+    """Write `report.html` into the run's folder: headline, figures, sample predictions, provenance.
+
+    Raises:
+        ValueError: when the run has no metrics yet.
+    """
+    metrics = run.metrics
+    if metrics.empty:
+        raise ValueError(f"{run.path} has no metrics yet; train it first")
+    plateau = plateau_of(run)
+    figures = {"dynamics": plots.dynamics(run, plateau)}
+    if "position_accuracy" in metrics:
+        figures["positions"] = plots.position_accuracy(run)
+    samples: list[dict[str, Any]] = []
+    if run.steps and run.task is not None:
+        evolution = evolve(run, run.held()[:64])
+        _, layers, heads = evolution.pattern.shape[:3]
+        for layer in range(layers):
+            for head in range(heads):
+                figures[f"attention-{layer}-{head}"] = plots.attention_map(evolution, layer, head)
+        figures["cosine"] = plots.cosine_map(evolution)
+        samples = _samples(run, evolution, plateau)
+    page = Environment(loader=PackageLoader("plateaulens"), autoescape=True).get_template("report.html.j2")
+    html = page.render(
+        title=f"{run.config['task']['task']} · {run.path.name}",
+        headline=headline(run, plateau),
+        figures={name: _json(figure) for name, figure in figures.items()},
+        samples=samples,
+        provenance=_provenance(run),
+        plotly=get_plotlyjs(),
+    )
+    path = run.path / "report.html"
+    write_whole(path, lambda p: p.write_text(html, encoding="utf-8"))
+    return path
+
+
+def headline(run: Run, plateau: Plateau | None) -> dict[str, str]:
+    """The run in a few numbers."""
+    metrics = run.metrics
+    lines: dict[str, str] = {"steps": f"{metrics.index[-1]}"}
+    if plateau is not None:
+        if plateau.start is None:
+            lines["plateau"] = "not reached"
+        else:
+            end = "the end, so far" if plateau.end is None else f"step {plateau.end}"
+            lines["plateau"] = f"step {plateau.start} to {end}"
+            on = metrics.loss.loc[plateau.start : plateau.end]
+            lines["plateau loss"] = f"{on.median():.4f} (analytic {plateau.level:.4f})"
+        lines["drop"] = "not seen" if plateau.drop is None else f"step {plateau.drop}"
+    for name, label in (("collapse", "peak collapse"), ("repetition", "peak repetition")):
+        if name in metrics:
+            lines[label] = f"{metrics[name].max():.3f} at step {metrics[name].idxmax()}"
+    if "accuracy" in metrics:
+        lines["final accuracy"] = f"{metrics.accuracy.iloc[-1]:.3f}"
+    return lines
+
+
+def plateau_of(run: Run) -> Plateau | None:
+    """The plateau where the task knows its loss levels, else None."""
+    task = run.task
+    known = task is not None and task.loss_plateau() is not None and task.loss_floor() is not None
+    return find_plateau(run) if known and "loss" in run.metrics else None
+
+
+def _samples(run: Run, evolution: Evolution, plateau: Plateau | None) -> list[dict[str, Any]]:
+    """Some prompts with the answers given on the plateau (its middle checkpoint) and at the end."""
+    if plateau is None or plateau.start is None:
+        middle = 0.0
+    else:
+        middle = (plateau.start + (plateau.end if plateau.end is not None else evolution.steps[-1])) / 2
+    on = min(range(len(evolution.steps)), key=lambda i: abs(evolution.steps[i] - middle))
+    batch, decode = evolution.batch, run.task.decode if run.task else str
+    rows = []
+    for i in range(min(EXAMPLES, len(batch))):
+        truth = batch.answers[i].tolist()
+        guesses = {
+            f"step {evolution.steps[k]}": [(str(g), g == t) for g, t in zip(evolution.generated[k, i], truth)]
+            for k in (on, len(evolution.steps) - 1)
+        }
+        prompt = decode(batch.tokens[i, : batch.prompt_len])
+        rows.append({"prompt": prompt, "truth": " ".join(map(str, truth)), "guesses": guesses})
+    return rows
+
+
+def _provenance(run: Run) -> dict[str, str]:
+    shown = ("task", "model", "train", "record", "interventions", "versions", "git", "device", "threads", "created")
+    return {
+        key: json.dumps(value) if isinstance(value, dict | list) else str(value)
+        for key, value in run.config.items()
+        if key in shown
+    }
+
+
+def _json(figure: go.Figure) -> str:
+    """A figure as JSON that is safe inside a script element."""
+    return str(figure.to_json()).replace("<", "\\u003c")
