@@ -26,6 +26,15 @@ KINDS = ["linear", "softmax"]
 D_VOCAB, LENGTH, HEADS, D_HEAD, D_MODEL, D_MLP = 7, 5, 2, 3, 8, 16
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """At these sizes a second thread only costs: on a busy machine, ten times over."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def make(attention="linear", n_layers=2, **fields):
     """A tiny model whose biases and norms are random too; the final norm stays plain, as logit_attrs assumes."""
     sizes = dict(d_vocab=D_VOCAB, n_ctx=LENGTH + 1, d_model=D_MODEL, n_heads=HEADS, d_head=D_HEAD, d_mlp=D_MLP)
@@ -75,7 +84,7 @@ def test_converted_model_computes_the_same_and_comes_back_equal(attention, n_lay
 
 @pytest.mark.parametrize("act_fn", ["gelu_new", "gelu", "relu", "silu"])
 def test_every_activation_converts(act_fn):
-    model = make(act_fn=act_fn)
+    model = make(act_fn=act_fn).double()  # in single, fused and unfused LayerNorm differ by more than 1e-6
     near(to_tl(model)(tokens()), model(tokens()), rtol=0)
 
 
@@ -104,11 +113,9 @@ def test_conversion_keeps_double_precision():
     assert theirs(tokens()).dtype == torch.float64 and torch.equal(from_tl(theirs)(tokens()), model(tokens()))
 
 
-@pytest.mark.parametrize(
-    "fields", [{}, dict(attention="softmax", attention_dir="bidirectional", act_fn="relu", seed=5)]
-)
+@pytest.mark.parametrize("fields", [{}, dict(attention="softmax", attention_dir="bidirectional", act_fn="relu")])
 def test_config_round_trip(fields):
-    cfg = ModelConfig(d_vocab=9, n_ctx=4, d_model=12, n_layers=3, n_heads=3, eps=1e-6, **fields)
+    cfg = ModelConfig(d_vocab=9, n_ctx=4, d_model=12, n_layers=3, n_heads=3, eps=1e-6, seed=5, **fields)
     assert config_from_tl(config_to_tl(cfg)) == cfg
 
 
@@ -392,8 +399,9 @@ def sweep(request):
         site, axes, index = PATCHES[name]
         values = []
         for layer, *at in itertools.product(range(2), *axes):
+            where = index(*at)
 
-            def hook(activation, hook, where=index(*at)):
+            def hook(activation, hook, where=where):
                 activation = activation.clone()
                 activation[where] = cache[hook.name][where]
                 return activation

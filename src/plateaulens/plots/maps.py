@@ -24,7 +24,7 @@ def attention_map(evolution: Any, layer: int = 0, head: int = 0) -> go.Figure:
     maps = evolution.pattern[:, layer, head]
     limits = np.abs(maps).max((1, 2))
     title = f"attention pattern, layer {layer}, head {head}"
-    return _slider(maps, evolution.steps, title, "key", "query", [(-m or -1, m or 1) for m in limits])
+    return _slider(maps, evolution.steps, title, "key", "query", [(-float(m or 1), float(m or 1)) for m in limits])
 
 
 def cosine_map(evolution: Any) -> go.Figure:
