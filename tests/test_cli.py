@@ -83,9 +83,9 @@ def test_corrupt_checkpoint_is_one_line(run: Path):
     assert result.exit_code == 2 and "000006.safetensors is corrupt" in result.stderr
 
 
+@pytest.mark.filterwarnings("default")
 def test_truncated_metrics_warn_and_work(run: Path):
     path = run / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.warns(UserWarning, match="cut short"):
-        result = call("report", str(run))
-    assert result.exit_code == 0
+    result = call("report", str(run))
+    assert result.exit_code == 0 and "cut short" in result.stderr

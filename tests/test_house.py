@@ -71,9 +71,9 @@ def test_a_module_imports_only_from_lower_floors(path):
 CASES = [
     ("tasks/x.py", "from plateaulens.tracing import loss", True),
     ("metrics/x.py", "def f():\n    import transformer_lens.hook_points", True),
-    ("trace.py", "from plateaulens import interventions", True),
-    ("trace.py", "from plateaulens import metrics", False),
-    ("trace.py", "from . import metrics", False),
+    ("tracing.py", "from plateaulens import interventions", True),
+    ("tracing.py", "from plateaulens import metrics", False),
+    ("tracing.py", "from . import metrics", False),
     ("interventions/x.py", "from ..training import train", True),
     ("runs.py", "from plateaulens.recording import record", True),
     ("recording.py", "from plateaulens.runs import Run", False),

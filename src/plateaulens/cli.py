@@ -19,9 +19,10 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; ValueError and OSError become one line and exit status 2."""
-        warnings.showwarning = lambda message, *rest, **more: click.echo(f"plateaulens: {message}", err=True)
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *rest, **more: click.echo(f"plateaulens: {message}", err=True)
+                return super().invoke(ctx)
         except BrokenPipeError:  # `plateaulens tasks | head`: click knows what to do
             raise
         except (ValueError, OSError) as error:
