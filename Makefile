@@ -4,7 +4,8 @@
 #   make check   everything CI runs: lint, types, tests, slow tests, TransformerLens 3.9
 PYTHON ?= python3
 RUN ?= runs/demo
-TEST = HF_HUB_OFFLINE=1 $(1)/bin/python -m pytest -q -n 2
+# Two processes of one thread each: more threads than cores makes torch many times slower.
+TEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: setup demo test test-slow test-tl3 lint types check bench clean

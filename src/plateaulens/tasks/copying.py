@@ -16,8 +16,8 @@ class Copy(Task):
     """Repeat the prompt numbers, drawn from 1..max_value; the separator is token 0.
 
     >>> print(Copy(n=5, max_value=9).example(seed=0))
-    prompt  9 4 8 7 4 |
-    answer  9 4 8 7 4
+    prompt  9 1 3 7 8 |
+    answer  9 1 3 7 8
 
     Raises:
         ValueError: unless n >= 1 and max_value >= 2.
@@ -72,8 +72,8 @@ class Reverse(Copy):
     """Repeat the prompt numbers backwards.
 
     >>> print(Reverse(n=5, max_value=9).example(seed=0))
-    prompt  9 4 8 7 4 |
-    answer  4 7 8 4 9
+    prompt  9 1 3 7 8 |
+    answer  8 7 3 1 9
     """
 
     def order(self) -> list[int]:

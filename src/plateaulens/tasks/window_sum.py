@@ -19,8 +19,8 @@ class MovingWindowSum(Task):
     solution: a model learns them at once and then sits on the plateau.
 
     >>> print(MovingWindowSum(n=6, k=2, p=7).example(seed=0))
-    prompt  3 4 1 4 2 6 |
-    answer  3 0 5 5 6 1
+    prompt  3 4 6 1 2 4 |
+    answer  3 0 3 0 3 6
 
     Args:
         n: prompt numbers.
