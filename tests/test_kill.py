@@ -78,6 +78,8 @@ def straight(folder):
 def whole(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    # Imports first, in the parent: children that each spend seconds on them would be killed before any work.
+    work(tmp_path_factory.mktemp("warm") / "run")
     yield straight(tmp_path_factory.mktemp("kill"))
     torch.set_num_threads(threads)
 
@@ -88,8 +90,10 @@ def killed_until_finished(folder, whole, sig, seed):
     while not child(folder / "run", moments.uniform(0.02, 0.6) * seconds, sig):
         kills += 1
         assert kills < 200, "no progress between kills"
-    assert contents(folder / "run") == expected
-    return kills
+    files, config = contents(folder / "run")
+    assert config == expected[1]
+    assert sorted(files) == sorted(expected[0])
+    assert [name for name in files if files[name] != expected[0][name]] == []
 
 
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 
@@ -31,7 +31,8 @@ def write_json(path: Path, values: Any) -> None:
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Tensors as safetensors with a hash of their bytes, whole or not at all."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, lambda p: save_file(plain, p, metadata={"sha256": _hash(plain)}))
+    data = save(plain, metadata={"sha256": _hash(plain)})  # save_file leaves temporaries of its own when killed
+    write_whole(path, lambda p: p.write_bytes(data))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
