@@ -196,27 +196,8 @@ def test_json_and_back():
         from_json({"intervention": "FixAttenton"})
 
 
-@once
-def neox():
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    torch.manual_seed(0)
-    cfg = GPTNeoXConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-        initializer_range=0.5,
-    )
-    cfg._attn_implementation = "eager"
-    return build_bridge_from_module(GPTNeoXForCausalLM(cfg).eval(), "GPTNeoXForCausalLM", hf_config=cfg)
-
-
-def test_fixing_attention_of_a_language_model_acts():
-    bridge, prompts = neox(), torch.arange(12).view(2, 6)
+def test_fixing_attention_of_a_language_model_acts(neox):
+    bridge, prompts = neox[1], torch.arange(12).view(2, 6)
     batch = pl.Batch.prompts(prompts, n_new=3)
     plain = pl.trace(bridge, batch)
     flat = torch.ones(8, 8).tril() / torch.arange(1, 9)[:, None]

@@ -75,6 +75,7 @@ def test_an_opened_run_is_the_recorded_one(tmp_path):
         assert run.metrics.loc[t, "loss"] == pytest.approx(values[t]["loss"].item(), abs=1e-6)
         assert run.metrics.loc[t, "position_accuracy"] == values[t]["position_accuracy"].tolist()
     assert torch.equal(run.held().tokens, HELD.tokens) and run.held().task == TASK
+    assert run.held().n_new == 0
     assert states_equal(run.new_model().state_dict(), weights[0])
     assert "mws" in repr(run) and "0..12" in repr(run)
 
@@ -140,6 +141,13 @@ def test_a_last_line_cut_short_warns_and_keeps_the_rest(tmp_path, cut):
     with pytest.warns(UserWarning, match="cut short"):
         assert run.metrics["loss"].tolist() == [1.0, 1 / 2, 1 / 3]
     assert run.last == 2
+
+
+def test_logging_after_a_crash_does_not_run_into_the_half_line(tmp_path):
+    path, text = logged(tmp_path)
+    (path / "metrics.jsonl").write_text(text[:-4])
+    pl.Run(path).log(7, {"loss": 0.5})
+    assert pl.Run(path).metrics["loss"].to_dict() == {0: 1.0, 1: 1 / 2, 2: 1 / 3, 7: 0.5}
 
 
 def test_a_broken_line_in_the_middle_raises_with_its_number(tmp_path):

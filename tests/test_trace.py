@@ -1,7 +1,5 @@
 """Traces and measurements against direct computation, naive decoding and plain Hugging Face."""
 
-from functools import cache as once
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +8,7 @@ import plateaulens as pl
 from plateaulens.hooked import sites
 
 TASK = pl.MovingWindowSum(n=5, k=2, p=7)
+PROMPTS = torch.randint(0, 50, (5, 6), generator=torch.Generator().manual_seed(1))
 
 
 def build(attention="linear", seed=0, **fields):
@@ -120,6 +119,13 @@ def test_batches_count_by_their_prompts():
     assert each["loss"].shape == (20,) and each["position_accuracy"].shape == (20, 5)
 
 
+def test_positions_that_an_answer_lacks_do_not_count():
+    def ragged(t):
+        return torch.tensor([[1.0, float("nan")], [0.0, 1.0]])
+
+    assert pl.measure(build(), TASK.sample(2, seed=0), [ragged])["ragged"].tolist() == [0.5, 1.0]
+
+
 def test_measure_refuses_what_has_no_meaning():
     model, batch = build(), TASK.sample(4, seed=2)
     with pytest.raises(ValueError, match="no batch"):
@@ -195,38 +201,12 @@ def test_a_trace_is_whole_when_it_returns():
     assert not torch.allclose(inside.outputs, pl.trace(model, batch).outputs)
 
 
-# Language models: a small random GPT-NeoX, as Pythia's checkpoints are, against plain Hugging Face.
-
-
-@once
-def neox():
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    torch.manual_seed(0)
-    cfg = GPTNeoXConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-        initializer_range=0.5,
-    )
-    cfg._attn_implementation = "eager"
-    hf = GPTNeoXForCausalLM(cfg).eval()
-    with torch.no_grad():
-        prompts = torch.randint(0, 50, (5, 6), generator=torch.Generator().manual_seed(1))
-        tokens = prompts
-        for _ in range(7):
-            tokens = torch.cat([tokens, hf(tokens).logits[:, -1].argmax(-1, keepdim=True)], 1)
-        out = hf(tokens[:, :-1], output_hidden_states=True)
-    return prompts, tokens[:, 6:], out, build_bridge_from_module(hf, "GPTNeoXForCausalLM", hf_config=hf.config)
-
-
-def test_language_model_measurements_are_those_of_plain_hugging_face():
-    prompts, own, out, bridge = neox()
-    batch = pl.Batch.prompts(prompts, n_new=7)
+@torch.no_grad()
+def test_language_model_measurements_are_those_of_plain_hugging_face(neox):
+    hf, bridge = neox
+    own = naive(hf, PROMPTS, 7)
+    out = hf(torch.cat([PROMPTS, own], 1)[:, :-1], output_hidden_states=True)
+    batch = pl.Batch.prompts(PROMPTS, n_new=7)
     got = pl.measure(bridge, batch, [pl.collapse, pl.repetition, pl.entropy], reduce=None)
     t = pl.trace(bridge, batch)
     assert torch.equal(t.generated, own)
@@ -243,16 +223,14 @@ def test_language_model_measurements_are_those_of_plain_hugging_face():
 
 
 @pytest.mark.parametrize("name", ["loss", "answer_loss", "accuracy", "tf_accuracy", "position_accuracy"])
-def test_what_needs_true_answers_says_so_on_prompts(name):
-    prompts, _, _, bridge = neox()
+def test_what_needs_true_answers_says_so_on_prompts(name, neox):
     with pytest.raises(ValueError, match=f"{name} needs true answers"):
-        pl.measure(bridge, pl.Batch.prompts(prompts, n_new=2), [name])
+        pl.measure(neox[1], pl.Batch.prompts(PROMPTS, n_new=2), [name])
 
 
-def test_attention_progress_needs_an_optimal_map():
-    prompts, _, _, bridge = neox()
+def test_attention_progress_needs_an_optimal_map(neox):
     with pytest.raises(ValueError, match="optimal map"):
-        pl.measure(bridge, pl.Batch.prompts(prompts, n_new=2), ["attention_progress"])
+        pl.measure(neox[1], pl.Batch.prompts(PROMPTS, n_new=2), ["attention_progress"])
 
 
 def test_prompts_need_something_to_generate_and_one_length():

@@ -118,7 +118,7 @@ def test_until_stops_and_goes_on():
     assert [s.t for s in training.until(6)] == [5, 6]
     assert states_equal(finish(training), finish(pl.train(build(), TASK, CONFIGS["adam"])))
     with pytest.raises(ValueError, match="until=13"):
-        list(training.until(13))
+        training.until(13)
     assert [s.t for s in pl.train(build(), TASK, CONFIGS["adam"]).until(0)] == [0]
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from transformer_lens import ActivationCache, patching
 from transformer_lens.hook_points import HookPoint
 
+import plateaulens as pl
 from plateaulens.models.config import ModelConfig
 from plateaulens.models.convert import config_from_tl, config_to_tl, from_tl, to_tl
 from plateaulens.models.transformer import Transformer
@@ -98,6 +99,29 @@ def test_editing_the_pattern_of_a_converted_model_acts_as_on_ours(attention):
         edited = model.run_with_hooks(tokens(), fwd_hooks=hooks)
         near(theirs.run_with_hooks(tokens(), fwd_hooks=hooks), edited, rtol=0)
         assert (edited - model(tokens())).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("attention", KINDS)
+def test_every_verb_takes_a_converted_model_as_it_takes_ours(attention, tmp_path):
+    task = MovingWindowSum(n=4, k=2, p=5)
+    model = Transformer(ModelConfig.for_task(task, d_model=16, n_heads=2, attention=attention, init_scale=5.0))
+    held, cfg = task.sample(16, seed=1), pl.TrainConfig(steps=4, batch_size=8, lr=1e-2)
+    changes = pl.ScaleAttention(task, by=3.0), pl.FixAttention(pl.trace(model, held).pattern())
+    both = model, to_tl(model)
+    for change in ((), *[(change,) for change in changes]):
+        ours, theirs = ({}, {})
+        for values, m in ((ours, both[0]), (theirs, both[1])):
+            with pl.intervene(m, *change):
+                values |= pl.measure(m, held, pl.STANDARD)
+        near(ours, theirs)
+    if TL3:  # its read-out has a bias, which would learn
+        both[1].unembed.b_U.requires_grad_(False)
+    ours, theirs = (
+        pl.record(pl.train(m, task, cfg), tmp_path / name, held, every=1, save_every=2, progress=False)
+        for m, name in zip(both, ("ours", "theirs"), strict=True)
+    )
+    near(torch.tensor(ours.metrics.loss.to_numpy()), torch.tensor(theirs.metrics.loss.to_numpy()), atol=1e-5)
+    assert ours.metrics.loss.iloc[-1] < ours.metrics.loss.iloc[0]
 
 
 def test_conversion_leaves_every_global_generator_alone():
@@ -332,6 +356,16 @@ def test_apply_ln_to_stack_gives_the_normalized_input(seen):
         stack = cache.decompose_resid(layer, mlp_input=mlp_input)
         near(cache.apply_ln_to_stack(stack, layer, mlp_input).sum(0), cache[f"{site}.hook_normalized"])
     near(cache.stack_neuron_results(2, apply_ln=True, incl_remainder=True).sum(0), cache["ln_final.hook_normalized"])
+
+
+def test_logit_lens_reads_every_layer_and_ends_in_the_logits(seen):
+    model, logits, cache = seen
+    if TL3:  # which has no call for it
+        values = cache.accumulated_resid(apply_ln=True) @ model.W_U
+    else:
+        values = cache.logit_lens(positions=None).values
+    near(values[-1], logits)
+    near(values[0], model.unembed(model.ln_final(cache["resid_pre", 0])))
 
 
 def test_stack_slice_and_move(seen):

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from plateaulens._lookup import build
 from plateaulens._shapes import Batch
-from plateaulens.files import read_tensors, write_json, write_tensors
+from plateaulens.files import read_tensors, write_json, write_tensors, write_whole
 from plateaulens.models.config import ModelConfig
 from plateaulens.models.transformer import Transformer
 from plateaulens.tasks import TASKS, Task, task_from_json, task_to_json
@@ -56,7 +56,7 @@ class Run:
             self.config: dict[str, Any] = json.loads((self.path / "run.json").read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"{self.path / 'run.json'} is corrupt ({error})") from error
-        self._last = self._last_step()
+        self._last, self._trimmed = self._last_step(), False
 
     @classmethod
     def create(
@@ -90,7 +90,8 @@ class Run:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             if not overwrite:
                 raise FileExistsError(
-                    f"{path} is not empty; choose another folder, `plateaulens resume {path}`, or overwrite=True"
+                    f"{path} is not empty; choose another folder, `plateaulens resume {path}`, "
+                    "or overwrite=True (--overwrite in a shell)"
                 )
             path.rename(next(p for i in range(1, 10_000) if not (p := path.with_name(f"{path.name}.old-{i}")).exists()))
         cfg = getattr(model, "cfg", None)
@@ -110,7 +111,7 @@ class Run:
         path.mkdir(parents=True, exist_ok=True)
         if held is not None:
             columns = {name: getattr(held, name) for name in ("tokens", "out", "scored")}
-            write_tensors(path / "held.safetensors", columns)
+            write_tensors(path / "held.safetensors", {**columns, "n_new": torch.tensor(held.n_new)})
         for digest, tensor in (tensors or {}).items():
             write_tensors(path / "tensors" / f"{digest}.safetensors", {"tensor": tensor})
         write_json(path / "run.json", config)  # last: a folder with a run.json lacks nothing
@@ -127,6 +128,8 @@ class Run:
         if step <= self._last:
             raise ValueError(f"step {step} is not above the last logged step {self._last} of {self.path}")
         line = json.dumps({"step": step, **{name: _plain(v) for name, v in values.items()}}, allow_nan=False)
+        if not self._trimmed:  # a half line that a crash left must not run into this one
+            self._trim(self._last)
         with (self.path / "metrics.jsonl").open("a") as f:
             f.write(line + "\n")
             f.flush()
@@ -146,15 +149,24 @@ class Run:
     def _rows(self) -> list[dict[str, Any]]:
         path = self.path / "metrics.jsonl"
         lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
+            warnings.warn(f"{path}: the last line was cut short and is left out; resume repairs it", stacklevel=3)
         rows = []
         for number, line in enumerate(lines, 1):
             try:
                 rows.append({k: math.nan if v is None else v for k, v in json.loads(line).items()})
             except json.JSONDecodeError as error:
-                if number < len(lines):
-                    raise ValueError(f"{path}, line {number}, is not JSON ({error}); repair or remove it") from error
-                warnings.warn(f"{path}: the last line was cut short and is left out; resume repairs it", stacklevel=3)
+                raise ValueError(f"{path}, line {number}, is not JSON ({error}); repair or remove it") from error
         return rows
+
+    def _trim(self, last: int) -> None:
+        """Drop the lines after step `last`, and one that was cut short."""
+        path = self.path / "metrics.jsonl"
+        if path.exists():
+            lines = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= last]
+            write_whole(path, lambda p: p.write_text("".join(lines)))
+        self._last, self._trimmed = self._last_step(), True
 
     def _last_step(self) -> int:
         with warnings.catch_warnings():
@@ -216,7 +228,7 @@ class Run:
     def held(self) -> Batch:
         """The held-out batch that was measured."""
         held = read_tensors(self.path / "held.safetensors")
-        return Batch(held["tokens"], held["out"], held["scored"], self.task)
+        return Batch(held["tokens"], held["out"], held["scored"], self.task, int(held["n_new"]))
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors of interventions, by digest."""
@@ -245,13 +257,7 @@ class Run:
         for step in self.steps:
             if step > last:
                 self._checkpoint(step).unlink()
-        metrics = self.path / "metrics.jsonl"
-        if metrics.exists():
-            lines = [line for line in metrics.read_text().splitlines(keepends=True) if _step_of(line) <= last]
-            whole = metrics.with_name(".metrics.jsonl.partial")
-            whole.write_text("".join(lines))
-            os.replace(whole, metrics)
-        self._last = self._last_step()
+        self._trim(last)
         return state
 
     def _checkpoint(self, step: int) -> Path:

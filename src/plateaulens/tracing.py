@@ -177,7 +177,10 @@ def _join(name: str, parts: list[Tensor], reduce: str | None) -> Tensor:
             raise ValueError(f"{name} is one number a batch and has no mean over {len(parts)} batches; measure one")
         return parts[0]
     joined = torch.cat(parts)
-    return joined.float().mean(0) if reduce else joined
+    if not reduce:
+        return joined
+    # Rows of a vector a prompt (position accuracies) have NaN where a shorter answer has nothing.
+    return joined.float().nanmean(0) if joined.ndim > 1 else joined.float().mean(0)
 
 
 def reads(*names: str) -> Callable[[Measurement], Measurement]:

@@ -209,6 +209,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention, then MLP, each added to the residual stream after its own LayerNorm (pre-norm)."""
 
+    hook_out_is_single_residual_stream = True  # TransformerLens's logit lens asks
+
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
         self.ln1, self.ln2 = LayerNorm(cfg), LayerNorm(cfg)

@@ -111,6 +111,9 @@ class Training:
         """
         if t > self.cfg.steps:
             raise ValueError(f"until={t} lies beyond the {self.cfg.steps} steps of the TrainConfig; raise its steps")
+        return self._until(t)  # a generator would raise only once it is iterated
+
+    def _until(self, t: int) -> Iterator[Step]:
         while self.t < t or not self._delivered and self.t == t:
             yield next(self)
 
