@@ -12,7 +12,7 @@ from transformer_lens.hook_points import HookPoint
 
 import plateaulens as pl
 from plateaulens.models.config import ModelConfig
-from plateaulens.models.convert import config_from_tl, config_to_tl, from_tl, to_tl
+from plateaulens.models.convert import from_tl, to_tl
 from plateaulens.models.transformer import Transformer
 from plateaulens.tasks import MovingWindowSum
 
@@ -140,18 +140,18 @@ def test_conversion_keeps_double_precision():
 @pytest.mark.parametrize("fields", [{}, dict(attention="softmax", attention_dir="bidirectional", act_fn="relu")])
 def test_config_round_trip(fields):
     cfg = ModelConfig(d_vocab=9, n_ctx=4, d_model=12, n_layers=3, n_heads=3, eps=1e-6, seed=5, **fields)
-    assert config_from_tl(config_to_tl(cfg)) == cfg
+    assert ModelConfig.from_tl(cfg.to_tl()) == cfg
 
 
 def test_initial_scale_goes_into_the_initializer_range():
     cfg = ModelConfig(d_vocab=9, n_ctx=4, init_scale=3.0)
-    assert config_from_tl(config_to_tl(cfg)) == cfg.but(init_scale=1.0, initializer_range=0.06)
+    assert ModelConfig.from_tl(cfg.to_tl()) == cfg.but(init_scale=1.0, initializer_range=0.06)
 
 
 def test_unmarked_config_is_softmax_and_equivalent_spellings_pass():
-    theirs = config_to_tl(ModelConfig(d_vocab=9, n_ctx=4, d_model=16, n_heads=2))
+    theirs = ModelConfig(d_vocab=9, n_ctx=4, d_model=16, n_heads=2).to_tl()
     theirs.model_name, theirs.attn_scale, theirs.n_key_value_heads, theirs.d_vocab_out = "custom", 8**0.5, 2, 9
-    ours = config_from_tl(theirs)
+    ours = ModelConfig.from_tl(theirs)
     assert (ours.attention, ours.n_heads, ours.d_head) == ("softmax", 2, 8)
 
 
@@ -170,11 +170,11 @@ REFUSED = dict(
 
 @pytest.mark.parametrize("field", REFUSED)
 def test_field_that_cannot_be_honoured_is_refused(field):
-    theirs = config_to_tl(ModelConfig(d_vocab=9, n_ctx=4, d_model=16, n_heads=2))
+    theirs = ModelConfig(d_vocab=9, n_ctx=4, d_model=16, n_heads=2).to_tl()
     assert field in theirs.to_dict()
     setattr(theirs, field, REFUSED[field])
     with pytest.raises(ValueError, match=field) as error:
-        config_from_tl(theirs)
+        ModelConfig.from_tl(theirs)
     assert str(REFUSED[field]) in str(error.value) and "\n" not in str(error.value)
 
 

@@ -20,7 +20,7 @@ _HOME = {
     "tasks": ("TASKS", "Copy", "MovingWindowSum", "Reverse", "Task"),
     "models.config": ("ModelConfig",),
     "models.transformer": ("Transformer",),
-    "models.convert": ("config_from_tl", "config_to_tl", "from_tl", "to_tl"),
+    "models.convert": ("from_tl", "to_tl"),
     "tracing": (
         "MEASUREMENTS",
         "STANDARD",

@@ -71,6 +71,23 @@ class ModelConfig:
         """A copy with some fields changed."""
         return replace(self, **fields)
 
+    @classmethod
+    def from_tl(cls, cfg: Any) -> "ModelConfig":
+        """The `ModelConfig` of a `HookedTransformerConfig` (3.9) or `TransformerBridgeConfig` (4).
+
+        Raises:
+            ValueError: for any field whose value a `Transformer` cannot honour.
+        """
+        from plateaulens.models.convert import config_from_tl
+
+        return config_from_tl(cfg)
+
+    def to_tl(self) -> Any:
+        """The TransformerLens config, `HookedTransformerConfig` on 3.9 and `TransformerBridgeConfig` on 4."""
+        from plateaulens.models.convert import config_to_tl
+
+        return config_to_tl(self)
+
     # What TransformerLens's own tools read from a config; the same for every model of ours.
     normalization_type = "LN"
     positional_embedding_type = "standard"
