@@ -43,7 +43,7 @@ def row(run: pl.Run) -> dict[str, object]:
 
 def main(paths: list[str]) -> None:
     """Print the table, with medians."""
-    table = pd.DataFrame([row(pl.Run(path)) for path in paths]).sort_values("seed").set_index("seed")
+    table = pd.DataFrame([row(pl.Run(path)) for path in paths]).sort_values("seed").set_index("seed").astype(float)
     table.loc["median"] = table.median()
     table.columns = [name.strip() for name in table.columns]
     sys.stdout.write("| seed | " + " | ".join(table.columns) + " |\n" + "|---" * (len(table.columns) + 1) + "|\n")
