@@ -21,6 +21,10 @@ CONFIGS = {
     "sgd": pl.TrainConfig(**SIZE, optimizer="sgd"),
     "sgd with momentum": pl.TrainConfig(**SIZE, optimizer="sgd", momentum=0.9, weight_decay=0.01),
     "clip": pl.TrainConfig(**SIZE, grad_clip=0.05),
+    "muon": pl.TrainConfig(**SIZE, optimizer="muon", adam_lr=3e-3, weight_decay=0.05),
+    "warm-up": pl.TrainConfig(**SIZE, warmup=5),
+    "cosine": pl.TrainConfig(**SIZE, schedule="cosine", warmup=4),
+    "wsd": pl.TrainConfig(**SIZE, optimizer="muon", schedule="wsd", warmup=3, decay=6),
 }
 each_config = pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
 
@@ -39,23 +43,46 @@ def finish(training):
     return training.state_dict()
 
 
+def factor(cfg, done):
+    """The schedules, drawn by hand: a list of the factors of all updates."""
+    up = [i / cfg.warmup for i in range(cfg.warmup)]
+    flat = cfg.steps - cfg.warmup
+    if cfg.schedule == "cosine":
+        after = [(1 + np.cos(np.pi * i / flat)) / 2 for i in range(flat)]
+    else:
+        after = [1.0] * (flat - cfg.decay) + [1 - i / cfg.decay for i in range(cfg.decay)]
+    return (up + after)[done]
+
+
 def twin(cfg, model):
     """The training loop as a student would write it."""
     if cfg.optimizer == "sgd":
-        opt = torch.optim.SGD(model.parameters(), lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+        momentum = cfg.momentum or 0
+        opts = [torch.optim.SGD(model.parameters(), lr=cfg.lr, momentum=momentum, weight_decay=cfg.weight_decay)]
+    elif cfg.optimizer == "muon":
+        attn, mlp = model.blocks[0].attn, model.blocks[0].mlp
+        hidden = [layer.weight for layer in (attn.q, attn.k, attn.v, attn.o, mlp.w_in, mlp.w_out)]
+        rest = [p for p in model.parameters() if all(p is not h for h in hidden)]
+        opts = [
+            torch.optim.Muon(hidden, lr=cfg.lr, weight_decay=cfg.weight_decay),
+            torch.optim.AdamW(rest, lr=cfg.adam_lr, weight_decay=cfg.weight_decay),
+        ]
     else:
         kind = torch.optim.Adam if cfg.optimizer == "adam" else torch.optim.AdamW
-        opt = kind(model.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
+        opts = [kind(model.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)]
+    rates = [opt.param_groups[0]["lr"] for opt in opts]
     losses = []
     for t in range(1, cfg.steps + 1):
         seed = int(np.random.SeedSequence((cfg.seed, t)).generate_state(1)[0])
         tokens = TASK.sample(cfg.batch_size, seed=seed).tokens
         loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-        opt.zero_grad()
+        model.zero_grad()
         loss.backward()
         if cfg.grad_clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
-        opt.step()
+        for opt, rate in zip(opts, rates, strict=True):
+            opt.param_groups[0]["lr"] = rate * factor(cfg, t - 1)
+            opt.step()
         losses.append(loss.detach())
     return losses
 

@@ -68,8 +68,12 @@ option: Callable[..., Any] = partial(click.option, show_default=True)
 @option("--init-scale", default=1.0, help="Factor on all initial weights.")
 @option("--batch-size", type=int, help="Sequences an update.  [default: 256]")
 @option("--lr", type=float, help="Learning rate.  [default: 1e-4]")
-@option("--optimizer", default="adam", help="adam, adamw or sgd.")
-@option("--momentum", default=0.0, help="Of sgd.")
+@option("--optimizer", default="adam", help="adam, adamw, sgd or muon.")
+@option("--momentum", type=float, help="Of sgd and muon.  [default: 0, 0.95]")
+@option("--adam-lr", type=float, help="Of what muon leaves to AdamW.  [default: 1e-4]")
+@option("--schedule", default="constant", help="constant, cosine or wsd.")
+@option("--warmup", default=0, help="Updates with a rising learning rate.")
+@option("--decay", default=0, help="Last updates of wsd, with a falling learning rate.")
 @option("--weight-decay", default=0.0)
 @option("--grad-clip", type=float, help="Largest global gradient norm.")
 @option("--every", default=5, help="Measure every so many steps.")
@@ -101,7 +105,10 @@ def train(
     cls = look_up("task", task, pl.TASKS)
     values = {name: value for name, value in {**(SMALL if small else {}), **_set(given)}.items()}
     learner = build(cls, _take(values, ("n", "k", "p", "max_value")), f"task {task!r}")
-    train_names = ("batch_size", "lr", "optimizer", "momentum", "weight_decay", "grad_clip")
+    train_names = (
+        *("batch_size", "lr", "optimizer", "momentum", "adam_lr", "schedule", "warmup", "decay"),
+        *("weight_decay", "grad_clip"),
+    )
     cfg = pl.TrainConfig(steps=steps, seed=seed, **_take(values, train_names))
     size = pl.ModelConfig.for_task(learner, seed=seed, **values)
     if held < 1:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from plateaulens._lookup import look_up
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
+CHOICES = {"optimizer": ("adam", "adamw", "sgd", "muon"), "schedule": ("constant", "cosine", "wsd")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +16,17 @@ class TrainConfig:
     Attributes:
         steps: optimiser updates.
         batch_size: fresh sequences an update.
-        lr: learning rate, constant.
-        optimizer: "adam", "adamw" or "sgd" (torch's).
-        weight_decay: torch's default of 0 for all three; AdamW applies it to every parameter.
+        lr: learning rate after warm-up; with Muon that of the hidden matrices (the paper's is 0.02).
+        optimizer: "adam", "adamw", "sgd" or "muon" (all torch's). Muon trains the matrices inside the
+            blocks, AdamW everything else.
+        betas: of Adam and AdamW.
+        momentum: None is 0 for SGD and 0.95 for Muon.
+        adam_lr: learning rate of what Muon leaves to AdamW.
+        schedule: "constant", "cosine" (to 0 at the end) or "wsd" (stable, then linearly to 0 over the
+            last `decay` updates).
+        warmup: updates over which the rate rises linearly from 0.
+        decay: length of the decay of "wsd".
+        weight_decay: 0 unless given; applied to every parameter.
         grad_clip: largest global gradient norm, or None.
         seed: of the data; batch t is a pure function of (seed, t).
 
@@ -31,7 +39,11 @@ class TrainConfig:
     lr: float = 1e-4
     optimizer: str = "adam"
     betas: tuple[float, float] = (0.9, 0.999)
-    momentum: float = 0.0
+    momentum: float | None = None
+    adam_lr: float = 1e-4
+    schedule: str = "constant"
+    warmup: int = 0
+    decay: int = 0
     weight_decay: float = 0.0
     grad_clip: float | None = None
     seed: int = 0
@@ -40,10 +52,18 @@ class TrainConfig:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "grad_clip"):
+        for name in ("lr", "adam_lr", "grad_clip"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
-        look_up("optimizer", self.optimizer, {name: name for name in OPTIMIZERS})
+        for name, allowed in CHOICES.items():
+            look_up(name, getattr(self, name), {choice: choice for choice in allowed})
+        if not 0 <= self.warmup < self.steps:
+            raise ValueError(f"warmup must lie in 0..steps-1={self.steps - 1}, got {self.warmup}")
+        if (self.schedule == "wsd") != (self.decay > 0) or self.decay > self.steps - self.warmup:
+            raise ValueError(
+                f"decay belongs to schedule 'wsd' and must lie in 1..steps-warmup={self.steps - self.warmup}, "
+                f"got decay={self.decay} with schedule {self.schedule!r}"
+            )

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from plateaulens.hooked import active, device_of
 from plateaulens.training.config import TrainConfig
 from plateaulens.training.interrupts import held_interrupts
+from plateaulens.training.optimizers import build_optimizers, lr_factor, memory_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,22 +46,6 @@ def batch_seed(seed: int, t: int) -> int:
     return int(np.random.SeedSequence((seed, t)).generate_state(1)[0])
 
 
-def build_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
-    """Torch's optimiser for all parameters of `model`."""
-    parameters = list(model.parameters())
-    if cfg.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
-    adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
-    return adam(parameters, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)
-
-
-def memory_of(cfg: TrainConfig) -> set[str]:
-    """What torch's optimiser remembers of a parameter."""
-    if cfg.optimizer == "sgd":
-        return {"momentum_buffer"} if cfg.momentum else set()
-    return {"step", "exp_avg", "exp_avg_sq"}
-
-
 class Training:
     """A training in progress; iterate over it, stop, go on, fork it, save its state.
 
@@ -70,7 +55,7 @@ class Training:
 
     def __init__(self, model: nn.Module, task: Any, cfg: TrainConfig) -> None:
         self.model, self.task, self.cfg = model, task, cfg
-        self.optimizer = build_optimizer(model, cfg)
+        self.optimizers = build_optimizers(model, cfg)
         self.current = Step(0, None, None, model)
         self._delivered = False
 
@@ -95,12 +80,16 @@ class Training:
         t = self.t + 1
         seed = batch_seed(self.cfg.seed, t)
         batch = self.task.sample(self.cfg.batch_size, seed=seed, device=device_of(self.model))
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         loss = self.task.loss(self.model(batch.inputs), batch)
         loss.backward()
         if self.cfg.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.grad_clip)
-        self.optimizer.step()
+        factor = lr_factor(self.cfg, t)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * factor
+            optimizer.step()
         return Step(t, loss.detach(), batch, self.model)
 
     def until(self, t: int) -> Iterator[Step]:
@@ -125,7 +114,7 @@ class Training:
         """
         if on := active(self.model):
             raise ValueError(f"cannot fork while {on} is active on the model; leave the `with intervene(...)` first")
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         model = deepcopy(self.model)
         if hasattr(model, "reset_hooks"):
             model.reset_hooks()  # type: ignore[operator]
@@ -141,10 +130,11 @@ class Training:
         """
         state = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         names: dict[Any, str] = {parameter: name for name, parameter in self.model.named_parameters()}
-        for parameter, memory in self.optimizer.state.items():
-            for key, value in memory.items():
-                if isinstance(value, Tensor):
-                    state[f"optimizer/{names[parameter]}/{key}"] = value
+        for optimizer in self.optimizers:
+            for parameter, memory in optimizer.state.items():
+                for key, value in memory.items():
+                    if isinstance(value, Tensor):
+                        state[f"optimizer/{names[parameter]}/{key}"] = value
         if self.current.loss is not None:
             state["loss"] = self.current.loss
         state["t"] = torch.tensor(self.t)
@@ -168,20 +158,21 @@ class Training:
                 slots.setdefault(owner, {})[key] = value
         if lost := sorted(set(slots) - set(parameters)):
             raise ValueError(f"the state holds optimiser memory for unknown parameters: {lost[0]}")
-        keys = memory_of(self.cfg)
-        if "t" not in state or any(set(memory) != keys for memory in slots.values()):
+        optimizers = build_optimizers(self.model, self.cfg)
+        owner_of = {p: optimizer for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]}
+        keys = {name: memory_of(owner_of[parameter]) for name, parameter in parameters.items()}
+        if "t" not in state or any(set(memory) != keys[name] for name, memory in slots.items()):
             raise ValueError(f"the state is incomplete or of another optimiser than {self.cfg.optimizer!r}")
-        if int(state["t"]) and keys and not slots:
+        if int(state["t"]) and any(keys.values()) and not slots:
             raise ValueError(f"the state lacks the memory of optimiser {self.cfg.optimizer!r}: it is of another one")
         self.model.load_state_dict(weights)
-        optimizer = build_optimizer(self.model, self.cfg)
-        for name, parameter in parameters.items():
-            if name in slots:
-                optimizer.state[parameter] = {
-                    key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
-                    for key, value in slots[name].items()
-                }
-        self.optimizer = optimizer
+        for name, memory in slots.items():
+            parameter = parameters[name]
+            owner_of[parameter].state[parameter] = {
+                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                for key, value in memory.items()
+            }
+        self.optimizers = optimizers
         loss = state["loss"].clone() if "loss" in state else None
         self.current = Step(int(state["t"]), loss, None, self.model)
         self._delivered = True

@@ -1,0 +1,66 @@
+"""Torch's optimisers for a model, and how their learning rate goes over the steps."""
+
+from math import cos, pi
+
+import torch
+from torch import nn
+
+from plateaulens.training.config import TrainConfig
+
+
+def build_optimizers(model: nn.Module, cfg: TrainConfig) -> list[torch.optim.Optimizer]:
+    """The optimisers that together hold every parameter of `model` once.
+
+    Raises:
+        ValueError: for Muon on a model without hidden matrices.
+    """
+    parameters = list(model.parameters())
+    if cfg.optimizer == "sgd":
+        return [torch.optim.SGD(parameters, lr=cfg.lr, momentum=cfg.momentum or 0.0, weight_decay=cfg.weight_decay)]
+    if cfg.optimizer != "muon":
+        adam = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
+        return [adam(parameters, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)]
+    hidden = hidden_matrices(model)
+    rest = [p for p in parameters if not any(p is h for h in hidden)]
+    assert len(hidden) + len(rest) == len(parameters), "every parameter has one optimiser"
+    momentum = 0.95 if cfg.momentum is None else cfg.momentum
+    return [
+        torch.optim.Muon(hidden, lr=cfg.lr, momentum=momentum, weight_decay=cfg.weight_decay),
+        torch.optim.AdamW(rest, lr=cfg.adam_lr, betas=cfg.betas, weight_decay=cfg.weight_decay),
+    ]
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The two-dimensional weights inside the blocks: what Muon is for (not embeddings, read-out, norms, biases).
+
+    Raises:
+        ValueError: when there are none.
+    """
+    found = [p for name, p in model.named_parameters() if ".blocks." in f".{name}" and p.ndim == 2]
+    if not found:
+        raise ValueError("muon needs two-dimensional weights in model.blocks, and this model has none; use adamw")
+    return found
+
+
+def memory_of(optimizer: torch.optim.Optimizer) -> set[str]:
+    """What an optimiser remembers of each of its parameters."""
+    if isinstance(optimizer, torch.optim.SGD | torch.optim.Muon):
+        return {"momentum_buffer"} if optimizer.defaults["momentum"] else set()
+    return {"step", "exp_avg", "exp_avg_sq"}
+
+
+def lr_factor(cfg: TrainConfig, t: int) -> float:
+    """The factor on the learning rate of the update that leads to step `t` (1, 2, ...), a pure function of t.
+
+    With u = t-1 updates done: u / warmup during warm-up, so that the first update has rate 0
+    (arXiv 2506.13688, code); then 1, or half a cosine to 0 at the end ("cosine"), or 1 until the last
+    `decay` updates and linearly to 0 over them ("wsd": warm-up, stable, decay; arXiv 2404.06395).
+    """
+    u = t - 1
+    if u < cfg.warmup:
+        return u / cfg.warmup
+    if cfg.schedule == "cosine":
+        return 0.5 * (1 + cos(pi * (u - cfg.warmup) / (cfg.steps - cfg.warmup)))
+    if cfg.schedule == "wsd":
+        return min(1.0, (cfg.steps - u) / cfg.decay)
+    return 1.0
