@@ -81,7 +81,7 @@ def test_collapse_compares_the_outputs_behind_the_partial_solution():
         for b in range(6):
             pairs = [F.cosine_similarity(hidden[b, i], hidden[b, j], dim=0) for i in range(6, 10) for j in range(6, i)]
             torch.testing.assert_close(got[b], torch.stack(pairs).mean(), rtol=1e-4, atol=1e-5)
-    whole = pl.measure(model, batch, [pl.collapse, pl.collapse_at("unembed.hook_in")])
+    whole = pl.measure(model, batch, [pl.collapse, "collapse@unembed.hook_in"])
     torch.testing.assert_close(whole["collapse"], whole["collapse@unembed.hook_in"])
 
 

@@ -35,4 +35,8 @@ def build(cls: type[T], values: Mapping[str, Any], kind: str) -> T:
     missing = [k for k, f in known.items() if k not in values and f.default is MISSING and f.default_factory is MISSING]
     if missing:
         raise ValueError(f"{kind} lacks {', '.join(missing)}")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    return cls(**{name: _tuples(value) for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -14,9 +14,9 @@ from typing import Any
 from plateaulens._shapes import Batch
 from plateaulens.hooked import active, device_of
 from plateaulens.interventions import from_json, intervene
+from plateaulens.measuring import STANDARD, Measurement, measure, resolve
 from plateaulens.runs import Run
 from plateaulens.tasks import Task
-from plateaulens.tracing import STANDARD, Measurement, measure, named
 from plateaulens.training import Step, Training, held_interrupts, train
 
 Schedule = int | Collection[int]
@@ -67,7 +67,7 @@ def record(
         ValueError: for a bad schedule or an unknown measurement, before anything is written.
         FileExistsError: when the folder is not empty.
     """
-    functions = [named(m) for m in watch]
+    functions = resolve(training.model, watch)
     plan = Plan(training.t, training.cfg.steps if until is None else until, _schedule(every), _schedule(save_every))
     if not plan.start <= plan.end <= training.cfg.steps:
         raise ValueError(
@@ -120,11 +120,11 @@ def resume(
         raise ValueError(f"{run.path} holds no recording to resume (its run.json has no 'record')")
     kept = run.config["record"]
     plan = Plan(kept["start"], kept["end"], kept["every"], kept["save_every"])
-    functions = [named(m) for m in (watch or kept["watch"])]
     if training is None:
         if run.task is None:
             raise ValueError(f"{run.path} trained a task of your own; pass training=train(model, task, cfg)")
         training = train(run.new_model(run.config["device"]), run.task, run.train_config)
+    functions = resolve(training.model, watch or kept["watch"])
     state = run.rewind()
     if state is not None:
         training.load_state_dict(state)

@@ -33,6 +33,7 @@ class ScaleAttention(Intervention):
         return {
             f"blocks.{n_layers(model) - len(maps) + i}.attn.hook_pattern": self._edit(omega.to(device_of(model)))
             for i, omega in enumerate(maps)
+            if omega is not None
         }
 
     def _edit(self, omega: Tensor) -> Edit:

@@ -1,5 +1,6 @@
 """How far attention has come: the attention progress measure of arXiv 2506.13688."""
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -32,3 +33,13 @@ def attention_progress_global(
     """The variant that sums over the batch before it divides (arXiv 2506.13688, random-freeze script)."""
     on, total = _masses(pattern, optimal)
     return on.sum(-1) / total.sum(-1)
+
+
+def softmax_pattern(scores: Float[Tensor, "*batch head query key"]) -> Float[Tensor, "*batch head query key"]:
+    """Causal softmax of attention scores, whatever stands above the diagonal (0 in linear attention, -inf in softmax).
+
+    Makes linear attention comparable with softmax attention: the progress of this pattern is bounded by
+    what the scores prefer, not by how large they are.
+    """
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return scores.masked_fill(later, float("-inf")).softmax(-1)

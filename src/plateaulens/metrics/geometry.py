@@ -1,7 +1,11 @@
-"""Representation collapse: how parallel the hidden states of different outputs are."""
+"""How hidden states lie: parallel (collapse), of low rank, large or small.
 
+All take the states of one example's outputs, [..., out, d_model], and reduce the last two axes.
+"""
+
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -21,3 +25,37 @@ def mean_pairwise_cosine(hidden: Float[Tensor, "*batch out d_model"]) -> Float[T
     n = hidden.shape[-2]
     pairs = unit.sum(-2).square().sum(-1) - unit.square().sum((-2, -1))
     return pairs / (n * (n - 1)) if n > 1 else pairs * float("nan")
+
+
+def mean_cosine_of(
+    hidden: Float[Tensor, "*batch out d_model"], pairs: Bool[Tensor, "out out"]
+) -> Float[Tensor, "*batch"]:
+    """Mean of cos(h_i, h_j) over the pairs that `pairs` marks; without any, NaN."""
+    return (cosine_matrix(hidden) * pairs).sum((-2, -1)) / pairs.sum()
+
+
+def mean_norm(hidden: Float[Tensor, "*batch out d_model"]) -> Float[Tensor, "*batch"]:
+    """Mean Euclidean norm of the outputs' states (arXiv 2506.13688, figs 41 and 42)."""
+    return hidden.norm(dim=-1).mean(-1)
+
+
+def stable_rank(hidden: Float[Tensor, "*batch out d_model"]) -> Float[Tensor, "*batch"]:
+    r"""\|X\|_F^2 / \|X\|_2^2 with the states as rows (Rudelson and Vershynin 2007): between 1 and rank X."""
+    squares = torch.linalg.svdvals(hidden).square()
+    return squares.sum(-1) / squares[..., 0]
+
+
+def effective_rank(hidden: Float[Tensor, "*batch out d_model"]) -> Float[Tensor, "*batch"]:
+    """RankMe: exp of the entropy of the singular values' shares (Roy and Vetterli 2007; arXiv 2210.02885, eq. 1-2)."""
+    values = torch.linalg.svdvals(hidden)
+    return torch.special.entr(values / values.sum(-1, keepdim=True)).sum(-1).exp()
+
+
+def participation_ratio(hidden: Float[Tensor, "*batch out d_model"]) -> Float[Tensor, "*batch"]:
+    r"""(\sum_i l_i)^2 / \sum_i l_i^2 over the eigenvalues of the covariance of the outputs' states (Gao et al. 2017).
+
+    From traces, without an eigenvalue: with the centred states as rows of X, \|X\|_F^4 / \|X X^T\|_F^2.
+    """
+    centred = hidden - hidden.mean(-2, keepdim=True)
+    gram = centred @ centred.mT
+    return centred.square().sum((-2, -1)).square() / gram.square().sum((-2, -1))

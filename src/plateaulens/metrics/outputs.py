@@ -50,3 +50,28 @@ def sequence_entropy(
     counts = F.one_hot(values, d_vocab + 1)[..., :d_vocab].sum(-2)
     p = counts / valid.sum(-1, keepdim=True)
     return -(p * (p + 1e-6).log()).sum(-1)
+
+
+def sequence_log_prob(
+    logits: Float[Tensor, "*batch out d_vocab"], answers: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]
+) -> Float[Tensor, "*batch"]:
+    """Log p(the whole true answer), in nats: the sum over its tokens, teacher-forced.
+
+    Shows progress where no answer is right yet; the kind of smooth measure of arXiv 2304.15004.
+    """
+    log_p = logits.log_softmax(-1).gather(-1, answers.clamp(min=0)[..., None])[..., 0]
+    return (log_p * valid).sum(-1)
+
+
+def first_share(tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]) -> Float[Tensor, "*batch"]:
+    """alpha_1: share of tokens equal to the first one, itself included (arXiv 2506.13688, Repeat tasks)."""
+    return _masked_mean((tokens == tokens[..., :1]).float(), valid)
+
+
+def count_check(
+    tokens: Int[Tensor, "*batch out"], answers: Int[Tensor, "*batch out"], values: range
+) -> Float[Tensor, "*batch"]:
+    """Share of `values` that occur as often as they should (arXiv 2506.13688, permutation): is the multiset right?"""
+    of = torch.arange(values.start, values.stop, device=tokens.device)
+    counts = ((x[..., None] == of).sum(-2) for x in (tokens, answers))
+    return torch.eq(*counts).float().mean(-1)

@@ -5,11 +5,26 @@ from dataclasses import asdict
 from typing import Any
 
 from plateaulens._lookup import build, look_up
+from plateaulens.tasks.addition import Addition
 from plateaulens.tasks.base import Task
 from plateaulens.tasks.copying import Copy, Reverse
-from plateaulens.tasks.window_sum import MovingWindowSum
+from plateaulens.tasks.histogram import Histogram
+from plateaulens.tasks.permutation import Permutation
+from plateaulens.tasks.prefix_sum import PrefixSum
+from plateaulens.tasks.repeat import Repeat
+from plateaulens.tasks.window_sum import MovingWindowSum, WindowMix
 
-TASKS: dict[str, type[Task]] = {"mws": MovingWindowSum, "copy": Copy, "reverse": Reverse}
+TASKS: dict[str, type[Task]] = {
+    "mws": MovingWindowSum,
+    "mix": WindowMix,
+    "prefix": PrefixSum,
+    "addition": Addition,
+    "permutation": Permutation,
+    "histogram": Histogram,
+    "copy": Copy,
+    "reverse": Reverse,
+    "repeat": Repeat,
+}
 
 
 def task_to_json(task: Task) -> dict[str, Any]:
@@ -24,4 +39,18 @@ def task_from_json(values: Mapping[str, Any]) -> Task:
     return build(look_up("task", values["task"], TASKS), rest, f"task {values['task']!r}")
 
 
-__all__ = ["TASKS", "Copy", "MovingWindowSum", "Reverse", "Task", "task_from_json", "task_to_json"]
+__all__ = [
+    "TASKS",
+    "Addition",
+    "Copy",
+    "Histogram",
+    "MovingWindowSum",
+    "Permutation",
+    "PrefixSum",
+    "Repeat",
+    "Reverse",
+    "Task",
+    "WindowMix",
+    "task_from_json",
+    "task_to_json",
+]

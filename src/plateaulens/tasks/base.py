@@ -5,6 +5,7 @@ the easy ones, and what the loss is before and after the task is understood.
 """
 
 from dataclasses import dataclass
+from math import log
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from plateaulens._shapes import Batch
+
+Maps = tuple[Bool[Tensor, "#batch query key"] | None, ...]
 
 
 def generator(seed: int | torch.Generator, device: torch.device | str) -> torch.Generator:
@@ -72,11 +75,16 @@ class Task:
         targets = batch.targets.masked_fill(~batch.scored, -100)
         return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
 
-    def optimal_attention(self, batch: Batch | None = None) -> tuple[Bool[Tensor, "#batch query key"], ...] | None:
+    def optimal_attention(self, batch: Batch | None = None) -> Maps | None:
         """Where each layer of the task's shortest solution must look, or None if no such map is known.
 
-        One map a layer. Maps that differ from sample to sample need `batch`.
+        One map a layer, None for a layer of which nothing is known. Maps that differ from sample to
+        sample need `batch`.
         """
+        return None
+
+    def alternative_attention(self, batch: Batch | None = None) -> Maps | None:
+        """The maps of a second route to the solution, if there is one."""
         return None
 
     @property
@@ -85,9 +93,29 @@ class Task:
         return ()
 
     @property
+    def parts(self) -> dict[str, tuple[int, ...]]:
+        """Outputs (0-based) that belong together, by name; their accuracies are followed one by one."""
+        known = self.partial_positions
+        rest = tuple(i for i in range(self.n_out) if i not in known)
+        return {"partial solution": known, "the rest": rest} if known and rest else {"all": tuple(range(self.n_out))}
+
+    @property
     def collapse_positions(self) -> tuple[int, ...]:
         """Outputs (0-based) whose hidden states are compared; the partial solution's are left out."""
         return tuple(i for i in range(self.n_out) if i not in self.partial_positions)
+
+    @property
+    def collapse_groups(self) -> tuple[tuple[int, ...], ...]:
+        """The outputs among which pairs are formed: all of `collapse_positions`, unless the answer has equal parts.
+
+        A group of fewer than two has no pair, and its collapse is NaN.
+        """
+        return (self.collapse_positions,)
+
+    @property
+    def answer_values(self) -> range:
+        """Tokens that can be an answer."""
+        return range(self.d_vocab)
 
     def loss_floor(self) -> float | None:
         """All-position loss in nats once the task is solved, or None if not known."""
@@ -110,6 +138,97 @@ class Task:
         batch = self.sample(1, seed=seed)
         row, p = batch.tokens[0], self.prompt_len
         return f"prompt  {self.decode(row[:p])}\nanswer  {self.decode(row[p:])}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberTask(Task):
+    """`n` numbers, a separator, and an answer to each: the shape of most tasks of arXiv 2506.13688.
+
+    A subclass gives `values` (the prompt numbers), `separator`, `d_vocab` and `answer`.
+    """
+
+    n: int = 16
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1, f"{type(self).__name__} needs n >= 1 prompt numbers, got n={self.n}")
+
+    @property
+    def values(self) -> range:
+        """What a prompt number can be."""
+        raise NotImplementedError
+
+    @property
+    def separator(self) -> int:
+        """The token between prompt and answer."""
+        raise NotImplementedError
+
+    @property
+    def prompt_len(self) -> int:
+        return self.n + 1
+
+    @property
+    def n_out(self) -> int:
+        return self.n
+
+    def draw(self, n: int, rng: torch.Generator) -> Int[Tensor, "batch n"]:
+        """Prompt numbers: independent and uniform."""
+        return torch.randint(self.values.start, self.values.stop, (n, self.n), generator=rng, device=rng.device)
+
+    def answer(self, x: Int[Tensor, "batch n"]) -> Int[Tensor, "batch out"]:
+        """The true answers of prompt numbers `x`."""
+        raise NotImplementedError
+
+    def sample(self, n: int, *, seed: int | torch.Generator, device: torch.device | str = "cpu") -> Batch:
+        x = self.draw(n, generator(seed, device))
+        separator = torch.full((n, 1), self.separator, device=x.device)
+        return self.batch(torch.cat([x, separator], 1), self.answer(x))
+
+    def loss_floor(self) -> float:
+        """(n-1) ln |values| / targets: the random prompt numbers stay unpredictable."""
+        return (self.n - 1) * log(len(self.values)) / self.n_targets
+
+    def decode(self, tokens: Int[Tensor, " pos"]) -> str:
+        return " ".join("|" if t == self.separator else str(int(t)) for t in tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModularTask(NumberTask):
+    """Prompt numbers 1..p-1, answers modulo p, and token p as the separator.
+
+    Raises:
+        ValueError: unless n >= 1 and p >= 3.
+    """
+
+    p: int = 17
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.p >= 3, f"the modulus p must be at least 3 (numbers are 1..p-1), got p={self.p}")
+
+    @property
+    def values(self) -> range:
+        return range(1, self.p)
+
+    @property
+    def separator(self) -> int:
+        return self.p
+
+    @property
+    def d_vocab(self) -> int:
+        return self.p + 1
+
+    def sum_entropy(self, k: int) -> float:
+        """Entropy in nats of the sum of k uniform numbers from 1..p-1, modulo p, by exact convolution."""
+        counts = [1] + [0] * (self.p - 1)
+        for _ in range(k):
+            counts = [sum(counts) - c for c in counts]  # every residue but the same one: x is never 0 mod p
+        total = sum(counts)
+        return -sum(c / total * log(c / total) for c in counts if c)
+
+
+def permutations(n: int, size: int, rng: torch.Generator) -> Int[Tensor, "batch size"]:
+    """`n` random permutations of 0..size-1."""
+    return torch.rand(n, size, generator=rng, device=rng.device).argsort(1)
 
 
 def require(condition: bool, message: str) -> None:

@@ -3,16 +3,15 @@
 from dataclasses import dataclass
 from math import log
 
-import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from plateaulens._shapes import Batch
-from plateaulens.tasks.base import Task, generator, output_map, require
+from plateaulens.tasks.base import NumberTask, output_map, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class Copy(Task):
+class Copy(NumberTask):
     """Repeat the prompt numbers, drawn from 1..max_value; the separator is token 0.
 
     >>> print(Copy(n=5, max_value=9).example(seed=0))
@@ -23,21 +22,19 @@ class Copy(Task):
         ValueError: unless n >= 1 and max_value >= 2.
     """
 
-    n: int = 16
     max_value: int = 16
+    separator = 0
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
-        require(self.n >= 1, f"{name} needs n >= 1 prompt numbers, got n={self.n}")
-        require(self.max_value >= 2, f"{name} needs max_value >= 2 different numbers, got {self.max_value}")
+        super().__post_init__()
+        require(
+            self.max_value >= 2,
+            f"{type(self).__name__} needs max_value >= 2 different numbers, got max_value={self.max_value}",
+        )
 
     @property
-    def prompt_len(self) -> int:
-        return self.n + 1
-
-    @property
-    def n_out(self) -> int:
-        return self.n
+    def values(self) -> range:
+        return range(1, self.max_value + 1)
 
     @property
     def d_vocab(self) -> int:
@@ -47,24 +44,15 @@ class Copy(Task):
         """The prompt index that each answer copies."""
         return list(range(self.n))
 
-    def sample(self, n: int, *, seed: int | torch.Generator, device: torch.device | str = "cpu") -> Batch:
-        x = torch.randint(1, self.max_value + 1, (n, self.n), generator=generator(seed, device), device=device)
-        separator = torch.zeros(n, 1, dtype=torch.long, device=device)
-        return self.batch(torch.cat([x, separator], 1), x[:, self.order()])
+    def answer(self, x: Int[Tensor, "batch n"]) -> Int[Tensor, "batch out"]:
+        return x[:, self.order()]
 
     def optimal_attention(self, batch: Batch | None = None) -> tuple[Bool[Tensor, "1 query key"]]:
         return (output_map([(c,) for c in self.order()], self.prompt_len - 1, self.n_targets),)
 
-    def loss_floor(self) -> float:
-        """(n-1) ln(max_value) / 2n."""
-        return (self.n - 1) * log(self.max_value) / self.n_targets
-
     def loss_plateau(self) -> float:
         """(2n-1) ln(max_value) / 2n: nothing of the answer is known."""
         return (2 * self.n - 1) * log(self.max_value) / self.n_targets
-
-    def decode(self, tokens: Int[Tensor, " pos"]) -> str:
-        return " ".join("|" if t == 0 else str(int(t)) for t in tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
