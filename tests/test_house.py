@@ -28,6 +28,7 @@ FLOORS = {
     "analysis": 5,
     "plots": 6,
     "report": 6,
+    "papers": 7,
     "cli": 8,
 }
 NEIGHBOURS = {("measuring", "tracing"), ("recording", "runs"), ("report", "plots")}

@@ -58,6 +58,7 @@ _HOME = {
         "repetition",
         "sequence_log_prob",
         "softmax_progress",
+        "standard",
         "tf_accuracy",
     ),
     "hooked": ("AttentionPattern",),
@@ -65,7 +66,7 @@ _HOME = {
     "training": ("Step", "TrainConfig", "Training", "train"),
     "runs": ("Run",),
     "recording": ("record", "resume"),
-    "analysis": ("Plateau", "evolve", "find_plateau"),
+    "analysis": ("Plateau", "evolve", "find_plateau", "sharpness"),
     "report": ("write_report",),
 }
 _OF = {name: module for module, names in _HOME.items() for name in names}

@@ -3,6 +3,7 @@
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ import click
 
 from plateaulens import __version__
 
-SMALL = {"n": 8, "d_model": 64, "batch_size": 64, "lr": 1e-3}
+TASK_OPTIONS = ("n", "k", "p", "max_value", "mix", "compose", "no_repeat", "reverse")
+TRAIN_OPTIONS = (
+    *("steps", "batch_size", "lr", "optimizer", "momentum", "adam_lr", "schedule", "warmup", "decay"),
+    *("weight_decay", "grad_clip"),
+)
 
 
 class Group(click.Group):
@@ -52,17 +57,21 @@ option: Callable[..., Any] = partial(click.option, show_default=True)
 
 @main.command()
 @click.argument("task")
-@option("--steps", default=400, help="Optimiser updates.")
+@option("--steps", type=int, help="Optimiser updates.  [default: the paper's, 400 for mws]")
 @option("--seed", default=0, help="Of the initial weights and of the data.")
 @option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/TASK-SEED]")
 @option("--overwrite", is_flag=True, help="Rename a folder that is in the way.")
-@option("--small", is_flag=True, help="The quick setting: n=8, d_model 64, batch 64, lr 1e-3.")
-@option("--n", type=int, help="Prompt numbers of the task.")
-@option("--k", type=int, help="Window of mws.")
-@option("--p", type=int, help="Modulus of mws.")
-@option("--max-value", type=int, help="Largest number of copy and reverse.")
+@option("--small", is_flag=True, help="The quick setting: a shorter task, d_model 64, batch 64, lr 1e-3.")
+@option("--n", type=int, help="Prompt numbers of the task; digits of addition.")
+@option("--k", type=int, help="Window of mws; parts of repeat.")
+@option("--p", type=int, help="Modulus of mws, mix, prefix and repeat.")
+@option("--max-value", type=int, help="Largest number of copy, reverse and histogram.")
+@option("--mix", help="Segments of mix: 123_disjoint_454, 124_stair_653, ...")
+@option("--compose", type=int, help="How often permutation is applied.")
+@option("--no-repeat", is_flag=True, default=None, help="Draw the numbers of prefix without replacement.")
+@option("--reverse/--no-reverse", default=None, help="Digit order of addition's answer.")
 @option("--attention", default="linear", help="linear or softmax.")
-@option("--layers", "n_layers", default=1)
+@option("--layers", "n_layers", type=int, help="[default: what the task needs]")
 @option("--heads", "n_heads", default=1)
 @option("--d-model", type=int, help="Width.  [default: 256]")
 @option("--init-scale", default=1.0, help="Factor on all initial weights.")
@@ -82,7 +91,6 @@ option: Callable[..., Any] = partial(click.option, show_default=True)
 @option("--device", default="cpu", help="cpu, cuda or mps.")
 def train(
     task: str,
-    steps: int,
     seed: int,
     out: Path | None,
     overwrite: bool,
@@ -101,16 +109,13 @@ def train(
 
     import plateaulens as pl
     from plateaulens._lookup import build, look_up
+    from plateaulens.papers.plateau import RECIPES, SMALL
 
-    cls = look_up("task", task, pl.TASKS)
-    values = {name: value for name, value in {**(SMALL if small else {}), **_set(given)}.items()}
-    learner = build(cls, _take(values, ("n", "k", "p", "max_value")), f"task {task!r}")
-    train_names = (
-        *("batch_size", "lr", "optimizer", "momentum", "adam_lr", "schedule", "warmup", "decay"),
-        *("weight_decay", "grad_clip"),
-    )
-    cfg = pl.TrainConfig(steps=steps, seed=seed, **_take(values, train_names))
-    size = pl.ModelConfig.for_task(learner, seed=seed, **values)
+    recipe = look_up("task", task, SMALL if small else RECIPES)
+    values = _set(given)
+    learner = build(type(recipe.task), {**asdict(recipe.task), **_take(values, TASK_OPTIONS)}, f"task {task!r}")
+    cfg = replace(recipe.train, seed=seed, **_take(values, TRAIN_OPTIONS))
+    size = pl.ModelConfig.for_task(learner, seed=seed, **{**recipe.model, **values})
     if held < 1:
         raise ValueError(f"--held needs at least 1 prompt, got {held}")
     try:
@@ -146,6 +151,30 @@ def report(runs: tuple[Path, ...]) -> None:
 
     for run in [pl.Run(path) for path in runs]:
         click.echo(pl.write_report(run))
+
+
+@main.command()
+@click.argument("names", nargs=-1)
+@option("--out", default="runs/plateau", type=click.Path(path_type=Path), help="Folder of the runs.")
+@option("--seeds", default=3, help="Seeds 0, 1, ... of each.")
+@option("--small", is_flag=True, help="The small settings: minutes on a laptop instead of hours.")
+@option("--device", default="cpu", help="cpu, cuda or mps.")
+def reproduce(names: tuple[str, ...], out: Path, seeds: int, small: bool, device: str) -> None:
+    """Train the tasks of arXiv 2506.13688 (all, or those of NAMES) with their reports; call again to go on.
+
+    Example: plateaulens reproduce copy reverse --small --seeds 2 --out runs/plateau
+    """
+    import plateaulens as pl
+    from plateaulens.papers import plateau
+    from plateaulens.report import headline, plateau_of
+
+    try:
+        for name, run in plateau.reproduce(names, out, seeds=seeds, small=small, device=device):
+            click.echo(f"{name}: " + ", ".join(f"{k} {v}" for k, v in headline(run, plateau_of(run)).items()))
+            click.echo(pl.write_report(run))
+    except KeyboardInterrupt:
+        click.echo("stopped; the same command goes on", err=True)
+        sys.exit(130)
 
 
 @main.command()

@@ -316,6 +316,15 @@ MEASUREMENTS: dict[str, Measurement] = {
 STANDARD = (loss, answer_loss, accuracy, position_accuracy, repetition, collapse, attention_progress, entropy)
 
 
+def standard(batch: Batch) -> list[Measurement | str]:
+    """What a run records unless told otherwise: `STANDARD` and what the task itself names.
+
+    Attention progress is left out for a task without an optimal map.
+    """
+    mapped = batch.task.optimal_attention(batch[:1]) is not None
+    return [m for m in STANDARD if mapped or m is not attention_progress] + list(batch.task.watch)
+
+
 def named(measurement: Measurement | str) -> Measurement:
     """A measurement by name; functions pass through.
 

@@ -14,7 +14,7 @@ from typing import Any
 from plateaulens._shapes import Batch
 from plateaulens.hooked import active, device_of
 from plateaulens.interventions import from_json, intervene
-from plateaulens.measuring import STANDARD, Measurement, measure, resolve
+from plateaulens.measuring import Measurement, measure, resolve, standard
 from plateaulens.runs import Run
 from plateaulens.tasks import Task
 from plateaulens.training import Step, Training, held_interrupts, train
@@ -40,7 +40,7 @@ def record(
     training: Training,
     path: str | Path,
     held: Batch,
-    watch: Sequence[Measurement | str] = STANDARD,
+    watch: Sequence[Measurement | str] | None = None,
     *,
     every: Schedule = 5,
     save_every: Schedule = 50,
@@ -56,7 +56,7 @@ def record(
         training: from `train` or `fork`; it continues where it is.
         path: a new folder.
         held: the held-out batch.
-        watch: measurements, as functions or names.
+        watch: measurements, as functions or names; None is `standard(held)`.
         every: measure every so many steps, or at a list of steps.
         save_every: the same for checkpoints and states.
         until: stop after this step instead of at the end of the config.
@@ -67,7 +67,7 @@ def record(
         ValueError: for a bad schedule or an unknown measurement, before anything is written.
         FileExistsError: when the folder is not empty.
     """
-    functions = resolve(training.model, watch)
+    functions = resolve(training.model, standard(held) if watch is None else watch)
     plan = Plan(training.t, training.cfg.steps if until is None else until, _schedule(every), _schedule(save_every))
     if not plan.start <= plan.end <= training.cfg.steps:
         raise ValueError(

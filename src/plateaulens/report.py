@@ -66,7 +66,7 @@ def headline(run: Run, plateau: Plateau | None) -> dict[str, str]:
             lines["plateau loss"] = f"{on.median():.4f} (analytic {plateau.level:.4f})"
         lines["drop"] = "not seen" if plateau.drop is None else f"step {plateau.drop}"
     for name, label in (("collapse", "peak collapse"), ("repetition", "peak repetition")):
-        if name in metrics:
+        if name in metrics and metrics[name].notna().any():
             lines[label] = f"{metrics[name].max():.3f} at step {metrics[name].idxmax()}"
     if "accuracy" in metrics:
         lines["final accuracy"] = f"{metrics.accuracy.iloc[-1]:.3f}"

@@ -64,8 +64,8 @@ class ModelConfig:
 
     @classmethod
     def for_task(cls, task: Any, **fields: Any) -> "ModelConfig":
-        """A config whose vocabulary and context fit `task`; other fields by keyword."""
-        return cls(d_vocab=task.d_vocab, n_ctx=task.n_ctx, **fields)
+        """A config whose vocabulary and context fit `task`, with the layers its solution needs; fields by keyword."""
+        return cls(**{"d_vocab": task.d_vocab, "n_ctx": task.n_ctx, "n_layers": getattr(task, "depth", 1), **fields})
 
     def but(self, **fields: Any) -> "ModelConfig":
         """A copy with some fields changed."""

@@ -86,6 +86,10 @@ class Addition(Task):
         return range(self.n + 1) if self.reverse else range(self.n, -1, -1)
 
     @property
+    def watch(self) -> tuple[str, ...]:
+        return ("part_accuracy",)
+
+    @property
     def partial_positions(self) -> tuple[int, ...]:
         return (self.n if self.reverse else 0,)
 

@@ -58,6 +58,16 @@ class Task:
         """Next-token targets of a whole sequence."""
         return self.n_ctx - 1
 
+    @property
+    def watch(self) -> tuple[str, ...]:
+        """Names of measurements worth recording for this task, beside the standard ones."""
+        return ()
+
+    @property
+    def depth(self) -> int:
+        """Layers of the shortest solution known."""
+        return 1
+
     def sample(self, n: int, *, seed: int | torch.Generator, device: torch.device | str = "cpu") -> Batch:
         """`n` fresh sequences, a pure function of its arguments; drawn on `device`."""
         raise NotImplementedError

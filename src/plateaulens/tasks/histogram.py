@@ -45,6 +45,10 @@ class Histogram(NumberTask):
     def answer_values(self) -> range:
         return range(1, self.n + 1)
 
+    @property
+    def depth(self) -> int:
+        return 2
+
     def answer(self, x: Int[Tensor, "batch n"]) -> Int[Tensor, "batch out"]:
         return (x[:, :, None] == x[:, None, :]).sum(-1)
 

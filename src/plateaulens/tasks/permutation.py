@@ -50,6 +50,15 @@ class Permutation(Task):
     def answer_values(self) -> range:
         return range(self.n + 1, 2 * self.n + 1)
 
+    @property
+    def depth(self) -> int:
+        return self.compose + 1
+
+    @property
+    def watch(self) -> tuple[str, ...]:
+        layers = [f"attention_progress@{layer}" for layer in range(self.depth)]
+        return ("count_check", *layers, *(f"{name}:alternative" for name in layers if self.compose == 1))
+
     def sample(self, n: int, *, seed: int | torch.Generator, device: torch.device | str = "cpu") -> Batch:
         rng = generator(seed, device)
         x = torch.randint(self.n + 1, 2 * self.n + 1, (n, self.n), generator=rng, device=rng.device)

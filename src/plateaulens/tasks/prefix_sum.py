@@ -54,6 +54,10 @@ class PrefixSum(ModularTask):
         return (output_map(rows, self.prompt_len - 1, self.n_targets),)
 
     @property
+    def watch(self) -> tuple[str, ...]:
+        return ("tf_accuracy",)
+
+    @property
     def partial_positions(self) -> tuple[int, ...]:
         constant = (self.n - 1,) if self.no_repeat and self.n == self.p - 1 else ()
         return tuple(dict.fromkeys((0, *constant)))

@@ -48,6 +48,10 @@ class Repeat(ModularTask):
         return (output_map([(0,)] * self.n, self.prompt_len - 1, self.n_targets),)
 
     @property
+    def watch(self) -> tuple[str, ...]:
+        return ("alpha_1", *(("alpha_1_halves", "part_accuracy") if self.k > 1 else ()))
+
+    @property
     def parts(self) -> dict[str, tuple[int, ...]]:
         size = self.n // self.k
         return {f"part {j + 1}": tuple(range(j * size, (j + 1) * size)) for j in range(self.k)}

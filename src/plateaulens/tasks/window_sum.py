@@ -121,6 +121,10 @@ class WindowMix(ModularTask):
         return (output_map([tuple(w) for w in self.windows], self.prompt_len - 1, self.n_targets),)
 
     @property
+    def watch(self) -> tuple[str, ...]:
+        return "part_accuracy", "part_collapse"
+
+    @property
     def parts(self) -> dict[str, tuple[int, ...]]:
         ends = [0]
         for _, first, last in self.segments:
