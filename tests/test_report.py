@@ -98,9 +98,9 @@ def test_report_renders_in_chromium(page: Path, width: int, height: int, scheme:
         assert driver.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
         ink = driver.execute_script("return document.getElementById('dynamics').layout.font.color")
         assert ink == {"light": "#1c1c1e", "dark": "#ececf0"}[scheme]
-        z = "return document.getElementById('attention-0-0').data[0].z"
+        z = "return document.getElementById('attention').data[0].z"
         first = driver.execute_script(z)
-        driver.execute_async_script("Plotly.animate('attention-0-0', ['60']).then(arguments[0])")
+        driver.execute_async_script("Plotly.animate('attention', ['60']).then(arguments[0])")
         assert driver.execute_script(z) != first
     finally:
         driver.quit()

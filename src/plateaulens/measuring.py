@@ -18,7 +18,7 @@ from torch import Tensor
 from plateaulens import metrics
 from plateaulens._lookup import look_up, unknown
 from plateaulens._shapes import Batch
-from plateaulens.hooked import PATTERNS, n_layers
+from plateaulens.hooked import PATTERNS, matching, n_layers, sites
 from plateaulens.tracing import FINAL, Trace, trace
 
 Measurement = Callable[[Trace], Tensor]
@@ -141,14 +141,16 @@ def alpha_1_halves(t: Trace) -> Float[Tensor, "batch half"]:
 @reads("generated")
 def count_check(t: Trace) -> Float[Tensor, " batch"]:
     """Share of answer values that occur as often as in the true answer (arXiv 2506.13688, permutation)."""
-    return metrics.count_check(t.generated, t.truth("count_check"), t.batch.task.answer_values)
+    generated = t.generated.masked_fill(~t.valid, -1)
+    return metrics.count_check(generated, t.truth("count_check"), t.batch.task.answer_values)
 
 
 @reads("generated")
 def part_accuracy(t: Trace) -> Float[Tensor, "batch part"]:
     """Accuracy of each of the task's `parts`."""
-    right = t.generated.eq(t.truth("part_accuracy")).float()
-    return torch.stack([right[:, list(positions)].mean(-1) for positions in t.batch.task.parts.values()], -1)
+    columns = t.generated, t.truth("part_accuracy"), t.valid
+    parts = [list(positions) for positions in t.batch.task.parts.values()]
+    return torch.stack([metrics.accuracy(*(column[:, part] for column in columns)) for part in parts], -1)
 
 
 @reads(FINAL)
@@ -181,7 +183,8 @@ def at_site(metric: str, site: str) -> Measurement:
     """`metric` of the output rows at a hook, as a measurement named `METRIC@SITE`.
 
     Pairs are formed within the task's `collapse_groups`, which leave the partial solution out; the value
-    is the mean over pairs. The other metrics take the outputs of each group in the same way.
+    is the mean over pairs. The other metrics take the outputs of each group in the same way. A site is any
+    hook with positions on its second axis.
 
     Raises:
         ValueError: for an unknown metric.
@@ -194,6 +197,8 @@ def at_site(metric: str, site: str) -> Measurement:
         if t.batch.task is None:
             return function(hidden)
         groups = t.batch.task.collapse_groups  # equally large, so that their mean is the mean over pairs
+        if not all(groups):
+            return hidden.new_full((len(hidden),), float("nan"))
         return torch.stack([function(hidden[:, list(group)]) for group in groups]).mean(0)
 
     measured.__name__ = f"{metric}@{site}"
@@ -210,8 +215,13 @@ The task's partial-solution outputs are left out.
 
 
 def residual_sites(model: Any) -> list[str]:
-    """Where the residual stream is read: around the attention and after the MLP of each layer, and at the end."""
-    return [f"blocks.{layer}.{name}" for layer in range(n_layers(model)) for name in RESIDUAL] + [FINAL]
+    """Where the residual stream is read: around the attention and after the MLP of each layer, and at the end.
+
+    Models whose attention and MLP run in parallel (GPT-NeoX) have no place between the two.
+    """
+    names = [f"blocks.{layer}.{name}" for layer in range(n_layers(model)) for name in RESIDUAL] + [FINAL]
+    known = sites(model)
+    return [name for name in names if name in known]
 
 
 # Attention.
@@ -237,7 +247,7 @@ def attention_progress_global(t: Trace) -> Float[Tensor, ""]:
 
 @reads("blocks.*.attn.hook_attn_scores")
 def softmax_progress(t: Trace) -> Float[Tensor, " batch"]:
-    """Attention progress of the softmax of the scores: comparable between linear and softmax attention."""
+    """Attention progress of the causal softmax of the scores: comparable between linear and softmax attention."""
     patterns = {layer: metrics.softmax_pattern(scores) for layer, scores in _by_layer(t, "hook_attn_scores").items()}
     return torch.stack([metrics.attention_progress(patterns[i], omega) for i, omega in _attended(t).items()]).mean(0)
 
@@ -334,20 +344,37 @@ def named(measurement: Measurement | str) -> Measurement:
     if not isinstance(measurement, str):
         return measurement
     name, _, where = measurement.partition("@")
-    if not where:
-        return look_up("measurement", name, MEASUREMENTS)
-    if name == "attention_progress":
-        layer, _, route = where.partition(":")
-        if not layer.isdigit():
-            raise unknown("measurement", measurement, ["attention_progress@0", "attention_progress@0:alternative"])
+    if where and name in AT_SITES:
+        return at_site(name, where)
+    layer, _, route = where.partition(":")
+    if name == "attention_progress" and layer.isascii() and layer.isdigit():
         return attention_progress_at(int(layer), route or "optimal")
-    return at_site(name, where)
+    if name == "attention_progress" and where:
+        raise unknown("measurement", measurement, ["attention_progress@0", "attention_progress@0:alternative"])
+    if where:
+        raise unknown("measurement at a site", name, [*AT_SITES, "attention_progress"])
+    if name not in MEASUREMENTS:
+        raise unknown("measurement", name, [*MEASUREMENTS, *(f"{metric}@*" for metric in AT_SITES)])
+    return MEASUREMENTS[name]
 
 
 def resolve(model: Any, watch: Sequence[Measurement | str]) -> list[Measurement]:
-    """The functions that `watch` stands for on this model; `NAME@*` is every residual site."""
-    names: list[Measurement | str] = []
+    """The functions that `watch` stands for on this model, each once.
+
+    `NAME@GLOB` is every site that the glob matches, `NAME@*` every residual site.
+
+    Raises:
+        ValueError: for an unknown name, or two functions of one name.
+    """
+    found: dict[str, Measurement] = {}
     for m in watch:
-        everywhere = isinstance(m, str) and m.endswith("@*")
-        names.extend([f"{str(m)[:-1]}{site}" for site in residual_sites(model)] if everywhere else [m])
-    return [named(m) for m in names]
+        name, _, where = m.partition("@") if isinstance(m, str) else ("", "", "")
+        if name in AT_SITES and "*" in where:
+            where_to = residual_sites(model) if where == "*" else matching(model, [where])
+            functions = [at_site(name, site) for site in where_to]
+        else:
+            functions = [named(m)]
+        for f in functions:
+            if found.setdefault(f.__name__, f) is not f and not isinstance(m, str):
+                raise ValueError(f"two measurements are named {f.__name__!r}; give their functions different names")
+    return list(found.values())

@@ -29,13 +29,18 @@ def write_report(run: Run) -> Path:
     figures = {"dynamics": plots.dynamics(run, plateau)}
     if "position_accuracy" in metrics:
         figures["positions"] = plots.position_accuracy(run)
+    if "part_accuracy" in metrics and run.task is not None:
+        figures["parts"] = plots.part_accuracy(run)
+    if any(str(column).startswith("collapse@") for column in metrics):
+        figures["sites"] = plots.sites(run)
     samples: list[dict[str, Any]] = []
     if run.steps and run.task is not None:
         evolution = evolve(run, run.held()[:64])
         _, layers, heads = evolution.pattern.shape[:3]
-        for layer in range(layers):
-            for head in range(heads):
-                figures[f"attention-{layer}-{head}"] = plots.attention_map(evolution, layer, head)
+        if layers * heads == 1:
+            figures["attention"] = plots.attention_map(evolution)
+        else:
+            figures["layers"] = plots.layer_maps(evolution)
         figures["cosine"] = plots.cosine_map(evolution)
         samples = _samples(run, evolution, plateau)
     page = Environment(loader=PackageLoader("plateaulens"), autoescape=True).get_template("report.html.j2")
@@ -44,6 +49,7 @@ def write_report(run: Run) -> Path:
         headline=headline(run, plateau),
         figures={name: _json(figure) for name, figure in figures.items()},
         samples=samples,
+        heads=run.config["model"].get("n_heads", 1),
         provenance=_provenance(run),
         plotly=get_plotlyjs(),
     )

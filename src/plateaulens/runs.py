@@ -155,7 +155,7 @@ class Run:
         rows = []
         for number, line in enumerate(lines, 1):
             try:
-                rows.append({k: math.nan if v is None else v for k, v in json.loads(line).items()})
+                rows.append({name: _nan(value) for name, value in json.loads(line).items()})
             except json.JSONDecodeError as error:
                 raise ValueError(f"{path}, line {number}, is not JSON ({error}); repair or remove it") from error
         return rows
@@ -228,7 +228,7 @@ class Run:
     def held(self) -> Batch:
         """The held-out batch that was measured."""
         held = read_tensors(self.path / "held.safetensors")
-        return Batch(held["tokens"], held["out"], held["scored"], self.task, int(held["n_new"]))
+        return Batch(held["tokens"], held["out"], held["scored"], self.task, int(held.get("n_new", 0)))
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors of interventions, by digest."""
@@ -286,6 +286,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _nan(value: Any) -> Any:
+    """The inverse of what `_plain` does to NaN."""
+    if isinstance(value, list):
+        return [_nan(v) for v in value]
+    return math.nan if value is None else value
 
 
 def _git_hash() -> str | None:

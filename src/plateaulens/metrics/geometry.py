@@ -41,13 +41,13 @@ def mean_norm(hidden: Float[Tensor, "*batch out d_model"]) -> Float[Tensor, "*ba
 
 def stable_rank(hidden: Float[Tensor, "*batch out d_model"]) -> Float[Tensor, "*batch"]:
     r"""\|X\|_F^2 / \|X\|_2^2 with the states as rows (Rudelson and Vershynin 2007): between 1 and rank X."""
-    squares = torch.linalg.svdvals(hidden).square()
+    squares = torch.linalg.svdvals(hidden.float()).square()
     return squares.sum(-1) / squares[..., 0]
 
 
 def effective_rank(hidden: Float[Tensor, "*batch out d_model"]) -> Float[Tensor, "*batch"]:
     """RankMe: exp of the entropy of the singular values' shares (Roy and Vetterli 2007; arXiv 2210.02885, eq. 1-2)."""
-    values = torch.linalg.svdvals(hidden)
+    values = torch.linalg.svdvals(hidden.float())
     return torch.special.entr(values / values.sum(-1, keepdim=True)).sum(-1).exp()
 
 
@@ -57,5 +57,6 @@ def participation_ratio(hidden: Float[Tensor, "*batch out d_model"]) -> Float[Te
     From traces, without an eigenvalue: with the centred states as rows of X, \|X\|_F^4 / \|X X^T\|_F^2.
     """
     centred = hidden - hidden.mean(-2, keepdim=True)
+    centred = centred / centred.abs().amax((-2, -1), keepdim=True)  # fourth powers leave float32 early
     gram = centred @ centred.mT
     return centred.square().sum((-2, -1)).square() / gram.square().sum((-2, -1))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def _masked_mean(values: Float[Tensor, "*batch out"], mask: Bool[Tensor, "*batch out"]) -> Float[Tensor, "*batch"]:
-    return (values * mask).sum(-1) / mask.sum(-1)
+    return values.where(mask, 0.0).sum(-1) / mask.sum(-1)
 
 
 def cross_entropy(
@@ -60,7 +60,7 @@ def sequence_log_prob(
     Shows progress where no answer is right yet; the kind of smooth measure of arXiv 2304.15004.
     """
     log_p = logits.log_softmax(-1).gather(-1, answers.clamp(min=0)[..., None])[..., 0]
-    return (log_p * valid).sum(-1)
+    return log_p.where(valid, 0.0).sum(-1)
 
 
 def first_share(tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]) -> Float[Tensor, "*batch"]:

@@ -139,19 +139,17 @@ def reproduce(
 def summary(run: Run) -> dict[str, Any]:
     """A run in numbers; None for what it did not reach.
 
-    The plateau loss is the median over measurements from 30 % of the way to the first step with accuracy
-    above 0.3; the loss leaves the plateau by the rule of `find_plateau`.
+    The plateau, from its start until the loss leaves it, is that of `find_plateau`; its losses are medians.
     """
     m = run.metrics
-    half = first_crossing(m.accuracy, 0.5)
-    before = m.loc[: first_crossing(m.accuracy, 0.3)].iloc[:-1]
-    on = before.loc[0.3 * before.index[-1] :] if len(before) else before
+    plateau, half = find_plateau(run), first_crossing(m.accuracy, 0.5)
+    on = m.loc[plateau.start : plateau.end] if plateau.start is not None else m.iloc[:0]
     peak = m.collapse.idxmax() if m.collapse.notna().any() else None
     values: dict[str, Any] = {"seed": run.config["model"]["seed"]}
     if peak is not None:
         values["collapse < 0.9"] = first_crossing(m.collapse.loc[peak:], 0.9, above=False)
-    plateau = find_plateau(run)
     values |= {
+        "plateau from": plateau.start,
         "loss leaves": plateau.end,
         "acc > 0.5": half,
         "acc > 0.95": first_crossing(m.accuracy, 0.95),

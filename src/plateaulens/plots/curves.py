@@ -1,21 +1,36 @@
 """Curves over training."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
+from jaxtyping import Float
 
-from plateaulens.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, styled
+from plateaulens.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALETTE,
+    PURPLE,
+    RED,
+    SKY,
+    distinct,
+    stacked,
+    stacked_style,
+    styled,
+)
 
 # Panel title -> columns with their colours; a panel without any recorded column is left out.
 PANELS: dict[str, dict[str, str]] = {
     "loss (nats)": {"loss": BLUE, "answer_loss": ORANGE},
-    "accuracy": {"accuracy": GREEN},
-    "repetition and collapse": {"repetition": ORANGE, "collapse": RED},
+    "accuracy": {"accuracy": GREEN, "count_check": SKY},
+    "repetition and collapse": {"repetition": ORANGE, "collapse": RED, "alpha_1": BLUE},
     "attention progress": {"attention_progress": PURPLE},
 }
+IN_NATS = ("loss", "answer_loss", "train_loss", "entropy", "sequence_log_prob")
 
 
 def frame(run: Any) -> pd.DataFrame:
@@ -23,30 +38,62 @@ def frame(run: Any) -> pd.DataFrame:
     return run if isinstance(run, pd.DataFrame) else run.metrics
 
 
-def dynamics(run: Any, plateau: Any = None) -> go.Figure:
+def title_of(column: str) -> str:
+    """A column's name with its unit."""
+    return f"{column} (nats)" if column in IN_NATS else column
+
+
+def panels_of(columns: Iterable[str]) -> dict[str, dict[str, dict[str, str]]]:
+    """Panel title -> the lines of those `columns` that have a place in PANELS, with `attention_progress@LAYER`."""
+    columns = list(columns)
+    panels = {title: {c: {"color": k} for c, k in cs.items() if c in columns} for title, cs in PANELS.items()}
+    others = [colour for colour in PALETTE if colour != PURPLE]
+    layers: list[str] = []
+    for name in (c for c in columns if c.startswith("attention_progress@")):
+        layer, _, route = name.partition("@")[2].partition(":")
+        if layer not in layers:
+            layers.append(layer)
+        line = distinct(layers.index(layer), others)
+        panels["attention progress"][name] = {**line, "dash": "dash"} if route else line
+    return {title: lines for title, lines in panels.items() if lines}
+
+
+def require_numbers(metrics: pd.DataFrame, column: str) -> None:
+    """Raise ValueError unless `column` was recorded and has one number a step."""
+    if column not in metrics:
+        raise ValueError(f"{column} was not recorded; add it to the watch list, or choose from {list(metrics)}")
+    if metrics[column].map(np.ndim).gt(0).any():
+        raise ValueError(f"{column} has a list at each step, not a number; draw it with position_ or part_accuracy")
+
+
+def dynamics(run: Any, plateau: Any = None, extra: Sequence[str] = ()) -> go.Figure:
     """Loss, accuracy, repetition, collapse and attention progress on one time axis.
+
+    `count_check`, `alpha_1` and `attention_progress@LAYER` are drawn when they were recorded, the second
+    route (`attention_progress@LAYER:alternative`) dashed.
 
     Args:
         run: a Run or a metrics frame.
         plateau: from `find_plateau`; shades the plateau and draws its level, the floor and the drop.
+        extra: more columns, each in a panel of its own: `entropy`, `sequence_log_prob` or any other.
 
     Raises:
-        ValueError: when nothing was recorded that belongs into a panel.
+        ValueError: when nothing was recorded that belongs into a panel, or an extra column was not.
     """
     metrics = frame(run)
-    panels = {title: {c: k for c, k in cs.items() if c in metrics} for title, cs in PANELS.items()}
-    panels = {title: columns for title, columns in panels.items() if columns}
+    panels = list(panels_of(map(str, metrics)).items())
+    for name in extra:
+        require_numbers(metrics, name)
+        panels.append((title_of(name), {name: {"color": SKY}}))
     if not panels:
         raise ValueError(f"nothing to draw: recorded columns are {list(metrics)}")
-    figure = make_subplots(len(panels), 1, shared_xaxes=True, subplot_titles=list(panels), vertical_spacing=0.07)
-    for row, columns in enumerate(panels.values(), 1):
-        for name, colour in columns.items():
-            line = go.Scatter(x=metrics.index, y=metrics[name], name=name, mode="lines", line={"color": colour})
-            figure.add_trace(line, row, 1)
+    figure = stacked([title for title, _ in panels])
+    for row, (_, lines) in enumerate(panels, 1):
+        for name, line in lines.items():
+            figure.add_trace(go.Scatter(x=metrics.index, y=metrics[name], name=name, mode="lines", line=line), row, 1)
     if plateau is not None:
         _mark(figure, plateau, int(metrics.index.max()))
-    figure.update_xaxes(title="step", row=len(panels), col=1)
-    return styled(figure, height=170 * len(panels) + 90, legend={"orientation": "h", "y": -0.1}, hovermode="x unified")
+    return stacked_style(figure, len(panels), hovermode="x unified")
 
 
 def _mark(figure: go.Figure, plateau: Any, last: int) -> None:
@@ -67,14 +114,47 @@ def position_accuracy(run: Any) -> go.Figure:
     Raises:
         ValueError: when `position_accuracy` was not recorded.
     """
-    metrics = frame(run)
-    if "position_accuracy" not in metrics:
-        raise ValueError("position_accuracy was not recorded; add pl.position_accuracy to the watch list")
-    rows = np.stack([np.asarray(row, dtype=float) for row in metrics["position_accuracy"]])
-    heat = go.Heatmap(
-        z=rows.T, x=metrics.index, y=np.arange(1, rows.shape[1] + 1), zmin=0, zmax=1, colorscale="Viridis"
-    )
+    steps, rows = _rows(frame(run), "position_accuracy")
+    heat = go.Heatmap(z=rows.T, x=steps, y=np.arange(1, rows.shape[1] + 1), zmin=0, zmax=1, colorscale="Viridis")
     figure = go.Figure(heat)
     figure.update_xaxes(title="step")
     figure.update_yaxes(title="answer position", autorange="reversed")
     return styled(figure, height=360, title="accuracy by answer position")
+
+
+def part_accuracy(run: Any, task: Any = None) -> go.Figure:
+    """Accuracy of each of the task's `parts` over training, a line per part.
+
+    Args:
+        run: a Run, or a metrics frame together with `task`.
+        task: names the parts; the run's own task unless given.
+
+    Raises:
+        ValueError: when `part_accuracy` was not recorded, no task is known, or its parts are not those recorded.
+    """
+    steps, rows = _rows(frame(run), "part_accuracy")
+    task = getattr(run, "task", None) if task is None else task
+    if task is None:
+        raise ValueError("the parts have no names: this run knows no task; pass task=")
+    names = list(task.parts)
+    if len(names) != rows.shape[1]:
+        raise ValueError(
+            f"{rows.shape[1]} parts were recorded, but {task!r} has {len(names)} ({names}); "
+            "pass task= the task that the run was measured on"
+        )
+    figure = go.Figure()
+    for i, name in enumerate(names):
+        figure.add_scatter(x=steps, y=rows[:, i], name=name, mode="lines", line=distinct(i))
+    figure.update_xaxes(title="step")
+    figure.update_yaxes(title="accuracy", range=[-0.02, 1.02])
+    title = "accuracy by part of the answer"
+    legend = {"orientation": "h", "y": -0.4}
+    return styled(figure, height=360, title=title, hovermode="x unified", legend=legend, showlegend=True)
+
+
+def _rows(metrics: pd.DataFrame, column: str) -> tuple[pd.Index, Float[np.ndarray, "step part"]]:
+    """The steps at which a list was recorded, and the lists."""
+    lists = metrics[column].dropna() if column in metrics else pd.Series(dtype=object)
+    if lists.empty:
+        raise ValueError(f"{column} was not recorded; add pl.{column} to the watch list")
+    return lists.index, np.stack([np.asarray(row, dtype=float) for row in lists])

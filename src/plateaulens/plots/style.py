@@ -1,12 +1,35 @@
 """One look for all figures: transparent, readable on light and on dark, safe for colour-blind eyes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 # Okabe and Ito's palette.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#888888"
+SKY = "#56b4e9"
+PALETTE = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY)
+DASHES = ("solid", "dot", "dashdot", "longdash")
 GRID = "rgba(128,128,128,0.25)"
+
+
+def distinct(i: int, palette: Sequence[str] = PALETTE) -> dict[str, str]:
+    """The i-th line style: another colour each time, and another dash when the colours are used up."""
+    return {"color": palette[i % len(palette)], "dash": DASHES[i // len(palette) % len(DASHES)]}
+
+
+def stacked(titles: Sequence[str], **axes: Any) -> go.Figure:
+    """Empty panels, one above the other, with one time axis."""
+    spacing = 0.28 / len(titles)  # the same distance in pixels for any number of panels
+    return make_subplots(len(titles), 1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=spacing, **axes)
+
+
+def stacked_style(figure: go.Figure, panels: int, x: str = "step", **layout: Any) -> go.Figure:
+    """The look of `stacked` panels: time below the last one, then the legend."""
+    figure.update_xaxes(title=x, row=panels, col=1)
+    legend = {"orientation": "h", "y": -0.4 / panels}
+    return styled(figure, height=170 * panels + 90, legend=legend, **layout)
 
 
 def styled(figure: go.Figure, **layout: Any) -> go.Figure:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import log
 
+import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -40,15 +41,12 @@ class Copy(NumberTask):
     def d_vocab(self) -> int:
         return self.max_value + 1
 
-    def order(self) -> list[int]:
-        """The prompt index that each answer copies."""
-        return list(range(self.n))
-
     def answer(self, x: Int[Tensor, "batch n"]) -> Int[Tensor, "batch out"]:
-        return x[:, self.order()]
+        return x
 
     def optimal_attention(self, batch: Batch | None = None) -> tuple[Bool[Tensor, "1 query key"]]:
-        return (output_map([(c,) for c in self.order()], self.prompt_len - 1, self.n_targets),)
+        keys = self.answer(torch.arange(self.n)[None])[0].tolist()
+        return (output_map([(key,) for key in keys], self.prompt_len - 1, self.n_targets),)
 
     def loss_plateau(self) -> float:
         """(2n-1) ln(max_value) / 2n: nothing of the answer is known."""
@@ -64,5 +62,5 @@ class Reverse(Copy):
     answer  8 7 3 1 9
     """
 
-    def order(self) -> list[int]:
-        return list(range(self.n))[::-1]
+    def answer(self, x: Int[Tensor, "batch n"]) -> Int[Tensor, "batch out"]:
+        return x.flip(1)
