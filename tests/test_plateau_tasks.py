@@ -307,7 +307,7 @@ def unknown(task, prompts):
         case Addition():
             return sum(map(entropy, columns[:-1] if task.reverse else columns[1:]))
         case Permutation():
-            return task.n * sum(entropy(prompt[: task.n]) for prompt in prompts) / len(prompts)
+            return entropy(map(tuple, answers)) - entropy(tuple(sorted(y)) for y in answers)  # the order alone
         case Histogram():
             return sum(map(entropy, columns))
         case Repeat():

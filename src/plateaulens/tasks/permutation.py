@@ -100,15 +100,15 @@ class Permutation(Task):
         return ((self.n - 1) * log(self.n) + lgamma(self.n + 1)) / self.n_targets
 
     def loss_plateau(self) -> float:
-        """The floor plus, for each answer, the entropy of a value drawn from those in the prompt.
+        """The floor plus the entropy of the answer when only its multiset is known.
 
-        That is the level of a model that knows which values occur and how often, but not their order:
-        the expected entropy of the shares of n uniform draws from n values.
+        That is E ln(n! / (m_1! m_2! ...)) over the multiplicities m of n uniform draws from n values: a
+        model that knows which values occur and how often, crosses off what it has written, but not their order.
         """
         n = self.n
         share = [comb(n, m) * (1 / n) ** m * (1 - 1 / n) ** (n - m) for m in range(n + 1)]
-        entropy = -n * sum(share[m] * m / n * log(m / n) for m in range(1, n + 1))
-        return self.loss_floor() + n * entropy / self.n_targets
+        entropy = lgamma(n + 1) - n * sum(p * lgamma(m + 1) for m, p in enumerate(share))
+        return self.loss_floor() + entropy / self.n_targets
 
     def decode(self, tokens: Int[Tensor, " pos"]) -> str:
         return " ".join("|" if t == 0 else str(int(t)) for t in tokens)
