@@ -19,6 +19,7 @@ FLOORS = {
     "files": 1,
     "models": 2,
     "tracing": 2,
+    "measurements": 2,
     "measuring": 2,
     "interventions": 2,
     "training": 3,
@@ -31,7 +32,19 @@ FLOORS = {
     "papers": 7,
     "cli": 8,
 }
-NEIGHBOURS = {("measuring", "tracing"), ("recording", "runs"), ("report", "plots")}
+NEIGHBOURS = {
+    ("measurements", "tracing"),
+    ("measuring", "tracing"),
+    ("measuring", "measurements"),
+    ("recording", "runs"),
+    ("report", "plots"),
+}
+    ("measurements", "tracing"),
+    ("measuring", "tracing"),
+    ("measuring", "measurements"),
+    ("recording", "runs"),
+    ("report", "plots"),
+}
 NOT_ALLOWED = {room: {"transformer_lens", "transformers"} for room in ("tasks", "metrics", "_shapes", "_lookup")}
 FILES = sorted(p.relative_to(SRC) for p in SRC.rglob("*.py") if p != SRC / "__init__.py")
 
@@ -73,7 +86,7 @@ def test_a_module_imports_only_from_lower_floors(path):
 
 
 CASES = [
-    ("tasks/x.py", "from plateaulens.measuring import loss", True),
+    ("tasks/x.py", "from plateaulens.measurements import loss", True),
     ("metrics/x.py", "def f():\n    import transformer_lens.hook_points", True),
     ("tracing.py", "from plateaulens import interventions", True),
     ("tracing.py", "from plateaulens import metrics", False),
@@ -114,7 +127,7 @@ def test_every_public_name_is_there(name):
     assert getattr(pl, name) is not None and name in dir(pl)
 
 
-@pytest.mark.parametrize("first", ["pl.measure", "pl.record", "from plateaulens.measuring import loss"])
+@pytest.mark.parametrize("first", ["pl.measure", "pl.record", "from plateaulens.measurements import loss"])
 def test_public_names_do_not_depend_on_what_was_used_first(first):
     code = f"import plateaulens as pl\n{first}\nassert callable(pl.trace), pl.trace"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

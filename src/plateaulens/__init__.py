@@ -34,7 +34,7 @@ _HOME = {
     "models.transformer": ("Transformer",),
     "models.convert": ("from_tl", "to_tl"),
     "tracing": ("Trace", "greedy_decode", "trace"),
-    "measuring": (
+    "measurements": (
         "MEASUREMENTS",
         "STANDARD",
         "accuracy",
@@ -50,7 +50,6 @@ _HOME = {
         "count_check",
         "entropy",
         "loss",
-        "measure",
         "part_accuracy",
         "part_collapse",
         "position_accuracy",
@@ -58,9 +57,9 @@ _HOME = {
         "repetition",
         "sequence_log_prob",
         "softmax_progress",
-        "standard",
         "tf_accuracy",
     ),
+    "measuring": ("measure", "standard"),
     "hooked": ("AttentionPattern",),
     "interventions": ("FixAttention", "ScaleAttention", "intervene"),
     "training": ("Step", "TrainConfig", "Training", "train"),

@@ -14,7 +14,8 @@ from typing import Any
 from plateaulens._shapes import Batch
 from plateaulens.hooked import active, device_of
 from plateaulens.interventions import from_json, intervene
-from plateaulens.measuring import Measurement, measure, resolve, standard
+from plateaulens.measurements import Measurement
+from plateaulens.measuring import measure, resolve, standard
 from plateaulens.runs import Run
 from plateaulens.tasks import Task
 from plateaulens.training import Step, Training, held_interrupts, train

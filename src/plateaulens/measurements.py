@@ -1,0 +1,268 @@
+"""The named measurements: functions of a `Trace` that state what they read.
+
+Teacher-forced, except those that read what the model generates greedily: accuracy, position_accuracy,
+part_accuracy, repetition, entropy, alpha_1 and count_check. Each gives one value or one row a prompt.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from plateaulens import metrics
+from plateaulens._lookup import look_up
+from plateaulens.hooked import PATTERNS
+from plateaulens.tracing import FINAL, Trace
+
+Measurement = Callable[[Trace], Tensor]
+
+
+def reads(*names: str) -> Callable[[Measurement], Measurement]:
+    """State what a measurement needs of the trace: hook names or globs, "outputs", "generated"."""
+
+    def mark(function: Measurement) -> Measurement:
+        function.reads = names  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+@reads("outputs")
+def loss(t: Trace) -> Float[Tensor, " batch"]:
+    """Mean next-token cross-entropy in nats over all scored targets, random prompt tokens included."""
+    t.truth("loss")
+    return metrics.cross_entropy(t.outputs, t.batch.targets, t.batch.scored)
+
+
+@reads("outputs")
+def answer_loss(t: Trace) -> Float[Tensor, " batch"]:
+    """Mean cross-entropy in nats over the answer tokens only."""
+    return metrics.cross_entropy(t.at_out(t.outputs), t.truth("answer_loss"), t.valid)
+
+
+@reads("outputs")
+def tf_accuracy(t: Trace) -> Float[Tensor, " batch"]:
+    """Share of right answer tokens with teacher forcing."""
+    return metrics.accuracy(t.at_out(t.outputs).argmax(-1), t.truth("tf_accuracy"), t.valid)
+
+
+@reads("generated")
+def accuracy(t: Trace) -> Float[Tensor, " batch"]:
+    """Share of right answer tokens under greedy decoding (arXiv 2506.13688)."""
+    return metrics.accuracy(t.generated, t.truth("accuracy"), t.valid)
+
+
+@reads("generated")
+def position_accuracy(t: Trace) -> Float[Tensor, "batch out"]:
+    """Whether each answer token is right under greedy decoding; NaN where an example has fewer."""
+    right = t.generated.eq(t.truth("position_accuracy")).float()
+    return right.masked_fill(~t.valid, float("nan"))
+
+
+@reads("generated")
+def repetition(t: Trace) -> Float[Tensor, " batch"]:
+    """Repetition frequency rho of the generated answer: share of equal neighbours (arXiv 2506.13688)."""
+    return metrics.repetition_frequency(t.generated, t.valid)
+
+
+@reads("generated")
+def entropy(t: Trace) -> Float[Tensor, " batch"]:
+    """Entropy in nats of the token values within the generated answer (arXiv 2506.13688)."""
+    return metrics.sequence_entropy(t.generated, t.valid, t.d_vocab)
+
+
+@reads("outputs")
+def sequence_log_prob(t: Trace) -> Float[Tensor, " batch"]:
+    """Log p(the whole true answer), in nats: progress far below one right answer in a hundred is visible."""
+    return metrics.sequence_log_prob(t.at_out(t.outputs), t.truth("sequence_log_prob"), t.valid)
+
+
+@reads("generated")
+def alpha_1(t: Trace) -> Float[Tensor, " batch"]:
+    """Share of generated answers equal to the first one (arXiv 2506.13688, Repeat tasks)."""
+    return metrics.first_share(t.generated, t.valid)
+
+
+@reads("generated")
+def alpha_1_halves(t: Trace) -> Float[Tensor, "batch half"]:
+    """The same within the first and within the second half of the answer (arXiv 2506.13688, Repeat_4)."""
+    halves = zip(t.generated.tensor_split(2, 1), t.valid.tensor_split(2, 1), strict=True)
+    return torch.stack([metrics.first_share(tokens, valid) for tokens, valid in halves], -1)
+
+
+@reads("generated")
+def count_check(t: Trace) -> Float[Tensor, " batch"]:
+    """Share of answer values that occur as often as in the true answer (arXiv 2506.13688, permutation)."""
+    generated = t.generated.masked_fill(~t.valid, -1)
+    return metrics.count_check(generated, t.truth("count_check"), t.batch.task.answer_values)
+
+
+@reads("generated")
+def part_accuracy(t: Trace) -> Float[Tensor, "batch part"]:
+    """Accuracy of each of the task's `parts`."""
+    columns = t.generated, t.truth("part_accuracy"), t.valid
+    parts = [list(positions) for positions in t.batch.task.parts.values()]
+    return torch.stack([metrics.accuracy(*(column[:, part] for column in columns)) for part in parts], -1)
+
+
+@reads(FINAL)
+def part_collapse(t: Trace) -> Float[Tensor, "batch part"]:
+    """Mean cosine of the pairs whose earlier output lies in each of the task's `parts` (arXiv 2506.13688, mixes)."""
+    t.truth("part_collapse")
+    hidden = t.at_out(t.cache[FINAL])
+    later = torch.ones(2 * hidden.shape[1:2], dtype=torch.bool, device=hidden.device).triu(1)
+    values = []
+    for positions in t.batch.task.parts.values():
+        earlier = torch.zeros_like(later)
+        earlier[list(positions)] = True
+        values.append(metrics.mean_cosine_of(hidden, later & earlier))
+    return torch.stack(values, -1)
+
+
+# At sites.
+
+AT_SITES: dict[str, Callable[[Tensor], Tensor]] = {
+    "collapse": metrics.mean_pairwise_cosine,
+    "norm": metrics.mean_norm,
+    "stable_rank": metrics.stable_rank,
+    "effective_rank": metrics.effective_rank,
+    "participation_ratio": metrics.participation_ratio,
+}
+
+
+def at_site(metric: str, site: str) -> Measurement:
+    """`metric` of the output rows at a hook, as a measurement named `METRIC@SITE`.
+
+    Pairs are formed within the task's `collapse_groups`, which leave the partial solution out; the value
+    is the mean over pairs. The other metrics take the outputs of each group in the same way. A site is any
+    hook with positions on its second axis.
+
+    Raises:
+        ValueError: for an unknown metric.
+    """
+    function = look_up("metric of hidden states", metric, AT_SITES)
+
+    @reads(site)
+    def measured(t: Trace) -> Float[Tensor, " batch"]:
+        hidden = t.at_out(t.cache[site].flatten(2))
+        if t.batch.task is None:
+            return function(hidden)
+        groups = t.batch.task.collapse_groups  # equally large, so that their mean is the mean over pairs
+        if not all(groups):
+            return hidden.new_full((len(hidden),), float("nan"))
+        return torch.stack([function(hidden[:, list(group)]) for group in groups]).mean(0)
+
+    measured.__name__ = f"{metric}@{site}"
+    measured.__doc__ = f"{function.__name__} of the output rows at {site}."
+    return measured
+
+
+collapse = at_site("collapse", FINAL)
+collapse.__name__ = "collapse"
+collapse.__doc__ = """Mean pairwise cosine of the output rows after the final norm (arXiv 2506.13688).
+
+The task's partial-solution outputs are left out.
+"""
+
+
+# Attention.
+
+
+@reads(PATTERNS)
+def attention_progress(t: Trace) -> Float[Tensor, " batch"]:
+    """Share of attention on the task's optimal map (APM), per sample (arXiv 2506.13688).
+
+    A task with fewer maps than the model has layers is compared with the last layers, as the paper's
+    code does. With several maps the value is their mean.
+    """
+    patterns = _by_layer(t, "hook_pattern")
+    return torch.stack([metrics.attention_progress(patterns[i], omega) for i, omega in _attended(t).items()]).mean(0)
+
+
+@reads(PATTERNS)
+def attention_progress_global(t: Trace) -> Float[Tensor, ""]:
+    """The same share with sums over the batch taken before dividing."""
+    patterns, maps = _by_layer(t, "hook_pattern"), _attended(t)
+    return torch.stack([metrics.attention_progress_global(patterns[i], omega) for i, omega in maps.items()]).mean()
+
+
+@reads("blocks.*.attn.hook_attn_scores")
+def softmax_progress(t: Trace) -> Float[Tensor, " batch"]:
+    """Attention progress of the causal softmax of the scores: comparable between linear and softmax attention."""
+    patterns = {layer: metrics.softmax_pattern(scores) for layer, scores in _by_layer(t, "hook_attn_scores").items()}
+    return torch.stack([metrics.attention_progress(patterns[i], omega) for i, omega in _attended(t).items()]).mean(0)
+
+
+@reads(PATTERNS)
+def attention_sink(t: Trace) -> Float[Tensor, " batch"]:
+    """Share of the answers' attention on the prompt's last two tokens, mean over layers (arXiv 2506.13688, code)."""
+    rows, end = t.batch.out[0], t.batch.prompt_len
+    patterns = _by_layer(t, "hook_pattern").values()
+    sinks = torch.zeros(next(iter(patterns)).shape[-2:], dtype=torch.bool, device=rows.device)
+    sinks[rows, end - 2 : end] = True
+    return torch.stack([metrics.attention_progress(pattern, sinks) for pattern in patterns]).mean(0)
+
+
+def attention_progress_at(layer: int, route: str = "optimal") -> Measurement:
+    """Attention progress of one layer, as `attention_progress@LAYER`; `@LAYER:alternative` takes the second route.
+
+    Raises:
+        ValueError: for an unknown route; when measured, for a layer of which the task knows no map.
+    """
+    look_up("route", route, ROUTES)
+
+    @reads(f"blocks.{layer}.attn.hook_pattern")
+    def measured(t: Trace) -> Float[Tensor, " batch"]:
+        maps = _attended(t, route)
+        if layer not in maps:
+            raise ValueError(f"{t.batch.task!r} has no {route} map for layer {layer}, only for {sorted(maps)}")
+        return metrics.attention_progress(t.cache[f"blocks.{layer}.attn.hook_pattern"], maps[layer])
+
+    measured.__name__ = f"attention_progress@{layer}" + ("" if route == "optimal" else f":{route}")
+    return measured
+
+
+ROUTES = {"optimal": "optimal_attention", "alternative": "alternative_attention"}
+
+
+def _by_layer(t: Trace, hook: str) -> dict[int, Tensor]:
+    return {layer: t.cache[f"blocks.{layer}.attn.{hook}"] for layer in range(t.n_layers)}
+
+
+def _attended(t: Trace, route: str = "optimal") -> dict[int, Tensor]:
+    """Layer -> the task's map there."""
+    maps = getattr(t.batch.task, ROUTES[route])(t.batch) if t.batch.task is not None else None
+    if maps is None:
+        raise ValueError(f"attention_progress needs a task with an {route} map; {t.batch.task!r} has none")
+    if len(maps) > t.n_layers:
+        raise ValueError(f"{t.batch.task!r} has {len(maps)} maps and the model {t.n_layers} layers; use a deeper model")
+    pairs = enumerate(maps, t.n_layers - len(maps))
+    return {layer: omega.to(t.batch.tokens.device) for layer, omega in pairs if omega is not None}
+
+
+MEASUREMENTS: dict[str, Measurement] = {
+    f.__name__: f
+    for f in (
+        loss,
+        answer_loss,
+        accuracy,
+        tf_accuracy,
+        position_accuracy,
+        part_accuracy,
+        repetition,
+        entropy,
+        sequence_log_prob,
+        alpha_1,
+        alpha_1_halves,
+        count_check,
+        collapse,
+        part_collapse,
+        attention_progress,
+        attention_progress_global,
+        softmax_progress,
+        attention_sink,
+    )
+}
+# What a run of a sequence task records unless told otherwise.
+STANDARD = (loss, answer_loss, accuracy, position_accuracy, repetition, collapse, attention_progress, entropy)
