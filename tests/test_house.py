@@ -39,12 +39,6 @@ NEIGHBOURS = {
     ("recording", "runs"),
     ("report", "plots"),
 }
-    ("measurements", "tracing"),
-    ("measuring", "tracing"),
-    ("measuring", "measurements"),
-    ("recording", "runs"),
-    ("report", "plots"),
-}
 NOT_ALLOWED = {room: {"transformer_lens", "transformers"} for room in ("tasks", "metrics", "_shapes", "_lookup")}
 FILES = sorted(p.relative_to(SRC) for p in SRC.rglob("*.py") if p != SRC / "__init__.py")
 
