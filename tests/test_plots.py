@@ -221,7 +221,7 @@ def test_dynamics_give_an_extra_column_a_panel():
     run = run_of([2.0] * 6, entropy=[1.0, np.nan, 1.2, 1.3, 1.4, 1.5], sequence_log_prob=-3.0, position_accuracy=None)
     figure = pl.plots.dynamics(run, extra=["entropy", "sequence_log_prob"])
     assert titles(figure) == ["loss (nats)", "entropy (nats)", "sequence_log_prob (nats)"]
-    np.testing.assert_array_equal(named(figure)["entropy"].y, run.entropy)
+    np.testing.assert_array_equal(named(figure)["entropy"].y, run.entropy.dropna())
     with pytest.raises(ValueError, match="alpha_1 was not recorded; add it to the watch list"):
         pl.plots.dynamics(run, extra=["alpha_1"])
 
@@ -249,3 +249,9 @@ def test_figures_with_gaps_become_valid_json(draw):
     run = run_of(gap, entropy=gap, part_accuracy=lists, position_accuracy=lists)
     text = draw(run.assign(**{"collapse@unembed.hook_in": gap})).to_json()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_an_extra_measured_less_often_is_drawn_where_it_was():
+    metrics = pd.DataFrame({"loss": [3.0, 2.0, 1.0], "sharpness": [5.0, np.nan, 7.0]}, index=[0, 5, 10])
+    line = pl.plots.dynamics(metrics, extra=["sharpness"]).data[-1]
+    assert list(line.x) == [0, 10] and list(line.y) == [5.0, 7.0]

@@ -75,7 +75,8 @@ def dynamics(run: Any, plateau: Any = None, extra: Sequence[str] = ()) -> go.Fig
     Args:
         run: a Run or a metrics frame.
         plateau: from `find_plateau`; shades the plateau and draws its level, the floor and the drop.
-        extra: more columns, each in a panel of its own: `entropy`, `sequence_log_prob` or any other.
+        extra: more columns, each in a panel of its own: `entropy`, `sequence_log_prob` or any other; steps
+            without a value are left out.
 
     Raises:
         ValueError: when nothing was recorded that belongs into a panel, or an extra column was not.
@@ -90,7 +91,8 @@ def dynamics(run: Any, plateau: Any = None, extra: Sequence[str] = ()) -> go.Fig
     figure = stacked([title for title, _ in panels])
     for row, (_, lines) in enumerate(panels, 1):
         for name, line in lines.items():
-            figure.add_trace(go.Scatter(x=metrics.index, y=metrics[name], name=name, mode="lines", line=line), row, 1)
+            series = metrics[name].dropna() if name in extra else metrics[name]  # extras may be measured less often
+            figure.add_trace(go.Scatter(x=series.index, y=series, name=name, mode="lines", line=line), row, 1)
     if plateau is not None:
         _mark(figure, plateau, int(metrics.index.max()))
     return stacked_style(figure, len(panels), hovermode="x unified")
