@@ -21,7 +21,7 @@ FLOORS = {
     "tracing": 2,
     "measurements": 2,
     "measuring": 2,
-    "interventions": 2,
+    "interventions": 3,
     "training": 3,
     "runs": 4,
     "recording": 4,

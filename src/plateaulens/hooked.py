@@ -4,7 +4,7 @@ The one place that knows how these differ: which sites exist, which edits cannot
 our own, and where the layers and the vocabulary are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -75,19 +75,22 @@ def refuse_unwritable(model: Any, site: str) -> None:
     """Raise unless an edit at `site` really acts on this model.
 
     Raises:
-        ValueError: for an unknown site, and for sites of native bridges whose edits are discarded.
+        ValueError: for an unknown site, one that waits for a flag of the config, and sites of bridges
+            whose edits are discarded or reach only half of what the name says.
     """
-    matching(model, [site])
-    if not is_native(model):
-        return
     name = site.rsplit(".", 1)[-1]
-    dead = {"hook_attn_scores": "the scores are only shown, edit hook_pattern", "hook_resid_mid": "the skip is missed"}
-    if not hasattr(nativeattention(), "accepts_pattern_fn"):
-        dead["hook_pattern"] = "TransformerLens 3.9 discards it"
+    if name in GATED and site in model.hook_dict and not getattr(model.cfg, GATED[name], False):
+        raise ValueError(f"{site} is computed only with cfg.{GATED[name]}; model.set_{GATED[name]}(True) turns it on")
+    matching(model, [site])
+    if not hasattr(model, "original_model"):
+        return
+    dead = {"hook_resid_mid": "it reaches the MLP and misses the skip"}
+    if is_native(model):
+        dead["hook_attn_scores"] = "the scores are only shown, edit hook_pattern"
+        if not hasattr(nativeattention(), "accepts_pattern_fn"):
+            dead["hook_pattern"] = "TransformerLens 3.9 discards it"
     if name in dead:
-        raise ValueError(
-            f"an edit of {site} cannot act on a native bridge ({dead[name]}); use pl.Transformer, where it does"
-        )
+        raise ValueError(f"an edit of {site} cannot act on this bridge ({dead[name]}); on pl.Transformer it does")
 
 
 def nativeattention() -> Any:
@@ -110,6 +113,38 @@ def own_hooks(model: nn.Module, values: list[Any], hooks: list[tuple[str, Any]])
             yield
     finally:
         del stack[len(stack) - len(entries) :]
+
+
+@contextmanager
+def call_hooks(
+    model: Any, on_call: Callable[[Mapping[str, Any]], None], on_tokens: Callable[[Tensor], None]
+) -> Iterator[None]:
+    """Tell the keyword arguments of every call of the model, and then its tokens, before anything is computed."""
+    inner = getattr(model, "original_model", None)
+    called = [m for m in (model, inner) if m is not None]
+    handles = [
+        m.register_forward_pre_hook(lambda module, args, kwargs: on_call(kwargs), with_kwargs=True) for m in called
+    ]
+    handles.append(
+        model.embed.register_forward_pre_hook(
+            lambda module, args, kwargs: on_tokens(args[0] if args else next(iter(kwargs.values()))), with_kwargs=True
+        )
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def past_length(kwargs: Mapping[str, Any]) -> int:
+    """Tokens that the key-value cache among the arguments of a call holds already; 0 without one."""
+    cache = next((c for n in ("past_kv_cache", "past_key_values") if (c := kwargs.get(n)) is not None), None)
+    if cache is None:
+        return 0
+    if hasattr(cache, "get_seq_length"):  # Hugging Face
+        return int(cache.get_seq_length())
+    return int(cache.length if hasattr(cache, "length") else cache[0].past_keys.shape[1])  # ours, or 3.9's
 
 
 def active(model: nn.Module) -> list[Any]:

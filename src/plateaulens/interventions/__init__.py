@@ -1,8 +1,28 @@
 """What is changed: interventions are values, and `intervene` is the one place that applies them."""
 
-from plateaulens.interventions.attention import FixAttention, ScaleAttention
-from plateaulens.interventions.base import Intervention, from_json, intervene
+from plateaulens.interventions.activations import Ablate, Patch, Steer
+from plateaulens.interventions.attention import AblateHeads, FixAttention, OptimalAttention, ScaleAttention
+from plateaulens.interventions.base import Call, Edit, Intervention, from_json, intervene
+from plateaulens.interventions.parameters import Freeze
 
-INTERVENTIONS: dict[str, type[Intervention]] = {"ScaleAttention": ScaleAttention, "FixAttention": FixAttention}
+INTERVENTIONS: dict[str, type[Intervention]] = {
+    cls.__name__: cls
+    for cls in (ScaleAttention, OptimalAttention, FixAttention, AblateHeads, Ablate, Patch, Steer, Freeze)
+}
 
-__all__ = ["INTERVENTIONS", "FixAttention", "Intervention", "ScaleAttention", "from_json", "intervene"]
+__all__ = [
+    "INTERVENTIONS",
+    "Ablate",
+    "AblateHeads",
+    "Call",
+    "Edit",
+    "FixAttention",
+    "Freeze",
+    "Intervention",
+    "OptimalAttention",
+    "Patch",
+    "ScaleAttention",
+    "Steer",
+    "from_json",
+    "intervene",
+]

@@ -1,53 +1,80 @@
 """Interventions on attention maps."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from plateaulens._lookup import look_up
 from plateaulens.hooked import AttentionPattern, device_of, n_layers
-from plateaulens.interventions.base import Edit, Intervention, digest, rows
-from plateaulens.tasks import Task, task_from_json, task_to_json
+from plateaulens.interventions.base import Call, Edit, Intervention
+from plateaulens.interventions.places import only, rows
+from plateaulens.tasks import Task
 
 
-@dataclass(frozen=True, eq=False)
+def pattern_at(layer: int) -> str:
+    """The hook of a layer's attention maps."""
+    return f"blocks.{layer}.attn.hook_pattern"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class ScaleAttention(Intervention):
     """Multiply attention on the task's optimal map by `by`, and leave every other entry alone.
 
     Rows of the partial solution are left alone too: for moving-window sum with n=16 and k=2 that is 30
-    scaled entries (arXiv 2506.13688, attention biasing, c = `by`). No renormalisation.
+    scaled entries (arXiv 2506.13688, attention biasing, c = `by`). A task with fewer maps than the model
+    has layers acts on the last layers; maps that differ from prompt to prompt follow the prompts.
+
+    Args:
+        task: whose map.
+        by: the factor.
+        renormalise: give each row the sum it had; a choice for softmax attention that the paper does not make.
     """
 
     task: Task
     by: float
+    renormalise: bool = False
 
     def edits(self, model: Any) -> dict[str, Edit]:
-        maps = self.task.optimal_attention()
-        if maps is None:
-            raise ValueError(f"ScaleAttention needs a task with an optimal map; {self.task!r} has none")
-        if len(maps) > n_layers(model):
-            raise ValueError(f"{self.task!r} has {len(maps)} maps and the model {n_layers(model)} layers")
-        return {
-            f"blocks.{n_layers(model) - len(maps) + i}.attn.hook_pattern": self._edit(omega.to(device_of(model)))
-            for i, omega in enumerate(maps)
-            if omega is not None
-        }
+        return {pattern_at(layer): self._edit(omega) for layer, omega in _maps_by_layer(self.task, model).items()}
 
-    def _edit(self, omega: Tensor) -> Edit:
-        factor = torch.where(omega[0], self.by, 1.0)
-        for output in self.task.partial_positions:
-            factor[self.task.prompt_len - 1 + output] = 1.0
-        return lambda pattern: pattern * rows(factor, pattern, "ScaleAttention's map").to(pattern.dtype)
+    def _edit(self, omega: "_Map") -> Edit:
+        def scale(pattern: Tensor, call: Call) -> Tensor:
+            scaled = torch.where(omega.at(pattern, call, partial=False), pattern * self.by, pattern)
+            if self.renormalise:
+                scaled = scaled * (pattern.sum(-1, keepdim=True) / scaled.sum(-1, keepdim=True))
+            return scaled
 
-    def to_json(self) -> dict[str, Any]:
-        return {"intervention": "ScaleAttention", "task": task_to_json(self.task), "by": self.by}
+        return scale
 
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "ScaleAttention":
-        return cls(task_from_json(values["task"]), values["by"])
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OptimalAttention(Intervention):
+    """Fix attention to the task's optimal map: each of its rows attends to the row's keys equally.
+
+    Rows of which the map says nothing are left alone.
+
+    Args:
+        task: whose map.
+        total: sum of a fixed row; 1 is what softmax attention would have.
+    """
+
+    task: Task
+    total: float = 1.0
+
+    def edits(self, model: Any) -> dict[str, Edit]:
+        return {pattern_at(layer): self._edit(omega) for layer, omega in _maps_by_layer(self.task, model).items()}
+
+    def _edit(self, omega: "_Map") -> Edit:
+        def fix(pattern: Tensor, call: Call) -> Tensor:
+            here = omega.at(pattern, call, partial=True)
+            count = here.sum(-1, keepdim=True)
+            return torch.where(count > 0, here * (self.total / count.clamp(min=1)), pattern).to(pattern.dtype)
+
+        return fix
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -82,44 +109,120 @@ class FixAttention(Intervention):
 
     def edits(self, model: Any) -> dict[str, Edit]:
         return {
-            f"blocks.{layer}.attn.hook_pattern": self._edit(full.to(device_of(model)))
+            pattern_at(layer): self._edit(full.to(device_of(model)), pattern_at(layer))
             for layer, full in self.held.maps.items()
         }
 
-    @staticmethod
-    def _edit(full: Tensor) -> Edit:
-        def fix(pattern: Tensor) -> Tensor:
-            part = rows(full, pattern, "FixAttention's map")
-            return part.expand(*pattern.shape[: 4 - part.ndim], *part.shape).to(pattern.dtype)
+    def _edit(self, full: Tensor, site: str) -> Edit:
+        def fix(pattern: Tensor, call: Call) -> Tensor:
+            self._refuse_other_prompts(call)
+            return rows(full, pattern, call, site).to(pattern.dtype)
 
         return fix
 
-    def check(self, tokens: Int[Tensor, "batch pos"]) -> None:
+    def _refuse_other_prompts(self, call: Call) -> None:
         prompts = self.held.prompts
-        if prompts is None or tokens.shape[1] == 1:  # one token: a later step of cached decoding
+        if prompts is None or call.tokens is None:
             return
-        seen = tokens[:, : prompts.shape[1]].to(prompts.device)
+        seen = call.tokens[:, : prompts.shape[1]].to(prompts.device)
         if seen.shape != prompts.shape or not torch.equal(seen, prompts):
             raise ValueError(
                 "this pattern came from other prompts than the model is being run on; "
                 'fix its average instead: pattern.mean("batch")'
             )
 
-    def to_json(self) -> dict[str, Any]:
-        maps = {str(layer): digest(m) for layer, m in self.held.maps.items()}
-        prompts = self.held.prompts
-        return {"intervention": "FixAttention", "maps": maps, "prompts": None if prompts is None else digest(prompts)}
 
-    def tensors(self) -> dict[str, Tensor]:
-        held = [*self.held.maps.values()] + ([] if self.held.prompts is None else [self.held.prompts])
-        return {digest(t): t for t in held}
+@dataclass(frozen=True, eq=False, repr=False)
+class AblateHeads(Intervention):
+    """Take from attention heads what they know, by one of three modes that can differ qualitatively.
 
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "FixAttention":
-        maps = {int(layer): tensors[name] for layer, name in values["maps"].items()}
-        prompts = values["prompts"]
-        return cls(AttentionPattern(maps, None if prompts is None else tensors[prompts]))
+    Args:
+        heads: (layer, head) pairs.
+        mode: "mean", the head's average pattern over the batch (arXiv 2410.22244's code; a head that looks
+            at positions only is unchanged by it); "uniform", equal attention on every visible key; "zero",
+            no attention at all (the same as zeroing `hook_z`).
 
-    def __repr__(self) -> str:
-        shapes = {layer: list(m.shape) for layer, m in self.held.maps.items()}
-        return f"FixAttention({shapes})"
+    Raises:
+        ValueError: for an unknown mode or no heads; when applied, for a head that is not there, or a batch
+            of one with "mean", which would change nothing.
+    """
+
+    heads: Sequence[tuple[int, int]]
+    mode: str = "mean"
+
+    def __post_init__(self) -> None:
+        look_up("mode", self.mode, dict.fromkeys(("mean", "uniform", "zero")))
+        object.__setattr__(self, "heads", tuple((int(layer), int(head)) for layer, head in self.heads))
+        if not self.heads:
+            raise ValueError("AblateHeads needs at least one (layer, head) pair")
+
+    def edits(self, model: Any) -> dict[str, Edit]:
+        bidirectional = getattr(model.cfg, "attention_dir", "causal") == "bidirectional"
+        by_layer: dict[int, list[int]] = {}
+        for layer, head in self.heads:
+            by_layer.setdefault(layer, []).append(head)
+        return {pattern_at(layer): self._edit(heads, layer, bidirectional) for layer, heads in by_layer.items()}
+
+    def _edit(self, heads: list[int], layer: int, bidirectional: bool) -> Edit:
+        def ablate(pattern: Tensor, call: Call) -> Tensor:
+            if self.mode == "mean":
+                new = batch_mean(pattern, self)
+            elif self.mode == "zero":
+                new = torch.zeros_like(pattern)
+            else:
+                seen = torch.ones_like(pattern)
+                seen = seen if bidirectional else seen.tril(pattern.shape[-1] - pattern.shape[-2])
+                new = seen / seen.sum(-1, keepdim=True)
+            return only(new, pattern, call, pattern_at(layer), heads, None)
+
+        return ablate
+
+
+def batch_mean(tensor: Tensor, what: Intervention) -> Tensor:
+    """The mean over the batch, for each example; a batch of one would be left as it is and raises."""
+    if len(tensor) < 2:
+        raise ValueError(f"{what!r} cannot act on a batch of one: its mean is itself; run more prompts at once")
+    return tensor.mean(0, keepdim=True).expand_as(tensor)
+
+
+@dataclass(frozen=True, eq=False)
+class _Map:
+    """The optimal map of one layer, constant or worked out from the prompts."""
+
+    task: Task
+    index: int
+    constant: Bool[Tensor, "1 query key"] | None
+
+    def at(self, pattern: Tensor, call: Call, partial: bool) -> Bool[Tensor, "batch head query key"]:
+        omega = self._whole(call)
+        if not partial:
+            omega = omega.clone()
+            omega[:, [self.task.prompt_len - 1 + output for output in self.task.partial_positions]] = False
+        return rows(omega[:, None].expand(len(pattern), -1, -1, -1), pattern, call, pattern_at(0)).expand_as(pattern)
+
+    def _whole(self, call: Call) -> Bool[Tensor, "batch query key"]:
+        if self.constant is not None:
+            return self.constant
+        if call.tokens is None or call.tokens.shape[1] < self.task.prompt_len:
+            raise ValueError(f"the map of {self.task!r} needs the whole prompt; run the model on batch.inputs")
+        prompt = call.tokens[:, : self.task.prompt_len]
+        maps = self.task.optimal_attention(self.task.batch(prompt, prompt.new_zeros(len(prompt), self.task.n_out)))
+        assert maps is not None
+        return maps[self.index]  # type: ignore[return-value]
+
+
+def _maps_by_layer(task: Task, model: Any) -> dict[int, _Map]:
+    """Layer -> the task's map there; tasks with fewer maps than the model has layers take the last."""
+    maps = task.optimal_attention(task.sample(2, seed=0, device=device_of(model)))
+    if maps is None:
+        raise ValueError(
+            f"this needs a task with an optimal map; {task!r} has none; fix a map of your own: FixAttention"
+        )
+    if len(maps) > n_layers(model):
+        raise ValueError(f"{task!r} has {len(maps)} maps and the model {n_layers(model)} layers; use a deeper model")
+    first = n_layers(model) - len(maps)
+    return {
+        first + i: _Map(task, i, omega if len(omega) == 1 else None)
+        for i, omega in enumerate(maps)
+        if omega is not None
+    }

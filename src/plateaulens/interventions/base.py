@@ -9,50 +9,71 @@ model that never ran warns.
 """
 
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from plateaulens._lookup import look_up
-from plateaulens.hooked import own_hooks, refuse_unwritable
+from plateaulens.hooked import AttentionPattern, call_hooks, own_hooks, past_length, refuse_unwritable
+from plateaulens.tasks import Task, task_from_json, task_to_json
 
-Edit = Callable[[Tensor], Tensor]
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of the model, as an edit needs to know it.
+
+    Attributes:
+        tokens: everything from position 0 to the last row of this call; of cached decoding, the earlier
+            tokens too. None when decoding began before the intervention did.
+        start: absolute position of the first row that this call computes.
+    """
+
+    tokens: Int[Tensor, "batch pos"] | None
+    start: int
 
 
-class Intervention(ABC):
-    """A change of a model's activations, as a value: it has a repr, equality and JSON."""
+Edit = Callable[[Tensor, Call], Tensor]
 
-    @abstractmethod
+
+class Intervention:
+    """A change of a model, as a value: a frozen dataclass with repr, equality and JSON.
+
+    A subclass gives `edits`, or `frozen`, or both.
+    """
+
     def edits(self, model: Any) -> dict[str, Edit]:
-        """Hook name -> what to do with the tensor there. Pattern edits find absolute positions by `rows`."""
+        """Hook name -> what to do with the tensor there; absolute positions come from the `Call`."""
+        return {}
 
-    @abstractmethod
+    def frozen(self, model: Any) -> list[nn.Parameter]:
+        """Parameters that must not learn."""
+        return []
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, with big tensors as their `digest`."""
-
-    @classmethod
-    @abstractmethod
-    def from_values(cls, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Intervention":
-        """The intervention that `to_json` wrote."""
+        return {"intervention": type(self).__name__, **{name: _plain(value) for name, value in self._fields()}}
 
     def tensors(self) -> dict[str, Tensor]:
         """Digest -> tensor, for whoever saves the intervention."""
-        return {}
+        return {digest(t): t for _, value in self._fields() for t in _tensors(value)}
 
-    def check(self, tokens: Int[Tensor, "batch pos"]) -> None:  # noqa: B027 (nothing to check by default)
-        """Raise if the intervention does not fit the prompts the model is being run on."""
+    def _fields(self) -> list[tuple[str, Any]]:
+        return [(f.name, getattr(self, f.name)) for f in fields(self)]  # type: ignore[arg-type]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Intervention) and self.to_json() == other.to_json()
 
     def __hash__(self) -> int:
         return hash(str(self.to_json()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={_short(value)}' for name, value in self._fields())})"
 
 
 @contextmanager
@@ -61,63 +82,87 @@ def intervene(model: Any, *interventions: Intervention) -> Iterator[None]:
 
     Raises:
         ValueError: for a site that is missing or cannot act, an edit of the wrong shape, other prompts
-            than a pattern came from, or an edit that never fired although the model ran.
+            than a pattern came from, or an intervention that never acted although the model ran (a
+            `Freeze` acts when the model runs with gradients on).
     """
-    fired: dict[tuple[int, str], bool] = {}
+    silent: dict[tuple[int, str], bool] = {}
+    calls = _Calls()
     hooks = []
     for i, intervention in enumerate(interventions):
         for site, edit in intervention.edits(model).items():
             refuse_unwritable(model, site)
-            fired[i, site] = False
-            hooks.append((site, _hook(intervention, (i, site), edit, fired)))
-    runs: list[bool] = []
+            silent[i, site] = True
+            hooks.append((site, _hook(intervention, (i, site), edit, silent, calls)))
+    frozen = {i: found for i, intervention in enumerate(interventions) if (found := intervention.frozen(model))}
+    silent |= {(i, "its parameters"): True for i in frozen}
 
-    def on_tokens(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens = args[0] if args else next(iter(kwargs.values()))
-        runs.append(True)
-        for intervention in interventions:
-            intervention.check(tokens)
+    def on_tokens(tokens: Tensor) -> None:
+        calls.see(tokens)
+        if torch.is_grad_enabled():
+            silent.update({(i, "its parameters"): False for i in frozen})
 
-    watcher = model.embed.register_forward_pre_hook(on_tokens, with_kwargs=True)
-    try:
-        with own_hooks(model, list(interventions), hooks):
-            yield
-    finally:
-        watcher.remove()
-    silent = [f"{interventions[i]!r} at {site}" for (i, site), did in fired.items() if not did]
-    if silent and runs:
-        raise ValueError(f"the model ran but these never acted: {'; '.join(silent)}")
-    if silent:
+    with ExitStack() as stack:
+        stack.enter_context(_no_gradient([p for found in frozen.values() for p in found]))
+        stack.enter_context(call_hooks(model, lambda kwargs: calls.begin(past_length(kwargs)), on_tokens))
+        stack.enter_context(own_hooks(model, list(interventions), hooks))
+        yield
+    if left := [f"{interventions[i]!r} at {where}" for (i, where), did_not in silent.items() if did_not]:
+        if calls.count:
+            raise ValueError(f"the model ran but these never acted: {'; '.join(left)}")
         warnings.warn("intervene: the model never ran inside the block, so nothing was changed", stacklevel=3)
 
 
+class _Calls:
+    """Follows the model's calls, so that every edit knows where it stands."""
+
+    def __init__(self) -> None:
+        self.count, self.now = 0, Call(None, 0)
+
+    def begin(self, start: int) -> None:
+        self.now = Call(self.now.tokens, start)
+
+    def see(self, tokens: Tensor) -> None:
+        self.count += 1
+        start, before = self.now.start, self.now.tokens
+        if not start:
+            self.now = Call(tokens, 0)
+        elif before is not None and len(before) == len(tokens) and before.shape[1] >= start:
+            self.now = Call(torch.cat([before[:, :start], tokens], 1), start)
+        else:
+            self.now = Call(None, start)
+
+
 def _hook(
-    intervention: Intervention, key: tuple[int, str], edit: Edit, fired: dict[tuple[int, str], bool]
+    intervention: Intervention, key: tuple[int, str], edit: Edit, silent: dict[tuple[int, str], bool], calls: _Calls
 ) -> Callable[..., Tensor]:
     def hook(tensor: Tensor, hook: Any) -> Tensor:
-        new = edit(tensor)
+        if not tensor.is_floating_point():
+            raise ValueError(f"{intervention!r} at {key[1]}: there are tokens there, no activations; nothing would act")
+        new = edit(tensor, calls.now)
         if new.shape != tensor.shape:
             raise ValueError(
                 f"{intervention!r} gives shape {list(new.shape)} at {key[1]}, where the model has "
                 f"{list(tensor.shape)}; nothing is broadcast silently"
             )
-        fired[key] = True
+        silent[key] = False
         return new
 
     return hook
 
 
-def rows(full: Tensor, pattern: Tensor, what: str) -> Tensor:
-    """The part of a [... query key] map that belongs to `pattern`, whose queries are the last of its keys.
+@contextmanager
+def _no_gradient(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    before = [p.requires_grad for p in parameters]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p, learns in reversed(list(zip(parameters, before, strict=True))):  # two may freeze the same one
+            p.requires_grad_(learns)
 
-    This is what makes a map act on the right row in cached decoding, where one query comes at a time.
-    """
-    query, key = pattern.shape[-2:]
-    if key > full.shape[-1]:
-        raise ValueError(
-            f"{what} covers {full.shape[-1]} positions and the model runs on {key}; run it on batch.inputs"
-        )
-    return full[..., key - query : key, :key]
+
+# JSON: tensors by digest, tasks and patterns by their parts.
 
 
 def digest(tensor: Tensor) -> str:
@@ -130,5 +175,43 @@ def from_json(values: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = 
     """The intervention that `to_json` wrote; `tensors` by digest."""
     from plateaulens.interventions import INTERVENTIONS
 
-    rest = {k: v for k, v in values.items() if k != "intervention"}
-    return look_up("intervention", values["intervention"], INTERVENTIONS).from_values(rest, tensors or {})
+    cls = look_up("intervention", values["intervention"], INTERVENTIONS)
+    return cls(**{k: _value(v, tensors or {}) for k, v in values.items() if k != "intervention"})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return {"tensor": digest(value)}
+    if isinstance(value, Task):
+        return {"task": task_to_json(value)}
+    if isinstance(value, AttentionPattern):
+        return {"maps": {str(layer): _plain(m) for layer, m in value.maps.items()}, "prompts": _plain(value.prompts)}
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def _value(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `_plain`."""
+    if isinstance(value, list):
+        return tuple(_value(v, tensors) for v in value)
+    if not isinstance(value, Mapping):
+        return value
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    if "task" in value:
+        return task_from_json(value["task"])
+    maps = {int(layer): _value(m, tensors) for layer, m in value["maps"].items()}
+    return AttentionPattern(maps, _value(value["prompts"], tensors))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, AttentionPattern):
+        return [*value.maps.values(), *_tensors(value.prompts)]
+    return [value] if isinstance(value, Tensor) else []
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"<{list(value.shape)}>"
+    if isinstance(value, AttentionPattern):
+        return str({layer: list(m.shape) for layer, m in value.maps.items()})
+    return repr(value)
