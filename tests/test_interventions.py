@@ -233,3 +233,11 @@ def test_edits_that_cannot_act_on_a_native_bridge_are_refused(site):
 def test_an_unknown_site_gives_the_nearest():
     with pytest.raises(ValueError, match="did you mean .*hook_attn_scores"):
         refuse_unwritable(build(), "blocks.0.attn.hook_atn_scores")
+
+
+def test_a_map_of_another_task_or_an_empty_pattern_is_refused():
+    model, batch = build(), SMALL.sample(2, seed=0)
+    with pytest.raises(ValueError, match="another task"), pl.intervene(model, pl.ScaleAttention(TASK, by=2.0)):
+        pass
+    with pytest.raises(ValueError, match="holds no map"):
+        pl.FixAttention(pl.trace(model, batch, ["outputs"]).pattern())

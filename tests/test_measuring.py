@@ -276,3 +276,20 @@ def test_ranks_do_not_depend_on_scale():
     states = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
     for scale in (1e-12, 1.0, 1e10):
         torch.testing.assert_close(metrics.participation_ratio(states * scale), metrics.participation_ratio(states))
+
+
+def test_a_site_without_positions_is_refused():
+    task = pl.MovingWindowSum(n=4, k=2, p=5)
+    model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16, n_heads=2))
+    with pytest.raises(ValueError, match="without positions on its second axis"):
+        pl.measure(model, task.sample(3, seed=0), ["norm@blocks.0.attn.hook_pattern"])
+
+
+def test_a_plain_number_is_a_measurement():
+    task = pl.MovingWindowSum(n=4, k=2, p=5)
+    model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16))
+
+    def layers(t):
+        return float(t.n_layers)
+
+    assert pl.measure(model, task.sample(3, seed=0), [layers]) == {"layers": torch.tensor(1.0)}

@@ -1,5 +1,6 @@
 """The recipes of arXiv 2506.13688: the paper's sizes, and that every one trains, resumes and is reported."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -63,6 +64,11 @@ def test_reproduce_goes_on_and_refuses_foreign_runs(tiny, tmp_path):
     assert [(n, run.path.name) for n, run in pairs] == [("copy", "copy-0"), ("copy", "copy-1")]
     assert pairs[0][1].metrics.loss[10] != pairs[1][1].metrics.loss[10]
     assert (first.path / "metrics.jsonl").read_bytes() == before and name == "copy"
+    old = json.loads((first.path / "run.json").read_text())
+    for newer in ("momentum", "adam_lr", "warmup"):  # fields that an older version did not write
+        del old["train"][newer]
+    (first.path / "run.json").write_text(json.dumps(old))
+    assert [run.path for _, run in plateau.reproduce(["copy"], tmp_path, seeds=1, small=True)] == [first.path]
     with pytest.raises(ValueError, match="another task;"):
         plateau.SMALL["reverse"].record(tmp_path / "copy-0")
     with pytest.raises(ValueError, match="did you mean 'reverse'"):
@@ -80,6 +86,10 @@ def test_reproduce_goes_on_and_refuses_foreign_runs(tiny, tmp_path):
         "mix --mix 124_stair_653 --n 16",
         "repeat --k 3 --n 6",
         "histogram --max-value 3 --n 4 --attention softmax --layers 3",
+        "permutation --n 4 --layers 3",
+        "permutation --n 4 --layers 1",
+        "histogram --n 4 --layers 1",
+        "mws --optimizer muon --momentum 0",
         "mws --optimizer muon --lr 0.02 --schedule wsd --warmup 2 --decay 3",
     ],
 )

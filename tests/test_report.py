@@ -23,6 +23,13 @@ def test_plateau_that_has_not_ended_yet():
     assert (plateau.start, plateau.end, plateau.drop, plateau.width) == (20, None, None, None)
 
 
+def test_a_recording_that_began_after_the_drop_has_no_plateau():
+    late = pl.find_plateau(
+        pd.DataFrame({"loss": [1.2, 1.1, 1.0, 1.0]}, index=[300, 310, 320, 330]), level=2.0, floor=1.0
+    )
+    assert (late.start, late.end, late.drop) == (None, None, None)
+
+
 def test_plateau_without_levels_says_what_to_do():
     with pytest.raises(ValueError, match="pass level= and floor="):
         pl.find_plateau(CURVE)
@@ -63,6 +70,20 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     training = pl.train(model, task, pl.TrainConfig(steps=60, batch_size=64, lr=1e-3))
     folder = tmp_path_factory.mktemp("runs") / "<b>odd & name"
     return pl.write_report(pl.record(training, folder, task.sample(64, seed=1), save_every=20, progress=False))
+
+
+def test_a_run_by_hand_has_a_report_too(tmp_path: Path):
+    """The loop of one's own: no held-out batch was kept, and what was logged is anything."""
+    task = pl.MovingWindowSum(n=4, k=2, p=5)
+    model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16))
+    run = pl.Run.create(tmp_path / "run", task=task, model=model, train=pl.TrainConfig(steps=2))
+    run.log(0, {"gradient_norm": 1.0})
+    run.save(0, model)
+    assert "gradient_norm" not in pl.write_report(run).read_text()
+    other = pl.Run.create(tmp_path / "bridge", task=task, model=pl.to_tl(model), train=pl.TrainConfig(steps=2))
+    other.log(0, {"loss": 1.0})
+    other.save(0, model)
+    assert "dynamics" in pl.write_report(other).read_text()
 
 
 def test_report_is_offline_and_escaped(page: Path):

@@ -322,6 +322,33 @@ def test_resume_says_what_it_cannot_do(tmp_path):
         pl.resume(run.path, progress=False)
 
 
+def test_what_a_kill_leaves_before_run_json_is_no_obstacle(tmp_path):
+    run = pl.record(pl.train(build(), TASK, CFG), tmp_path / "whole", HELD, progress=False, until=2)
+    cut = tmp_path / "cut"
+    (cut / "tensors").mkdir(parents=True)
+    (cut / "held.safetensors").write_bytes((run.path / "held.safetensors").read_bytes())
+    (cut / ".run.json.partial").write_text("{")
+    pl.record(pl.train(build(), TASK, CFG), cut, HELD, progress=False, until=2)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty"):
+        pl.record(pl.train(build(), TASK, CFG), tmp_path / "other", HELD, progress=False)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '"run"'])
+def test_a_run_json_of_something_else_is_one_clear_error(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match="not what a Run writes"):
+        pl.Run(tmp_path)
+
+
+def test_a_run_without_held_out_batch_says_so(tmp_path):
+    run = created(tmp_path / "run")
+    assert not run.has_held
+    with pytest.raises(ValueError, match="keeps no held-out batch"):
+        run.held()
+
+
 class Own(pl.MovingWindowSum):
     """A task of the user's, with its own idea of what is compared."""
 
@@ -340,5 +367,27 @@ def test_a_run_of_ones_own_task_is_resumed_with_ones_own_training(tmp_path):
         pl.record(pl.train(build(), task, CFG), tmp_path / "cut", held, watch, **options)
     with pytest.raises(ValueError, match="pass training="):
         pl.resume(tmp_path / "cut", progress=False)
+    assert pl.resume(tmp_path / "whole", progress=False).finished  # nothing to do, so nothing is asked for
     pl.resume(tmp_path / "cut", training=pl.train(build(), task, CFG), progress=False)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_a_run_under_an_intervention_on_ones_own_task_is_resumed(tmp_path):
+    task = Own(n=4, k=2, p=5)
+    held = task.sample(8, seed=1)
+    watch = [cut_at(8, [])]
+    with pytest.raises(Stop):
+        model = build()
+        with pl.intervene(model, pl.ScaleAttention(task, by=3.0)):
+            pl.record(pl.train(model, task, CFG), tmp_path / "cut", held, watch, every=1, save_every=5, progress=False)
+    run = pl.resume(tmp_path / "cut", training=pl.train(build(), task, CFG), progress=False)
+    assert run.finished and run.config["interventions"][0]["what"]["by"] == 3.0
+
+
+def test_a_measurement_of_ones_own_is_asked_for(tmp_path):
+    with pytest.raises(Stop):
+        pl.record(pl.train(build(), TASK, CFG), tmp_path / "cut", HELD, [cut_at(8, [])], every=1, progress=False)
+    kept = (tmp_path / "cut" / "run.json").read_text()
+    (tmp_path / "cut" / "run.json").write_text(kept.replace('"loss"', '"my_loss"'))
+    with pytest.raises(ValueError, match=r"my_loss.*watch=\["):
+        pl.resume(tmp_path / "cut", progress=False)

@@ -65,7 +65,7 @@ def twin(cfg, model):
         rest = [p for p in model.parameters() if all(p is not h for h in hidden)]
         opts = [
             torch.optim.Muon(hidden, lr=cfg.lr, weight_decay=cfg.weight_decay),
-            torch.optim.AdamW(rest, lr=cfg.adam_lr, weight_decay=cfg.weight_decay),
+            torch.optim.AdamW(rest, lr=cfg.adam_lr or 1e-4, weight_decay=cfg.weight_decay),
         ]
     else:
         kind = torch.optim.Adam if cfg.optimizer == "adam" else torch.optim.AdamW
@@ -253,6 +253,8 @@ BAD = [
     (dict(grad_clip=-1.0), "grad_clip"),
     (dict(seed=-1), "seed"),
     (dict(optimizer="adm"), "did you mean 'adam'"),
+    (dict(momentum=0.9), "momentum belongs to sgd and muon"),
+    (dict(optimizer="sgd", adam_lr=0.1), "adam_lr belongs to muon"),
 ]
 
 
@@ -323,3 +325,19 @@ def test_any_module_and_task_will_do():
     fork = pl.Training(model, Line(), training.cfg).fork()
     assert finish(training)["model/weight"].item() == pytest.approx(3, abs=0.05)
     assert states_equal(finish(fork), training.state_dict())
+
+
+@pytest.mark.parametrize("attention", ["linear", "softmax"])
+def test_muon_is_refused_where_its_matrices_are_not_matrices(attention):
+    model = pl.to_tl(pl.Transformer(pl.ModelConfig.for_task(TASK, d_model=16, n_heads=2, attention=attention)))
+    with pytest.raises(ValueError, match="muon needs"):
+        pl.train(model, TASK, pl.TrainConfig(steps=2, optimizer="muon"))
+
+
+def test_muon_without_momentum_has_a_state_too():
+    cfg = pl.TrainConfig(steps=4, batch_size=4, optimizer="muon", momentum=0.0)
+    training = pl.train(pl.Transformer(pl.ModelConfig.for_task(TASK, d_model=16)), TASK, cfg)
+    list(training.until(2))
+    fork = training.fork()
+    list(training), list(fork)
+    assert states_equal(training.state_dict(), fork.state_dict())

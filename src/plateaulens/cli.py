@@ -105,8 +105,6 @@ def train(
 
     Example: plateaulens train mws --steps 400 --seed 0 --out runs/mws-0
     """
-    import torch
-
     import plateaulens as pl
     from plateaulens._lookup import build, look_up
     from plateaulens.papers.plateau import RECIPES, SMALL
@@ -118,10 +116,7 @@ def train(
     size = pl.ModelConfig.for_task(learner, seed=seed, **{**recipe.model, **values})
     if held < 1:
         raise ValueError(f"--held needs at least 1 prompt, got {held}")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
+    _usable(device)
     folder = out or Path("runs") / f"{task}-{seed}"
     training = pl.train(pl.Transformer(size, device), learner, cfg)
     test = learner.sample(held, seed=1, device=device)
@@ -130,14 +125,16 @@ def train(
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-def resume(run: Path) -> None:
+@option("--device", help="cpu, cuda or mps.  [default: where it began]")
+def resume(run: Path, device: str | None) -> None:
     """Finish RUN from its newest exact state, to the bytes of a run that was never cut off.
 
     Example: plateaulens resume runs/mws-0
     """
     import plateaulens as pl
 
-    _finish(run, lambda: pl.resume(run))
+    _usable(device or pl.Run(run).config["device"])
+    _finish(run, lambda: pl.resume(run, device=device))
 
 
 @main.command()
@@ -168,6 +165,7 @@ def reproduce(names: tuple[str, ...], out: Path, seeds: int, small: bool, device
     from plateaulens.papers import plateau
     from plateaulens.report import headline, plateau_of
 
+    _usable(device)
     try:
         for name, run in plateau.reproduce(names, out, seeds=seeds, small=small, device=device):
             click.echo(f"{name}: " + ", ".join(f"{k} {v}" for k, v in headline(run, plateau_of(run)).items()))
@@ -205,6 +203,16 @@ def _finish(folder: Path, run: Callable[[], Any]) -> None:
     for name, value in headline(done, plateau_of(done)).items():
         click.echo(f"{name:>16}  {value}")
     click.echo(pl.write_report(done))
+
+
+def _usable(device: str) -> None:
+    """Raise in one line when torch cannot use a device here."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
 
 
 def _set(values: dict[str, Any]) -> dict[str, Any]:

@@ -78,13 +78,16 @@ def refuse_unwritable(model: Any, site: str) -> None:
         ValueError: for an unknown site, one that waits for a flag of the config, and sites of bridges
             whose edits are discarded or reach only half of what the name says.
     """
-    name = site.rsplit(".", 1)[-1]
+    name = site.rsplit(".", 1)[-1] if site != "rotary_emb.hook_in" else site
     if name in GATED and site in model.hook_dict and not getattr(model.cfg, GATED[name], False):
         raise ValueError(f"{site} is computed only with cfg.{GATED[name]}; model.set_{GATED[name]}(True) turns it on")
     matching(model, [site])
     if not hasattr(model, "original_model"):
         return
-    dead = {"hook_resid_mid": "it reaches the MLP and misses the skip"}
+    dead = {
+        "hook_resid_mid": "it reaches the MLP and misses the skip",
+        "rotary_emb.hook_in": "only its type is looked at",
+    }
     if is_native(model):
         dead["hook_attn_scores"] = "the scores are only shown, edit hook_pattern"
         if not hasattr(nativeattention(), "accepts_pattern_fn"):

@@ -19,7 +19,7 @@ Measurement = Callable[[Trace], Tensor]
 
 
 def reads(*names: str) -> Callable[[Measurement], Measurement]:
-    """State what a measurement needs of the trace: hook names or globs, "outputs", "generated"."""
+    """State what a measurement needs of the trace: hook names or globs, "outputs", "answer_outputs", "generated"."""
 
     def mark(function: Measurement) -> Measurement:
         function.reads = names  # type: ignore[attr-defined]
@@ -35,16 +35,16 @@ def loss(t: Trace) -> Float[Tensor, " batch"]:
     return metrics.cross_entropy(t.outputs, t.batch.targets, t.batch.scored)
 
 
-@reads("outputs")
+@reads("answer_outputs")
 def answer_loss(t: Trace) -> Float[Tensor, " batch"]:
     """Mean cross-entropy in nats over the answer tokens only."""
-    return metrics.cross_entropy(t.at_out(t.outputs), t.truth("answer_loss"), t.valid)
+    return metrics.cross_entropy(t.answer_outputs, t.truth("answer_loss"), t.valid)
 
 
-@reads("outputs")
+@reads("answer_outputs")
 def tf_accuracy(t: Trace) -> Float[Tensor, " batch"]:
     """Share of right answer tokens with teacher forcing."""
-    return metrics.accuracy(t.at_out(t.outputs).argmax(-1), t.truth("tf_accuracy"), t.valid)
+    return metrics.accuracy(t.answer_outputs.argmax(-1), t.truth("tf_accuracy"), t.valid)
 
 
 @reads("generated")
@@ -72,10 +72,10 @@ def entropy(t: Trace) -> Float[Tensor, " batch"]:
     return metrics.sequence_entropy(t.generated, t.valid, t.d_vocab)
 
 
-@reads("outputs")
+@reads("answer_outputs")
 def sequence_log_prob(t: Trace) -> Float[Tensor, " batch"]:
     """Log p(the whole true answer), in nats: progress far below one right answer in a hundred is visible."""
-    return metrics.sequence_log_prob(t.at_out(t.outputs), t.truth("sequence_log_prob"), t.valid)
+    return metrics.sequence_log_prob(t.answer_outputs, t.truth("sequence_log_prob"), t.valid)
 
 
 @reads("generated")
@@ -145,7 +145,10 @@ def at_site(metric: str, site: str) -> Measurement:
 
     @reads(site)
     def measured(t: Trace) -> Float[Tensor, " batch"]:
-        hidden = t.at_out(t.cache[site].flatten(2))
+        whole = t.cache[site]
+        if whole.ndim < 3 or whole.shape[1] != t.batch.tokens.shape[1] - 1:
+            raise ValueError(f"{site} is {list(whole.shape)}, without positions on its second axis; take another site")
+        hidden = t.at_out(whole.flatten(2))
         if t.batch.task is None:
             return function(hidden)
         groups = t.batch.task.collapse_groups  # equally large, so that their mean is the mean over pairs

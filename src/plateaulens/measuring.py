@@ -52,7 +52,7 @@ def measure(
     values: dict[str, list[Tensor]] = {}
     for t in traces:
         for function in functions:
-            values.setdefault(function.__name__, []).append(function(t))
+            values.setdefault(function.__name__, []).append(torch.as_tensor(function(t)))
     if not values and functions:
         raise ValueError("nothing to measure: got no batch")
     return {name: _join(name, parts, reduce) for name, parts in values.items()}
@@ -70,13 +70,23 @@ def _join(name: str, parts: list[Tensor], reduce: str | None) -> Tensor:
     return joined.float().nanmean(0) if joined.ndim > 1 else joined.float().mean(0)
 
 
-def standard(batch: Batch) -> list[Measurement | str]:
+def standard(batch: Batch, model: Any) -> list[Measurement | str]:
     """What a run records unless told otherwise: `STANDARD` and what the task itself names.
 
-    Attention progress is left out for a task without an optimal map.
+    The task's maps belong to the last layers of a deeper model. Attention progress is left out for a task
+    without an optimal map, and for a model with fewer layers than there are maps.
     """
-    mapped = batch.task.optimal_attention(batch[:1]) is not None
-    return [m for m in STANDARD if mapped or m is not attention_progress] + list(batch.task.watch)
+    maps = batch.task.optimal_attention(batch[:1])
+    deeper = n_layers(model) - len(maps) if maps is not None else -1
+    watch: list[Measurement | str] = [m for m in STANDARD if deeper >= 0 or m is not attention_progress]
+    for name in batch.task.watch:
+        metric, _, where = name.partition("@")
+        if metric != "attention_progress":
+            watch.append(name)
+        elif deeper >= 0:
+            layer, colon, route = where.partition(":")
+            watch.append(f"{metric}@{int(layer) + deeper}{colon}{route}")
+    return watch
 
 
 def named(measurement: Measurement | str) -> Measurement:

@@ -57,7 +57,7 @@ def record(
         training: from `train` or `fork`; it continues where it is.
         path: a new folder.
         held: the held-out batch.
-        watch: measurements, as functions or names; None is `standard(held)`.
+        watch: measurements, as functions or names; None is `standard(held, model)`.
         every: measure every so many steps, or at a list of steps.
         save_every: the same for checkpoints and states.
         until: stop after this step instead of at the end of the config.
@@ -68,7 +68,7 @@ def record(
         ValueError: for a bad schedule or an unknown measurement, before anything is written.
         FileExistsError: when the folder is not empty.
     """
-    functions = resolve(training.model, standard(held) if watch is None else watch)
+    functions = resolve(training.model, standard(held, training.model) if watch is None else watch)
     plan = Plan(training.t, training.cfg.steps if until is None else until, _schedule(every), _schedule(save_every))
     if not plan.start <= plan.end <= training.cfg.steps:
         raise ValueError(
@@ -103,6 +103,7 @@ def resume(
     *,
     training: Training | None = None,
     watch: Sequence[Measurement | str] | None = None,
+    device: str | None = None,
     progress: bool = True,
 ) -> Run:
     """Finish a run from its newest exact state; a finished one is returned as it is.
@@ -111,6 +112,7 @@ def resume(
         path: the run folder.
         training: for models or tasks of your own: a fresh training like the one that was recorded.
         watch: for measurements of your own: the list that was recorded.
+        device: where to go on, by default where it began; the bytes are the same only there.
         progress: show a progress bar.
 
     Raises:
@@ -121,17 +123,22 @@ def resume(
         raise ValueError(f"{run.path} holds no recording to resume (its run.json has no 'record')")
     kept = run.config["record"]
     plan = Plan(kept["start"], kept["end"], kept["every"], kept["save_every"])
+    if run.finished:
+        return run
     if training is None:
         if run.task is None:
             raise ValueError(f"{run.path} trained a task of your own; pass training=train(model, task, cfg)")
-        training = train(run.new_model(run.config["device"]), run.task, run.train_config)
-    functions = resolve(training.model, watch or kept["watch"])
+        training = train(run.new_model(device or run.config["device"]), run.task, run.train_config)
+    try:
+        functions = resolve(training.model, watch or kept["watch"])
+    except ValueError as error:
+        raise ValueError(f"{error}; measurements of your own are passed again: resume(path, watch=[...])") from error
     state = run.rewind()
     if state is not None:
         training.load_state_dict(state)
     elif plan.start > 0:
         raise ValueError(f"{run.path} was cut off before its first state was written; fork again at step {plan.start}")
-    changes = [from_json(entry["what"], run.tensors()) for entry in run.config["interventions"]]
+    changes = [from_json(entry["what"], run.tensors(), training.task) for entry in run.config["interventions"]]
     held = replace(run.held(), task=training.task if isinstance(training.task, Task) else None)
     with intervene(training.model, *changes) if changes and training.t < plan.end else nullcontext():
         return _drive(run, training, held, functions, plan, progress)

@@ -26,7 +26,9 @@ def write_report(run: Run) -> Path:
     if metrics.empty:
         raise ValueError(f"{run.path} has no metrics yet; train it first")
     plateau = plateau_of(run)
-    figures = {"dynamics": plots.dynamics(run, plateau)}
+    figures = {}
+    if plots.curves.panels_of(map(str, metrics)):
+        figures["dynamics"] = plots.dynamics(run, plateau)
     if "position_accuracy" in metrics:
         figures["positions"] = plots.position_accuracy(run)
     if "part_accuracy" in metrics and run.task is not None:
@@ -34,7 +36,7 @@ def write_report(run: Run) -> Path:
     if any(str(column).startswith("collapse@") for column in metrics):
         figures["sites"] = plots.sites(run)
     samples: list[dict[str, Any]] = []
-    if run.steps and run.task is not None:
+    if run.steps and run.task is not None and run.model_config is not None and run.has_held:
         evolution = evolve(run, run.held()[:64])
         _, layers, heads = evolution.pattern.shape[:3]
         if layers * heads == 1:

@@ -56,6 +56,8 @@ class Run:
             self.config: dict[str, Any] = json.loads((self.path / "run.json").read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"{self.path / 'run.json'} is corrupt ({error})") from error
+        if not isinstance(self.config, dict) or not {"task", "model", "train"} <= self.config.keys():
+            raise ValueError(f"{self.path / 'run.json'} is not what a Run writes (no task, model and train)")
         self._last, self._trimmed = self._last_step(), False
 
     @classmethod
@@ -87,7 +89,7 @@ class Run:
             FileExistsError: when the folder is not empty and `overwrite` is false.
         """
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or not _is_fresh(path)):
             if not overwrite:
                 raise FileExistsError(
                     f"{path} is not empty; choose another folder, `plateaulens resume {path}`, "
@@ -208,11 +210,17 @@ class Run:
 
     def new_model(self, device: torch.device | str | None = None) -> Transformer:
         """The untrained model of this run."""
-        if "class" in self.config["model"]:
+        if self.model_config is None:
             raise ValueError(
                 f"this run trained a {self.config['model']['class']}; load run.weights(step) into your own"
             )
-        return Transformer(build(ModelConfig, self.config["model"], "model config"), device)
+        return Transformer(self.model_config, device)
+
+    @property
+    def model_config(self) -> ModelConfig | None:
+        """The model's sizes and choices, or None when it is not a `Transformer`."""
+        own = "class" not in self.config["model"]
+        return build(ModelConfig, self.config["model"], "model config") if own else None
 
     @property
     def task(self) -> Task | None:
@@ -225,8 +233,19 @@ class Run:
         """How the model was trained."""
         return build(TrainConfig, self.config["train"], "train config")
 
+    @property
+    def has_held(self) -> bool:
+        """Whether a held-out batch was kept with the run."""
+        return (self.path / "held.safetensors").is_file()
+
     def held(self) -> Batch:
-        """The held-out batch that was measured."""
+        """The held-out batch that was measured.
+
+        Raises:
+            ValueError: when none was kept.
+        """
+        if not self.has_held:
+            raise ValueError(f"{self.path} keeps no held-out batch; pass held= to Run.create, or sample one: run.task")
         held = read_tensors(self.path / "held.safetensors")
         return Batch(held["tokens"], held["out"], held["scored"], self.task, int(held.get("n_new", 0)))
 
@@ -235,6 +254,11 @@ class Run:
         return {p.stem: read_tensors(p)["tensor"] for p in (self.path / "tensors").glob("*.safetensors")}
 
     # Exact state.
+
+    @property
+    def finished(self) -> bool:
+        """Whether `record` came to its end: the exact state of its last step is there."""
+        return _numbered(self.path / "state")[-1:] == [self.config.get("record", {}).get("end")]
 
     def save_state(self, step: int, state: dict[str, Tensor]) -> None:
         """Keep an exact state, then drop older ones; everything logged until now is on disk first."""
@@ -267,6 +291,11 @@ class Run:
         steps = self.steps
         span = f"checkpoints {steps[0]}..{steps[-1]} ({len(steps)})" if steps else "no checkpoints"
         return f"Run({str(self.path)!r}, task={self.config['task']['task']}, measured to step {self.last}, {span})"
+
+
+def _is_fresh(folder: Path) -> bool:
+    """Whether there is nothing but what `create` leaves when it is killed before it writes run.json."""
+    return all(p.name in ("held.safetensors", "tensors") or p.name.endswith(".partial") for p in folder.iterdir())
 
 
 def _step_of(line: str) -> float:

@@ -36,11 +36,19 @@ class Trace:
     n_layers: int
     d_vocab: int
     has_truth: bool = True
+    _answer_outputs: Float[Tensor, "batch out d_vocab"] | None = None
 
     @property
     def outputs(self) -> Float[Tensor, "batch pos d_vocab"]:
         """Teacher-forced logits."""
         return _present(self._outputs, "outputs")
+
+    @property
+    def answer_outputs(self) -> Float[Tensor, "batch out d_vocab"]:
+        """Teacher-forced logits of the rows that predict answer tokens."""
+        if self._answer_outputs is not None:
+            return self._answer_outputs
+        return self.at_out(_present(self._outputs, "answer_outputs"))
 
     @property
     def generated(self) -> Int[Tensor, "batch out"]:
@@ -95,7 +103,7 @@ def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace
     Args:
         model: any hooked model.
         batch: a task's batch, or `Batch.prompts(...)`, which the model then answers itself.
-        reads: hook names or globs, "outputs", "generated"; everything when None.
+        reads: hook names or globs, "outputs", "answer_outputs", "generated"; everything when None.
 
     Raises:
         ValueError: for a hook name that the model does not have (with the nearest names).
@@ -103,14 +111,14 @@ def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace
     """
     batch = batch.to(device_of(model))
     wanted = ["outputs", "generated", *sites(model)] if reads is None else list(reads)
-    names = matching(model, [name for name in wanted if name not in ("outputs", "generated")])
+    names = matching(model, [name for name in wanted if name not in ("outputs", "answer_outputs", "generated")])
     generated = greedy_decode(model, batch) if "generated" in wanted or batch.n_new else None
     has_truth = not batch.n_new
     if not has_truth and generated is not None:
         batch = batch.answered(generated)
     cache: dict[str, Tensor] = {}
     outputs = None
-    if names or "outputs" in wanted:
+    if names or "outputs" in wanted or "answer_outputs" in wanted:
         hooks = [(name, _saver(cache, name)) for name in names]
         with model.hooks(fwd_hooks=hooks):
             outputs = _logits(model(batch.inputs))

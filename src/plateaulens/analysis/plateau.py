@@ -8,7 +8,7 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class Plateau:
-    """A plateau of the loss curve, in steps; None where the recording ended before it.
+    """A plateau of the loss curve, in steps; None where the recording ended before it, or began after it.
 
     Attributes:
         start: first measured step at which a quarter or less of the initial excess over `level` is left.
@@ -50,10 +50,11 @@ def find_plateau(run: Any, level: float | None = None, floor: float | None = Non
         raise ValueError("no loss was recorded; record with pl.loss in the watch list")
     loss = metrics.loss
     first = loss.dropna().iloc[0]
+    left, middle = level - 0.02 * (level - floor), (level + floor) / 2
     return Plateau(
-        start=first_crossing(loss, level + (first - level) / 4, above=False),
-        end=first_crossing(loss, level - 0.02 * (level - floor), above=False, running=3),
-        drop=first_crossing(loss, (level + floor) / 2, above=False),
+        start=None if first < left else first_crossing(loss, level + (first - level) / 4, above=False),
+        end=None if first < left else first_crossing(loss, left, above=False, running=3),
+        drop=None if first < middle else first_crossing(loss, middle, above=False),
         level=level,
         floor=floor,
     )

@@ -100,6 +100,8 @@ class FixAttention(Intervention):
                     f"got shape {list(self.pattern.shape)}"
                 )
             object.__setattr__(self, "pattern", AttentionPattern({self.layer: self.pattern}))
+        if not self.held.maps:
+            raise ValueError("this pattern holds no map, so nothing would be fixed; trace the hook_pattern sites")
 
     @property
     def held(self) -> AttentionPattern:
@@ -220,6 +222,10 @@ def _maps_by_layer(task: Task, model: Any) -> dict[int, _Map]:
         )
     if len(maps) > n_layers(model):
         raise ValueError(f"{task!r} has {len(maps)} maps and the model {n_layers(model)} layers; use a deeper model")
+    if model.cfg.n_ctx < task.n_ctx:
+        raise ValueError(
+            f"{task!r} has {task.n_ctx} tokens and the model n_ctx={model.cfg.n_ctx}: it learns another task"
+        )
     first = n_layers(model) - len(maps)
     return {
         first + i: _Map(task, i, omega if len(omega) == 1 else None)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from plateaulens._lookup import look_up
 from plateaulens.hooked import AttentionPattern, call_hooks, own_hooks, past_length, refuse_unwritable
-from plateaulens.tasks import Task, task_from_json, task_to_json
+from plateaulens.tasks import TASKS, Task, task_from_json, task_to_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,10 @@ class Intervention:
     """
 
     def edits(self, model: Any) -> dict[str, Edit]:
-        """Hook name -> what to do with the tensor there; absolute positions come from the `Call`."""
+        """Hook name -> the new tensor there; absolute positions come from the `Call`.
+
+        An edit returns a new tensor; the very same one says that nothing of this call was meant.
+        """
         return {}
 
     def frozen(self, model: Any) -> list[nn.Parameter]:
@@ -144,7 +147,8 @@ def _hook(
                 f"{intervention!r} gives shape {list(new.shape)} at {key[1]}, where the model has "
                 f"{list(tensor.shape)}; nothing is broadcast silently"
             )
-        silent[key] = False
+        if new is not tensor:  # the very tensor: nothing of this call was meant
+            silent[key] = False
         return new
 
     return hook
@@ -171,12 +175,12 @@ def digest(tensor: Tensor) -> str:
     return sha256(f"{plain.dtype}{list(plain.shape)}".encode() + plain.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def from_json(values: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> Intervention:
-    """The intervention that `to_json` wrote; `tensors` by digest."""
+def from_json(values: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None, task: Any = None) -> Intervention:
+    """The intervention that `to_json` wrote; `tensors` by digest, and `task` in case it is one of the user's own."""
     from plateaulens.interventions import INTERVENTIONS
 
     cls = look_up("intervention", values["intervention"], INTERVENTIONS)
-    return cls(**{k: _value(v, tensors or {}) for k, v in values.items() if k != "intervention"})
+    return cls(**{k: _value(v, tensors or {}, task) for k, v in values.items() if k != "intervention"})
 
 
 def _plain(value: Any) -> Any:
@@ -189,18 +193,19 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
-def _value(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _value(value: Any, tensors: Mapping[str, Tensor], task: Any) -> Any:
     """The inverse of `_plain`."""
     if isinstance(value, list):
-        return tuple(_value(v, tensors) for v in value)
+        return tuple(_value(v, tensors, task) for v in value)
     if not isinstance(value, Mapping):
         return value
     if "tensor" in value:
         return tensors[value["tensor"]]
     if "task" in value:
-        return task_from_json(value["task"])
-    maps = {int(layer): _value(m, tensors) for layer, m in value["maps"].items()}
-    return AttentionPattern(maps, _value(value["prompts"], tensors))
+        own = value["task"]["task"] not in TASKS and isinstance(task, Task) and task_to_json(task) == value["task"]
+        return task if own else task_from_json(value["task"])
+    maps = {int(layer): _value(m, tensors, task) for layer, m in value["maps"].items()}
+    return AttentionPattern(maps, _value(value["prompts"], tensors, task))
 
 
 def _tensors(value: Any) -> list[Tensor]:

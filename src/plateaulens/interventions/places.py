@@ -64,6 +64,8 @@ def only(
         chosen = chosen & _along(torch.arange(old.shape[head], device=old.device), heads, head, old.ndim)
     if positions is not None:
         start = old.shape[-1] - old.shape[-2] if is_map(site) else call.start
+        if not any(start <= position < start + old.shape[pos] for position in positions):
+            return old  # nothing of this call, and `intervene` counts it as such
         here = torch.arange(start, start + old.shape[pos], device=old.device)
         chosen = chosen & _along(here, positions, pos, old.ndim)
     return torch.where(chosen, new, old)

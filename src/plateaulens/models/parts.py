@@ -22,7 +22,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "mlp": ("*.mlp.*",),
     "ln1": ("*.ln1.*",),
     "ln2": ("*.ln2.*",),
-    "ln_final": ("ln_final.*", "ln_f.*"),
+    "ln_final": ("ln_final.*", "ln_out.*"),
     "unembed": ("unembed.*", "head.*"),
 }
 _GROUPS: dict[str, tuple[str, ...]] = {

@@ -4,9 +4,8 @@ recipe = RECIPES["prefix"]
 run = recipe.record("runs/prefix-0", seed=0)
 """
 
-import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from plateaulens.tasks import (
     Reverse,
     Task,
     WindowMix,
-    task_to_json,
 )
 from plateaulens.training import TrainConfig, train
 
@@ -62,11 +60,12 @@ class Recipe:
         """
         cfg = replace(self.train, seed=seed)
         if (Path(path) / "run.json").is_file():
-            kept = Run(path).config
-            wanted = {"task": task_to_json(self.task), "model": asdict(self.model_config(seed)), "train": asdict(cfg)}
-            if wrong := [key for key, value in wanted.items() if kept[key] != json.loads(json.dumps(value))]:
+            kept = Run(path)
+            same = {"task": kept.task == self.task, "train": kept.train_config == cfg}
+            same["model"] = kept.model_config == self.model_config(seed)
+            if wrong := [key for key, is_same in same.items() if not is_same]:
                 raise ValueError(f"{path} holds a run with another {' and '.join(wrong)}; choose another folder")
-            return resume(path, progress=progress)
+            return resume(path, device=device, progress=progress)
         training = train(Transformer(self.model_config(seed), device), self.task, cfg)
         held = self.task.sample(256, seed=1, device=device)
         every, save_every = max(5, cfg.steps // 100), max(5, cfg.steps // 10)

@@ -20,8 +20,8 @@ class TrainConfig:
         optimizer: "adam", "adamw", "sgd" or "muon" (all torch's). Muon trains the matrices inside the
             blocks, AdamW everything else.
         betas: of Adam and AdamW.
-        momentum: None is 0 for SGD and 0.95 for Muon.
-        adam_lr: learning rate of what Muon leaves to AdamW.
+        momentum: None is 0 for SGD and 0.95 for Muon; the others have none.
+        adam_lr: learning rate of what Muon leaves to AdamW; None is 1e-4.
         schedule: "constant", "cosine" (to 0 at the end) or "wsd" (stable, then linearly to 0 over the
             last `decay` updates).
         warmup: updates over which the rate rises linearly from 0.
@@ -40,7 +40,7 @@ class TrainConfig:
     optimizer: str = "adam"
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float | None = None
-    adam_lr: float = 1e-4
+    adam_lr: float | None = None
     schedule: str = "constant"
     warmup: int = 0
     decay: int = 0
@@ -60,6 +60,11 @@ class TrainConfig:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         for name, allowed in CHOICES.items():
             look_up(name, getattr(self, name), {choice: choice for choice in allowed})
+        for name, belongs in (("momentum", ("sgd", "muon")), ("adam_lr", ("muon",))):
+            if getattr(self, name) is not None and self.optimizer not in belongs:
+                raise ValueError(
+                    f"{name} belongs to {' and '.join(belongs)}; with {self.optimizer!r} it would do nothing"
+                )
         if not 0 <= self.warmup < self.steps:
             raise ValueError(f"warmup must lie in 0..steps-1={self.steps - 1}, got {self.warmup}")
         if (self.schedule == "wsd") != (self.decay > 0) or self.decay > self.steps - self.warmup:

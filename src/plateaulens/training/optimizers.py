@@ -26,7 +26,9 @@ def build_optimizers(model: nn.Module, cfg: TrainConfig) -> list[torch.optim.Opt
     momentum = 0.95 if cfg.momentum is None else cfg.momentum
     return [
         torch.optim.Muon(hidden, lr=cfg.lr, momentum=momentum, weight_decay=cfg.weight_decay),
-        torch.optim.AdamW(rest, lr=cfg.adam_lr, betas=cfg.betas, weight_decay=cfg.weight_decay),
+        torch.optim.AdamW(
+            rest, lr=1e-4 if cfg.adam_lr is None else cfg.adam_lr, betas=cfg.betas, weight_decay=cfg.weight_decay
+        ),
     ]
 
 
@@ -34,17 +36,25 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """The two-dimensional weights inside the blocks: what Muon is for (not embeddings, read-out, norms, biases).
 
     Raises:
-        ValueError: when there are none.
+        ValueError: when there are none, or when heads are stored as three-dimensional weights
+            (3.9's HookedTransformer), whose two-dimensional parameters are biases.
     """
-    found = [p for name, p in model.named_parameters() if ".blocks." in f".{name}" and p.ndim == 2]
+    inside = {name: p for name, p in model.named_parameters() if ".blocks." in f".{name}"}
+    if by_head := [name for name, p in inside.items() if p.ndim > 2]:
+        raise ValueError(
+            f"muon needs matrices, and {by_head[0]} is stored by head; train a pl.Transformer, or use adamw"
+        )
+    found = [p for p in inside.values() if p.ndim == 2]
     if not found:
-        raise ValueError("muon needs two-dimensional weights in model.blocks, and this model has none; use adamw")
+        raise ValueError("muon needs parameters named blocks.*.weight that are matrices; found none; use adamw")
     return found
 
 
 def memory_of(optimizer: torch.optim.Optimizer) -> set[str]:
     """What an optimiser remembers of each of its parameters."""
-    if isinstance(optimizer, torch.optim.SGD | torch.optim.Muon):
+    if isinstance(optimizer, torch.optim.Muon):
+        return {"momentum_buffer"}
+    if isinstance(optimizer, torch.optim.SGD):
         return {"momentum_buffer"} if optimizer.defaults["momentum"] else set()
     return {"step", "exp_avg", "exp_avg_sq"}
 
