@@ -54,6 +54,11 @@ BAD = {
     "unknown optimizer": (["train", "mws", "--optimizer", "adm"], "did you mean"),
     "wrong device": (["train", "mws", "--device", "gpu7"], "device 'gpu7'"),
     "wrong device to reproduce": (["reproduce", "copy", "--device", "gpu7"], "device 'gpu7'"),
+    "late, but what": (["train", "mws", "--from-step", "25"], "give scale"),
+    "later than the end": (["train", "mws", "--scale-attention", "2", "--from-step", "400"], "steps-1=399"),
+    "a part that is not there": (["train", "mws", "--freeze", "atn"], "did you mean 'attn'"),
+    "from, but which parts": (["train", "mws", "--from", "."], "say which: frozen"),
+    "from what is no run": (["train", "mws", "--freeze", "attn", "--from", "."], "is not a run"),
     "momentum of adam": (["train", "mws", "--momentum", "0.9"], "momentum belongs to sgd and muon"),
     "rate of muon's rest": (["train", "mws", "--adam-lr", "0.1"], "adam_lr belongs to muon"),
     "not a run": (["report", "."], "is not a run"),
@@ -74,7 +79,7 @@ def test_bad_input_is_one_line_and_exit_2(words, hint, tmp_path: Path, monkeypat
 def test_existing_folder_is_left_alone(run: Path):
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     result = call("train", "mws", *TINY, "--out", str(run))
-    assert result.exit_code == 2 and "not empty" in result.stderr
+    assert result.exit_code == 2 and "holds a run" in result.stderr
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
     assert call("train", "mws", *TINY, "--out", str(run), "--overwrite").exit_code == 0
     assert (run.parent / "run.old-1" / "metrics.jsonl").read_bytes() == before[run / "metrics.jsonl"]

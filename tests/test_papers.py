@@ -1,13 +1,17 @@
 """The recipes of arXiv 2506.13688: the paper's sizes, and that every one trains, resumes and is reported."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 import plateaulens as pl
 from plateaulens.cli import main
+from plateaulens.files import write_tensors
+from plateaulens.models.parts import parameters_of
 from plateaulens.papers import plateau
 
 # Vocabulary, positions, tokens fed, layers, steps, clipping: the table of the released configs.
@@ -25,8 +29,9 @@ SIZES = {
 
 
 def test_every_recipe_has_its_size_and_its_small_twin():
-    assert SIZES.keys() == plateau.RECIPES.keys() == plateau.SMALL.keys()
+    assert tuple(SIZES) == plateau.GROUPS["tasks"] and plateau.RECIPES.keys() == plateau.SMALL.keys()
     assert {type(r.task) for r in plateau.RECIPES.values()} == set(pl.TASKS.values())
+    assert set(plateau.RECIPES) == {name for group in plateau.GROUPS.values() for name in group}
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -42,7 +47,10 @@ def test_recipes_are_those_of_the_paper(name):
 def tiny(monkeypatch):
     """The small recipes with ten steps of width 16."""
     for name, recipe in plateau.SMALL.items():
-        short = replace(recipe, model={"d_model": 16}, train=replace(recipe.train, steps=10, batch_size=8))
+        learning = replace(recipe.train, steps=10, batch_size=8, warmup=min(recipe.train.warmup, 3))
+        short = replace(
+            recipe, model={**recipe.model, "d_model": 16}, train=learning, from_step=5 if recipe.from_step else 0
+        )
         monkeypatch.setitem(plateau.SMALL, name, short)
 
 
@@ -97,3 +105,105 @@ def test_every_variant_trains_from_the_shell(words, tiny, tmp_path):
     done = CliRunner().invoke(main, ["train", *words.split(), "--small", "--out", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
     assert pl.Run(tmp_path / "run").last == 10
+
+
+# Changes of the moving-window sum.
+
+
+def test_the_changes_are_those_of_the_paper():
+    recipes = plateau.RECIPES
+    assert {name: recipes[name].scale for name in recipes if name.startswith("scale")} == {
+        **{f"scale-{c}": float(c) for c in ("0.2", "0.5", "2.5", "10")},
+        **{f"scale-10-from-{t}": 10.0 for t in (25, 50, 75, 100)},
+    }
+    assert [recipes[f"scale-10-from-{t}"].from_step for t in (25, 50, 75, 100)] == [25, 50, 75, 100]
+    assert [recipes[f"scale-{c}"].train.steps for c in ("0.2", "0.5", "2.5", "10")] == [2000, 2000, 400, 400]
+    assert plateau.SMALL["scale-0.2"].train.steps == 3000  # as many times its control's
+    assert all(recipes[name].task == recipes["mws"].task for name in plateau.GROUPS["changes"])
+    muon = recipes["muon"].train
+    assert (muon.optimizer, muon.lr, muon.momentum, muon.adam_lr) == ("muon", 0.02, None, None)
+    assert (recipes["warmup-cosine"].train.warmup, recipes["warmup-cosine"].train.schedule) == (200, "cosine")
+    assert recipes["softmax"].model == {"attention": "softmax"} and recipes["muon-init-10"].model == {
+        "init_scale": 10.0
+    }
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory):
+    """All changes with one seed, ten steps each."""
+    out = tmp_path_factory.mktemp("changes")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in plateau.GROUPS["changes"]:
+            recipe = plateau.SMALL[name]
+            learning = replace(recipe.train, steps=10, batch_size=8, warmup=min(recipe.train.warmup, 3))
+            late = 5 if recipe.from_step else 0
+            short = replace(recipe, model={**recipe.model, "d_model": 16}, train=learning, from_step=late)
+            patch.setitem(plateau.SMALL, name, short)
+        yield dict(plateau.reproduce(["changes"], out, seeds=1, small=True))
+
+
+@pytest.mark.parametrize("name", [name for name in plateau.GROUPS["changes"] if name != "mws"])
+def test_every_change_trains_and_changes_something(changed, name):
+    run, control = changed[name], changed["mws"]
+    late = 5 if "from" in name else 0
+    assert run.finished and list(run.metrics.index) == [t for t in (0, 5, 10) if t >= late]
+    assert run.metrics.loss[10] != control.metrics.loss[10]
+    assert len(run.config["interventions"]) == len(plateau.SMALL[name].changes)
+    assert all(entry["from"] == late for entry in run.config["interventions"])
+
+
+@pytest.mark.parametrize("name", [n for n in plateau.GROUPS["changes"] if n.split("-")[0] in ("optimal", "random")])
+def test_frozen_parts_never_move_and_optimal_ones_are_the_donors(changed, name):
+    run, part = changed[name], name.split("-")[1]
+    donor = pl.Run(run.path.parent / "mws-1").model(10) if name.startswith("optimal") else run.new_model()
+    fixed = parameters_of(donor, part)
+    for step in run.steps:
+        now = run.model(step)
+        assert all(torch.equal(p, fixed[n]) for n, p in parameters_of(now, part).items())
+    others = [n for n, _ in now.named_parameters() if n not in fixed]
+    assert others and not any(torch.equal(now.get_parameter(n), run.model(0).get_parameter(n)) for n in others)
+
+
+def test_a_late_change_shares_its_past_with_the_control(changed):
+    control, run = changed["mws"], changed["scale-10-from-25"]
+    past = pl.Run(f"{run.path}-past")
+    assert past.steps == [0, 5] and not past.config["interventions"]
+    for name, values in control.weights(5).items():
+        assert torch.equal(values, past.weights(5)[name]) and torch.equal(values, run.weights(5)[name])
+    assert past.metrics.loss.loc[[0, 5]].equals(control.metrics.loss.loc[[0, 5]])
+    assert run.metrics.loss[5] != control.metrics.loss[5]  # measured under the change
+
+
+@pytest.mark.parametrize("name", ["optimal-KQ", "scale-10-from-25"])
+def test_a_change_killed_before_its_first_measurement_goes_on_as_if_it_had_not_been(changed, name, tmp_path):
+    whole = changed[name]
+    for path in whole.path.parent.glob(f"{name}-0*"):
+        shutil.copytree(path, tmp_path / path.name)
+    cut = tmp_path / whole.path.name
+    shutil.copytree(whole.path.parent / "mws-1", tmp_path / "mws-1")
+    shutil.rmtree(cut / "checkpoints")
+    (cut / "metrics.jsonl").unlink()
+    for state in (cut / "state").iterdir():
+        state.unlink()
+    late = 5 if "from" in name else 0
+    training = pl.train(whole.model(late), whole.task, whole.train_config)
+    state = training.state_dict()
+    if late:
+        state = pl.Run(f"{whole.path}-past").rewind()
+    write_tensors(cut / "state" / f"{late:06d}.safetensors", state)
+    pl.resume(cut, progress=False)
+    assert (cut / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
+
+
+def test_changes_are_told_apart_and_checked(changed, tmp_path):
+    run = changed["scale-10"]
+    recipe = replace(plateau.SMALL["scale-10"], model={"d_model": 16}, train=replace(run.train_config, seed=0))
+    assert recipe.record(run.path).finished
+    with pytest.raises(ValueError, match="another interventions"):
+        replace(recipe, scale=2.0).record(run.path)
+    with pytest.raises(ValueError, match="pass donor="):
+        replace(recipe, scale=None, frozen=("KQ",), optimal=True).record(tmp_path / "new")
+    with pytest.raises(ValueError, match="give scale"):
+        replace(recipe, scale=None, from_step=3)
+    with pytest.raises(ValueError, match="say which"):
+        replace(recipe, optimal=True)

@@ -85,6 +85,10 @@ option: Callable[..., Any] = partial(click.option, show_default=True)
 @option("--decay", default=0, help="Last updates of wsd, with a falling learning rate.")
 @option("--weight-decay", default=0.0)
 @option("--grad-clip", type=float, help="Largest global gradient norm.")
+@option("--scale-attention", "scale", type=float, help="Factor on attention on the task's optimal map.")
+@option("--from-step", default=0, help="From which step on attention is scaled; the steps before go to OUT-past.")
+@option("--freeze", "frozen", multiple=True, help="A part that does not learn: attn, mlp, embed, KQ, ... Repeatable.")
+@option("--from", "donor", type=click.Path(path_type=Path), help="The frozen parts are those of this run's last step.")
 @option("--every", default=5, help="Measure every so many steps.")
 @option("--save-every", default=50, help="Save weights and state every so many steps.")
 @option("--held", default=256, help="Held-out prompts.")
@@ -99,6 +103,10 @@ def train(
     save_every: int,
     held: int,
     device: str,
+    scale: float | None,
+    from_step: int,
+    frozen: tuple[str, ...],
+    donor: Path | None,
     **given: Any,
 ) -> None:
     """Train a transformer on TASK, measure it, and write a report.
@@ -107,20 +115,41 @@ def train(
     """
     import plateaulens as pl
     from plateaulens._lookup import build, look_up
-    from plateaulens.papers.plateau import RECIPES, SMALL
+    from plateaulens.papers.plateau import GROUPS, RECIPES, SMALL
 
-    recipe = look_up("task", task, SMALL if small else RECIPES)
+    table = SMALL if small else RECIPES
+    recipe = look_up("task", task, {name: table[name] for name in GROUPS["tasks"]})
     values = _set(given)
     learner = build(type(recipe.task), {**asdict(recipe.task), **_take(values, TASK_OPTIONS)}, f"task {task!r}")
-    cfg = replace(recipe.train, seed=seed, **_take(values, TRAIN_OPTIONS))
-    size = pl.ModelConfig.for_task(learner, seed=seed, **{**recipe.model, **values})
+    recipe = replace(
+        recipe,
+        task=learner,
+        train=replace(recipe.train, **_take(values, TRAIN_OPTIONS)),
+        model={**recipe.model, **values},
+        scale=scale,
+        from_step=from_step,
+        frozen=frozen,
+        optimal=donor is not None,
+    )
     if held < 1:
         raise ValueError(f"--held needs at least 1 prompt, got {held}")
     _usable(device)
     folder = out or Path("runs") / f"{task}-{seed}"
-    training = pl.train(pl.Transformer(size, device), learner, cfg)
-    test = learner.sample(held, seed=1, device=device)
-    _finish(folder, lambda: pl.record(training, folder, test, every=every, save_every=save_every, overwrite=overwrite))
+    if (folder / "run.json").is_file() and not overwrite:
+        raise FileExistsError(f"{folder} holds a run; `plateaulens resume {folder}`, --overwrite, or another --out")
+    _finish(
+        folder,
+        lambda: recipe.record(
+            folder,
+            seed=seed,
+            donor=None if donor is None else pl.Run(donor),
+            device=device,
+            held=learner.sample(held, seed=1, device=device),
+            every=every,
+            save_every=save_every,
+            overwrite=overwrite,
+        ),
+    )
 
 
 @main.command()

@@ -5,7 +5,7 @@
 A run that was interrupted at any moment, even by SIGKILL, is resumed to the bytes of one that was not.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +47,7 @@ def record(
     save_every: Schedule = 50,
     until: int | None = None,
     overwrite: bool = False,
+    notes: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Run:
     """Train on, measure on `held`, save checkpoints and exact states; returns the `Run`.
@@ -62,6 +63,7 @@ def record(
         save_every: the same for checkpoints and states.
         until: stop after this step instead of at the end of the config.
         overwrite: rename a folder that is in the way instead of refusing.
+        notes: more entries for run.json.
         progress: show a progress bar.
 
     Raises:
@@ -74,7 +76,7 @@ def record(
         raise ValueError(
             f"cannot record until step {plan.end}: the training is at {plan.start} of {training.cfg.steps} steps"
         )
-    measure(training.model, held[:1], functions)  # what cannot be measured is found out before anything is written
+    measure(training.model, held[:2], functions)  # what cannot be measured is found out before anything is written
     on = active(training.model)
     run = Run.create(
         path,
@@ -83,7 +85,9 @@ def record(
         train=training.cfg,
         held=held,
         tensors={digest: tensor for i in on for digest, tensor in i.tensors().items()},
+        state=training.state_dict(),  # weights that no config describes are there from the first moment on
         notes={
+            **(notes or {}),
             "record": {
                 "start": plan.start,
                 "end": plan.end,
@@ -116,7 +120,7 @@ def resume(
         progress: show a progress bar.
 
     Raises:
-        ValueError: when the run was not made by `record`, or lost the state it started from.
+        ValueError: when the run was not made by `record`, or its state was removed.
     """
     run = Run(path)
     if "record" not in run.config:
@@ -134,10 +138,9 @@ def resume(
     except ValueError as error:
         raise ValueError(f"{error}; measurements of your own are passed again: resume(path, watch=[...])") from error
     state = run.rewind()
-    if state is not None:
-        training.load_state_dict(state)
-    elif plan.start > 0:
-        raise ValueError(f"{run.path} was cut off before its first state was written; fork again at step {plan.start}")
+    if state is None:
+        raise ValueError(f"{run.path} has lost its exact state (state/ is empty); record it again")
+    training.load_state_dict(state)
     changes = [from_json(entry["what"], run.tensors(), training.task) for entry in run.config["interventions"]]
     held = replace(run.held(), task=training.task if isinstance(training.task, Task) else None)
     with intervene(training.model, *changes) if changes and training.t < plan.end else nullcontext():

@@ -70,6 +70,7 @@ class Run:
         train: TrainConfig,
         held: Batch | None = None,
         tensors: Mapping[str, Tensor] | None = None,
+        state: dict[str, Tensor] | None = None,
         notes: Mapping[str, Any] | None = None,
         overwrite: bool = False,
     ) -> "Run":
@@ -82,6 +83,7 @@ class Run:
             train: how it learns.
             held: the held-out batch, kept with the run.
             tensors: tensors that the notes refer to by digest.
+            state: the exact state of a training that begins here, from its `state_dict`.
             notes: more entries for run.json.
             overwrite: rename a folder that is in the way (to `path.old-N`) instead of refusing.
 
@@ -116,6 +118,8 @@ class Run:
             write_tensors(path / "held.safetensors", {**columns, "n_new": torch.tensor(held.n_new)})
         for digest, tensor in (tensors or {}).items():
             write_tensors(path / "tensors" / f"{digest}.safetensors", {"tensor": tensor})
+        if state is not None:
+            write_tensors(path / "state" / f"{int(state['t']):06d}.safetensors", state)
         write_json(path / "run.json", config)  # last: a folder with a run.json lacks nothing
         return cls(path)
 
@@ -295,7 +299,7 @@ class Run:
 
 def _is_fresh(folder: Path) -> bool:
     """Whether there is nothing but what `create` leaves when it is killed before it writes run.json."""
-    return all(p.name in ("held.safetensors", "tensors") or p.name.endswith(".partial") for p in folder.iterdir())
+    return all(p.name in ("held.safetensors", "tensors", "state") or p.name.endswith(".partial") for p in folder.iterdir())
 
 
 def _step_of(line: str) -> float:

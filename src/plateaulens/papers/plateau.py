@@ -5,15 +5,13 @@ run = recipe.record("runs/prefix-0", seed=0)
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from plateaulens._lookup import look_up
 from plateaulens.analysis import find_plateau, first_crossing
-from plateaulens.models.config import ModelConfig
-from plateaulens.models.transformer import Transformer
-from plateaulens.recording import record, resume
+from plateaulens.papers.recipe import Recipe
 from plateaulens.runs import Run
 from plateaulens.tasks import (
     Addition,
@@ -27,49 +25,7 @@ from plateaulens.tasks import (
     Task,
     WindowMix,
 )
-from plateaulens.training import TrainConfig, train
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A task with the model and the training that the paper gives it.
-
-    Attributes:
-        task: what is learnt.
-        model: fields of the `ModelConfig` beside those that the task fixes.
-        train: how.
-        figure: the paper's figure.
-    """
-
-    task: Task
-    train: TrainConfig
-    model: dict[str, Any] = field(default_factory=dict)
-    figure: str = ""
-
-    def model_config(self, seed: int = 0) -> ModelConfig:
-        """The model's sizes and choices."""
-        return ModelConfig.for_task(self.task, seed=seed, **self.model)
-
-    def record(self, path: str | Path, *, seed: int = 0, device: str = "cpu", progress: bool = True) -> Run:
-        """Train and measure about a hundred times, or finish what an earlier call left.
-
-        The seed is that of the weights and of the data; 256 held-out prompts. A finished run is returned.
-
-        Raises:
-            ValueError: when the folder holds another training.
-        """
-        cfg = replace(self.train, seed=seed)
-        if (Path(path) / "run.json").is_file():
-            kept = Run(path)
-            same = {"task": kept.task == self.task, "train": kept.train_config == cfg}
-            same["model"] = kept.model_config == self.model_config(seed)
-            if wrong := [key for key, is_same in same.items() if not is_same]:
-                raise ValueError(f"{path} holds a run with another {' and '.join(wrong)}; choose another folder")
-            return resume(path, device=device, progress=progress)
-        training = train(Transformer(self.model_config(seed), device), self.task, cfg)
-        held = self.task.sample(256, seed=1, device=device)
-        every, save_every = max(5, cfg.steps // 100), max(5, cfg.steps // 10)
-        return record(training, path, held, every=every, save_every=save_every, progress=progress)
+from plateaulens.training import TrainConfig
 
 
 def _paper(task: Task, steps: int, figure: str, **train_fields: Any) -> Recipe:
@@ -111,13 +67,56 @@ SMALL: dict[str, Recipe] = {
 }
 
 
+# Changes of the moving-window sum (figs 3 to 5, 30 to 35, 43), by what differs from the recipe "mws".
+# Steps are those of the released configs, or what the paper's curves need where they are a gap.
+_CHANGES: dict[str, dict[str, Any]] = {
+    "scale-0.2": dict(scale=0.2, steps=2000, figure="3, 4"),
+    "scale-0.5": dict(scale=0.5, steps=2000, figure="3, 4"),
+    "scale-2.5": dict(scale=2.5, figure="3, 4"),
+    "scale-10": dict(scale=10.0, figure="3, 4"),
+    **{f"scale-10-from-{t}": dict(scale=10.0, from_step=t, figure="43") for t in (25, 50, 75, 100)},
+    **{
+        f"optimal-{parts}": dict(frozen=(parts,), optimal=True, figure="5")
+        for parts in ("KQ", "KQOV", "MLP", "Embedding")
+    },
+    **{f"random-{part}": dict(frozen=(part,)) for part in ("attn", "mlp", "embed", "pos", "norms", "unembed")},
+    "softmax": dict(model=dict(attention="softmax"), steps=2000, figure="30"),
+    "init-10": dict(model=dict(init_scale=10.0)),
+    "sgd": dict(train=dict(optimizer="sgd", lr=0.3), steps=5000, figure="31"),
+    "muon": dict(train=dict(optimizer="muon", lr=0.02), figure="32"),
+    "muon-init-10": dict(model=dict(init_scale=10.0), train=dict(optimizer="muon", lr=0.02), figure="33"),
+    "warmup": dict(train=dict(warmup=200), figure="34"),
+    "warmup-cosine": dict(train=dict(warmup=200, schedule="cosine"), figure="35"),
+}
+
+
+def _changed(like: Recipe, *, steps: int | None = None, **values: Any) -> Recipe:
+    """The recipe `like` with a change; `steps` of paper size scale with those of `like`."""
+    fewer = like.train.steps / RECIPES["mws"].train.steps
+    length = like.train.steps if steps is None else round(steps * fewer)
+    model, learning = {**like.model, **values.pop("model", {})}, values.pop("train", {})
+    return replace(like, model=model, train=replace(like.train, steps=length, **learning), **values)
+
+
+CONTROL = "mws"
+RECIPES |= {name: _changed(RECIPES[CONTROL], **change) for name, change in _CHANGES.items()}
+SMALL |= {name: _changed(SMALL[CONTROL], **change) for name, change in _CHANGES.items()}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "tasks": tuple(name for name in RECIPES if name not in _CHANGES),
+    "changes": (CONTROL, *_CHANGES),
+}
+
+
 def reproduce(
     names: Iterable[str], out: str | Path, *, seeds: int = 3, small: bool = False, device: str = "cpu"
 ) -> Iterator[tuple[str, Run]]:
     """Train each named recipe with seeds 0, 1, ...; what is there already is finished or taken as it is.
 
+    Optimal parts are those of the control ("mws") with the next seed, so that the frozen parts and the rest
+    never began together.
+
     Args:
-        names: of `RECIPES`; all of them when empty.
+        names: of `RECIPES`, or of `GROUPS`; all tasks when empty.
         out: folder of the runs, `NAME-SEED`.
         seeds: how many.
         small: the recipes of `SMALL`.
@@ -127,12 +126,17 @@ def reproduce(
         ValueError: for an unknown name, before anything is trained.
     """
     table = SMALL if small else RECIPES
-    recipes = {name: look_up("recipe", name, table) for name in (list(names) or table)}
+    wanted = [name for given in (list(names) or ["tasks"]) for name in GROUPS.get(given, (given,))]
+    recipes = {name: look_up("recipe", name, table) for name in wanted}
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
-    return (
-        (n, r.record(Path(out) / f"{n}-{s}", seed=s, device=device)) for n, r in recipes.items() for s in range(seeds)
-    )
+
+    def run_of(name: str, seed: int) -> Run:
+        recipe = table[name]
+        donor = run_of(CONTROL, (seed + 1) % max(seeds, 2)) if recipe.optimal else None
+        return recipe.record(Path(out) / f"{name}-{seed}", seed=seed, donor=donor, device=device)
+
+    return ((name, run_of(name, seed)) for name in recipes for seed in range(seeds))
 
 
 def summary(run: Run) -> dict[str, Any]:
