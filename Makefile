@@ -48,6 +48,7 @@ check: lint types test test-slow test-tl3
 bench: .venv/.ready
 	.venv/bin/python benchmarks/bench.py
 	.venv/bin/python benchmarks/sampling.py
+	.venv/bin/python benchmarks/interventions.py
 
 clean:
 	rm -rf .venv .venv-tl3 .pytest_cache .mypy_cache .ruff_cache .hypothesis

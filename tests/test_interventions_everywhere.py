@@ -120,6 +120,16 @@ def test_resampling_gives_everyone_another_ones_activation(model, tokens):
     assert torch.equal(seen, again)
 
 
+def test_a_glob_is_every_site_it_matches():
+    model, batch = ours(), TASK.sample(3, seed=0)
+    both = "blocks.*.hook_mlp_out"
+    with pl.intervene(model, pl.Ablate(both, "zero")):
+        together = logits(model, batch.inputs)
+    with pl.intervene(model, *(pl.Ablate(f"blocks.{layer}.hook_mlp_out", "zero") for layer in (0, 1))):
+        assert torch.equal(logits(model, batch.inputs), together)
+    assert not torch.equal(logits(model, batch.inputs), together)
+
+
 def test_a_patch_from_another_run_is_what_the_other_run_had(model, tokens):
     other = tokens.flip(0)
     value = value_at(model, other, RESID)

@@ -13,6 +13,7 @@ from plateaulens.cli import main
 from plateaulens.files import write_tensors
 from plateaulens.models.parts import parameters_of
 from plateaulens.papers import plateau
+from plateaulens.papers.effects import effects
 
 # Vocabulary, positions, tokens fed, layers, steps, clipping: the table of the released configs.
 SIZES = {
@@ -207,3 +208,32 @@ def test_changes_are_told_apart_and_checked(changed, tmp_path):
         replace(recipe, scale=None, from_step=3)
     with pytest.raises(ValueError, match="say which"):
         replace(recipe, optimal=True)
+
+
+def test_effects_are_paired_by_seed(changed, tmp_path):
+    curves = {("mws", 0): 10, ("mws", 1): 5, ("scale-10", 0): 5, ("scale-10", 1): 5, ("scale-0.2", 0): None}
+    for (name, seed), drop in curves.items():
+        source = changed[name].path if seed == 0 else changed["mws"].path.parent / "mws-1"
+        copy = shutil.copytree(source, tmp_path / f"{name}-{seed}")
+        kept = json.loads((copy / "run.json").read_text())
+        kept["train"]["seed"] = seed
+        (copy / "run.json").write_text(json.dumps(kept))
+        rows = [
+            {
+                "step": t,
+                "loss": 1.0 if drop is not None and t >= drop else 2.9,
+                "collapse": t / 10,
+                "repetition": seed / 2,
+            }
+            for t in (0, 5, 10)
+        ]
+        (copy / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = effects(tmp_path)
+    assert list(table.index) == ["mws", "scale-0.2", "scale-10"]
+    assert list(table.dropped) == [2, 0, 2] and list(table["drop"]) == [7.5, float("inf"), 5.0]
+    assert table.loc["scale-10", "d drop"].differences.tolist() == [-5.0, 0.0]
+    assert table.loc["scale-10", "peak collapse"] == 1.0 and table.loc["scale-10", "peak repetition"] == 0.25
+    assert table.loc["scale-10", "d peak repetition"].differences.tolist() == [0.0, 0.0]
+    assert table.loc["scale-0.2", "d drop"] is None  # one pair says nothing
+    with pytest.raises(ValueError, match="no finished run mws-0"):
+        effects(tmp_path / "nowhere")

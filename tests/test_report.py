@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 import plateaulens as pl
 from plateaulens.analysis import Evolution, first_crossing
+from plateaulens.report import _evenly
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 CURVE = pd.DataFrame({"loss": [3.0, 2.4, 2.05, 2.0, 2.0, 1.9, 1.0, 0.1]}, index=range(0, 80, 10))
@@ -93,6 +95,13 @@ def test_report_is_offline_and_escaped(page: Path):
     assert "<script src" not in html and "http" not in tags
 
 
+def test_report_puts_the_attention_of_a_few_steps_into_others(page: Path):
+    figure, _ = json.JSONDecoder().raw_decode(page.read_text().partition('"step_grid": ')[2])
+    # Steps 0, 20, 40, 60, a gap and the untouched models.
+    assert figure["layout"]["xaxis"]["ticktext"] == ["0", "20", "40", "60", "own"] and len(figure["data"][0]["x"]) == 7
+    assert _evenly([0, 5, 9], 8) == [0, 5, 9] and _evenly([*range(0, 210, 10)], 5) == [0, 50, 100, 150, 200]
+
+
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium and chromedriver are not installed")
 @pytest.mark.parametrize("width, height", [(1280, 900), (390, 844)])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -121,6 +130,8 @@ def test_report_renders_in_chromium(page: Path, width: int, height: int, scheme:
         assert ink == {"light": "#1c1c1e", "dark": "#ececf0"}[scheme]
         z = "return document.getElementById('attention').data[0].z"
         first = driver.execute_script(z)
+        heat = "return document.querySelectorAll('#step_grid .heatmaplayer image').length"
+        assert driver.execute_script(heat) == 1
         driver.execute_async_script("Plotly.animate('attention', ['60']).then(arguments[0])")
         assert driver.execute_script(z) != first
     finally:

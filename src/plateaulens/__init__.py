@@ -76,7 +76,19 @@ _HOME = {
     "training": ("Step", "TrainConfig", "Training", "train"),
     "runs": ("Run",),
     "recording": ("record", "resume"),
-    "analysis": ("Plateau", "evolve", "find_plateau", "sharpness"),
+    "analysis": (
+        "PairedDifference",
+        "Plateau",
+        "activation_patching",
+        "evolve",
+        "find_plateau",
+        "onset_order",
+        "onsets",
+        "paired_difference",
+        "patch_across_steps",
+        "path_patching",
+        "sharpness",
+    ),
     "report": ("write_report",),
 }
 _OF = {name: module for module, names in _HOME.items() for name in names}

@@ -4,16 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
 from plateaulens import plots
-from plateaulens.analysis import Evolution, Plateau, evolve, find_plateau
+from plateaulens.analysis import Evolution, Plateau, evolve, find_plateau, patch_across_steps
 from plateaulens.files import write_whole
 from plateaulens.runs import Run
 
 EXAMPLES = 4
+GRID = 8  # steps on each side of the patching grid
 
 
 def write_report(run: Run) -> Path:
@@ -37,13 +39,18 @@ def write_report(run: Run) -> Path:
         figures["sites"] = plots.sites(run)
     samples: list[dict[str, Any]] = []
     if run.steps and run.task is not None and run.model_config is not None and run.has_held:
-        evolution = evolve(run, run.held()[:64])
+        held = run.held()[:64]
+        evolution = evolve(run, held)
         _, layers, heads = evolution.pattern.shape[:3]
         if layers * heads == 1:
             figures["attention"] = plots.attention_map(evolution)
         else:
             figures["layers"] = plots.layer_maps(evolution)
         figures["cosine"] = plots.cosine_map(evolution)
+        if len(run.steps) > 1:
+            steps = _evenly(run.steps, GRID)
+            grid = patch_across_steps(run, held, sources=steps, targets=steps, progress=False)
+            figures["step_grid"] = plots.step_grid(grid)
         samples = _samples(run, evolution, plateau)
     page = Environment(loader=PackageLoader("plateaulens"), autoescape=True).get_template("report.html.j2")
     html = page.render(
@@ -86,6 +93,11 @@ def plateau_of(run: Run) -> Plateau | None:
     task = run.task
     known = task is not None and task.loss_plateau() is not None and task.loss_floor() is not None
     return find_plateau(run) if known and "loss" in run.metrics else None
+
+
+def _evenly(steps: list[int], most: int) -> list[int]:
+    """At most `most` of the steps, evenly chosen by rank, the first and the last among them."""
+    return [steps[i] for i in np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int)]
 
 
 def _samples(run: Run, evolution: Evolution, plateau: Plateau | None) -> list[dict[str, Any]]:

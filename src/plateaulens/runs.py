@@ -299,7 +299,9 @@ class Run:
 
 def _is_fresh(folder: Path) -> bool:
     """Whether there is nothing but what `create` leaves when it is killed before it writes run.json."""
-    return all(p.name in ("held.safetensors", "tensors", "state") or p.name.endswith(".partial") for p in folder.iterdir())
+    return all(
+        p.name in ("held.safetensors", "tensors", "state") or p.name.endswith(".partial") for p in folder.iterdir()
+    )
 
 
 def _step_of(line: str) -> float:

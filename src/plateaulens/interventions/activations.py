@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from plateaulens._lookup import look_up
-from plateaulens.hooked import device_of
+from plateaulens.hooked import device_of, matching
 from plateaulens.interventions.attention import batch_mean
 from plateaulens.interventions.base import Call, Edit, Intervention
 from plateaulens.interventions.places import only, rows
 
 
 class _AtSite(Intervention):
-    """An edit of one hook, at some heads and some absolute positions (query positions of attention maps)."""
+    """An edit of one hook, or of all that a glob matches, at some heads and absolute positions (queries of maps)."""
 
     site: str
     heads: Sequence[int] | None
@@ -31,12 +31,15 @@ class _AtSite(Intervention):
                     raise ValueError(f"{name} are indices from 0 on, at least one; got {list(chosen)}")
 
     def edits(self, model: Any) -> dict[str, Edit]:
+        return {site: self._edit(site) for site in matching(model, [self.site])}
+
+    def _edit(self, site: str) -> Edit:
         def edit(tensor: Tensor, call: Call) -> Tensor:
-            return only(self._new(tensor, call), tensor, call, self.site, self.heads, self.positions)
+            return only(self._new(tensor), tensor, call, site, self.heads, self.positions)
 
-        return {self.site: edit}
+        return edit
 
-    def _new(self, tensor: Tensor, call: Call) -> Tensor:
+    def _new(self, tensor: Tensor) -> Tensor:
         """What the chosen heads and positions become."""
         raise NotImplementedError
 
@@ -46,7 +49,7 @@ class Ablate(_AtSite):
     """Replace an activation by zeros, by its mean over the batch, or by that of another example.
 
     Args:
-        site: a hook name.
+        site: a hook name, or a glob like "blocks.*.hook_mlp_out".
         mode: "zero", "mean" (position by position) or "resample": each example gets the activation of
             another one of the batch, the same one at every site, layer and decoding step.
         heads: which heads, at sites that have them; all by default.
@@ -67,7 +70,7 @@ class Ablate(_AtSite):
         super().__post_init__()
         look_up("mode", self.mode, dict.fromkeys(("zero", "mean", "resample")))
 
-    def _new(self, tensor: Tensor, call: Call) -> Tensor:
+    def _new(self, tensor: Tensor) -> Tensor:
         if self.mode == "zero":
             return torch.zeros_like(tensor)
         if self.mode == "mean":
@@ -119,7 +122,7 @@ class Steer(_AtSite):
     """Add `by` times a vector to an activation.
 
     Args:
-        site: a hook name, with positions on its second axis.
+        site: a hook name or a glob, with positions on its second axis.
         vector: of the site's last axis (or last two, at sites with heads).
         by: the factor.
         heads: which heads, at sites that have them; all by default.
@@ -135,7 +138,7 @@ class Steer(_AtSite):
     heads: Sequence[int] | None = None
     positions: Sequence[int] | None = None
 
-    def _new(self, tensor: Tensor, call: Call) -> Tensor:
+    def _new(self, tensor: Tensor) -> Tensor:
         size = self.vector.shape
         if tensor.shape[-len(size) :] != size or len(size) > tensor.ndim - 2:
             raise ValueError(f"the vector of {self!r} does not fit {self.site}, which is {list(tensor.shape)}")

@@ -1,0 +1,59 @@
+"""Grids of patched runs."""
+
+from math import ceil
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from plateaulens.plots.style import styled
+
+
+def patching(grid: Any) -> go.Figure:
+    """The metric at every patched place, as a heat map; with three axes, a panel for each head.
+
+    Colours are centred on the corrupted run: white where a patch does nothing, red where it raises the metric.
+
+    Args:
+        grid: of `activation_patching` or `path_patching`, or `normalised`.
+
+    Raises:
+        ValueError: for a grid that says nothing of its corrupted run, or of more than three axes.
+    """
+    if "corrupted" not in grid.attrs or not 1 <= grid.ndim <= 3:
+        raise ValueError(
+            f"patching draws grids of 1 to 3 axes with the attribute 'corrupted', got axes {list(grid.dims)} and "
+            f"attributes {list(grid.attrs)}; keep those of activation_patching"
+        )
+    apart = ("head" if "head" in grid.dims else grid.dims[-1]) if grid.ndim == 3 else None
+    panels = {f"{apart} {i}": grid.sel({apart: i}) for i in grid[apart].values} if apart else {"": grid}
+    columns = min(len(panels), 4)
+    rows = ceil(len(panels) / columns)
+    layout: dict[str, Any] = {"vertical_spacing": 0.3 / rows, "horizontal_spacing": 0.15 / columns}
+    layout |= {"shared_xaxes": "all", "shared_yaxes": "all", "subplot_titles": list(panels)}
+    layout["specs"] = [[{} if row * columns + i < len(panels) else None for i in range(columns)] for row in range(rows)]
+    figure = make_subplots(rows, columns, **layout)
+    for i, panel in enumerate(panels.values()):
+        figure.add_trace(_heat(panel), i // columns + 1, i % columns + 1)
+    y, x = ("", *panel.dims)[-2:]
+    figure.update_xaxes(dtick=ceil(panel.shape[-1] * columns / 16))  # whole numbers, as many as there is room for
+    figure.update_xaxes(title=x, row=rows)
+    figure.update_yaxes(autorange="reversed", dtick=ceil(panel.shape[0] / 16), visible=bool(y))
+    figure.update_yaxes(title=y, col=1)
+    middle = grid.attrs["corrupted"]
+    reach = float(np.nanmax(np.abs(grid.values - middle), initial=0.0)) or 1.0
+    scale = {"colorscale": "RdBu", "reversescale": True, "cmin": middle - reach, "cmax": middle + reach}
+    what = f"paths to {grid.attrs['receivers']}" if "receivers" in grid.attrs else f"{grid.attrs.get('site')} patched"
+    height = 160 + rows * max(100, min(360, 32 * panel.shape[0] if y else 100))
+    styled(figure, title=f"{grid.name}, {what}", height=height, coloraxis=scale)
+    return figure.update_layout(margin_t=90 if apart else 50)  # the panels' titles lie below the figure's
+
+
+def _heat(panel: Any) -> go.Heatmap:
+    """One panel: the first axis downwards, the second to the right; a single axis to the right."""
+    y, x = ("", *panel.dims)[-2:]
+    z = panel.values if y else panel.values[None]
+    said = f"{y} %{{y}}, {x} %{{x}}: %{{z:.4g}}<extra></extra>" if y else f"{x} %{{x}}: %{{z:.4g}}<extra></extra>"
+    down = panel[y].values if y else [0]
+    return go.Heatmap(z=z, x=panel[x].values, y=down, coloraxis="coloraxis", hovertemplate=said)
