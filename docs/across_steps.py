@@ -1,6 +1,7 @@
 """Table and figure of docs/across_steps.md: `python docs/across_steps.py docs/across_steps.png runs/mws-*`."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,7 @@ def main(png: str, *paths: str) -> None:
         prompts, final = run.held()[:64], run.steps[-1]
         end = pl.find_plateau(run).end or final
         plateau = max(step for step in run.steps if step <= end)
-
-        def accuracy(source: int, target: int, parts: str | None = None) -> float:
-            options = {"sources": [source], "targets": [target], "parts": parts, "progress": False}
-            return pl.patch_across_steps(run, prompts, **options).tf_accuracy.item()
+        accuracy = partial(cell, run, prompts)
 
         row = {
             "plateau, its own attention": accuracy(plateau, plateau),
@@ -38,6 +36,12 @@ def main(png: str, *paths: str) -> None:
     first = pl.Run(paths[0])
     figure = pl.plots.step_grid(pl.patch_across_steps(first, first.held()[:64], progress=False))
     picture(figure.update_layout(paper_bgcolor="white", width=900), Path(png))
+
+
+def cell(run: pl.Run, prompts: pl.Batch, source: int, target: int, parts: str | None = None) -> float:
+    """Teacher-forced accuracy of one pair of steps."""
+    grid = pl.patch_across_steps(run, prompts, sources=[source], targets=[target], parts=parts, progress=False)
+    return grid.tf_accuracy.item()
 
 
 if __name__ == "__main__":
