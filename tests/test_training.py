@@ -26,6 +26,18 @@ CONFIGS = {
     "cosine": pl.TrainConfig(**SIZE, schedule="cosine", warmup=4),
     "wsd": pl.TrainConfig(**SIZE, optimizer="muon", schedule="wsd", warmup=3, decay=6),
 }
+COSINE, WSD = dict(schedule="cosine", warmup=4), dict(schedule="wsd", warmup=3, decay=6)
+CONFIGS |= {  # with these, every optimiser has gone through every schedule
+    f"{optimizer} with {schedule['schedule']}": pl.TrainConfig(**SIZE, **fields, **schedule, optimizer=optimizer)
+    for optimizer, schedule, fields in (
+        ("adam", WSD, {}),
+        ("adamw", COSINE, dict(weight_decay=0.1)),
+        ("adamw", WSD, dict(weight_decay=0.1)),
+        ("sgd", COSINE, dict(momentum=0.9)),
+        ("sgd", WSD, dict(momentum=0.9)),
+        ("muon", COSINE, dict(adam_lr=3e-3)),
+    )
+}
 each_config = pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
 
 
@@ -295,6 +307,27 @@ def test_an_interrupt_is_held_back_until_the_update_is_whole():
     assert states_equal(training.state_dict(), plain.state_dict())
     assert [s.t for s in training] == list(range(3, 13))  # the step that the interrupt kept back comes first
     assert states_equal(training.state_dict(), finish(plain))
+
+
+def test_a_training_goes_on_where_gradients_were_left_off():
+    expected = finish(pl.train(build(), TASK, CONFIGS["adam"]))
+    with torch.no_grad():
+        assert states_equal(finish(pl.train(build(), TASK, CONFIGS["adam"])), expected)
+
+
+def test_a_state_is_taken_over_whole_or_not_at_all(monkeypatch):
+    training, other = pl.train(build(), TASK, CONFIGS["adam"]), pl.train(build(seed=4), TASK, CONFIGS["adam"])
+    list(other.until(3))
+    load = training.model.load_state_dict
+
+    def interrupted(weights):
+        os.kill(os.getpid(), signal.SIGINT)
+        return load(weights)
+
+    monkeypatch.setattr(training.model, "load_state_dict", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.load_state_dict(other.state_dict())
+    assert states_equal(training.state_dict(), other.state_dict())
 
 
 def test_held_interrupts_nest_and_come_once():

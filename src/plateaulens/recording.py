@@ -172,7 +172,8 @@ def _drive(run: Run, training: Training, held: Batch, functions: list[Measuremen
             visit(step)
     except KeyboardInterrupt:
         with held_interrupts():
-            run.save_state(training.t, training.state_dict())
+            if training.t < plan.end:  # the state of the last step says that everything was measured and saved
+                run.save_state(training.t, training.state_dict())
         raise
     finally:
         bar.close()

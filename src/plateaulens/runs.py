@@ -34,7 +34,7 @@ from plateaulens.files import read_tensors, write_json, write_tensors, write_who
 from plateaulens.models.config import ModelConfig
 from plateaulens.models.transformer import Transformer
 from plateaulens.tasks import TASKS, Task, task_from_json, task_to_json
-from plateaulens.training import TrainConfig
+from plateaulens.training import TrainConfig, held_interrupts
 
 PACKAGES = ("plateaulens", "torch", "transformer-lens", "numpy")
 
@@ -136,10 +136,11 @@ class Run:
         line = json.dumps({"step": step, **{name: _plain(v) for name, v in values.items()}}, allow_nan=False)
         if not self._trimmed:  # a half line that a crash left must not run into this one
             self._trim(self._last)
-        with (self.path / "metrics.jsonl").open("a") as f:
-            f.write(line + "\n")
-            f.flush()
-        self._last = step
+        with held_interrupts():  # a line on disk that is not remembered would be written twice
+            with (self.path / "metrics.jsonl").open("a") as f:
+                f.write(line + "\n")
+                f.flush()
+            self._last = step
 
     @property
     def last(self) -> int:

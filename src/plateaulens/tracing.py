@@ -12,7 +12,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from plateaulens._shapes import Batch
-from plateaulens.hooked import AttentionPattern, device_of, has_raw_hooks, matching, n_layers, sites
+from plateaulens.hooked import (
+    AttentionPattern,
+    device_of,
+    has_raw_hooks,
+    matching,
+    n_layers,
+    sites,
+    whole,
+    without_gradients,
+)
 
 FINAL = "unembed.hook_in"  # the residual stream after the final norm, on every kind of model
 
@@ -78,7 +87,7 @@ class Trace:
         return self.batch.answers
 
 
-@torch.no_grad()
+@without_gradients
 def greedy_decode(model: Any, batch: Batch) -> Int[Tensor, "batch out"]:
     """The model's own answers, the likeliest token each time.
 
@@ -96,7 +105,7 @@ def greedy_decode(model: Any, batch: Batch) -> Int[Tensor, "batch out"]:
     return tokens[:, start:]
 
 
-@torch.no_grad()
+@without_gradients
 def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace:
     """Run `model` on `batch` and keep what `reads` names.
 
@@ -120,7 +129,7 @@ def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace
     outputs = None
     if names or "outputs" in wanted or "answer_outputs" in wanted:
         hooks = [(name, _saver(cache, name)) for name in names]
-        with model.hooks(fwd_hooks=hooks):
+        with whole(model.hooks(fwd_hooks=hooks)):
             outputs = _logits(model(batch.inputs))
     return Trace(batch, cache, outputs, generated, n_layers(model), int(model.cfg.d_vocab), has_truth)
 

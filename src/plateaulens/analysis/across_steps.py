@@ -22,7 +22,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from plateaulens._shapes import Batch
-from plateaulens.hooked import PATTERNS, active, device_of, has_raw_hooks, matching, n_layers, refuse_unwritable
+from plateaulens.hooked import (
+    PATTERNS,
+    active,
+    device_of,
+    has_raw_hooks,
+    matching,
+    n_layers,
+    refuse_unwritable,
+    without_gradients,
+)
 from plateaulens.interventions import Patch, intervene
 from plateaulens.measurements import Measurement
 from plateaulens.measuring import resolve
@@ -196,13 +205,13 @@ class _AnswerRows:
         prompts = not batch.n_new and int(starts[0]) > 0 and bool((starts == starts[0]).all())
         return prompts and all(any(fnmatchcase(site, glob) for glob in behind) for site in sites)
 
-    @torch.no_grad()
+    @without_gradients
     def __init__(self, model: Any, batch: Batch) -> None:
         self.model, self.batch, self.first = model, batch, batch.prompt_len - 1
         self.prompt = model.kv_cache(len(batch))
         model(batch.inputs[:, : self.first], return_type=None, past_kv_cache=self.prompt)
 
-    @torch.no_grad()
+    @without_gradients
     def trace(self, stacked: Batch, reads: Sequence[str] | None) -> Trace:
         """What `reads` names of `QUICK`, for copies of the batch, under the patches that are on."""
         count = len(stacked) // len(self.batch)

@@ -10,7 +10,7 @@ model that never ran warns.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import Any
@@ -20,7 +20,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from plateaulens._lookup import look_up
-from plateaulens.hooked import AttentionPattern, call_hooks, own_hooks, past_length, refuse_unwritable
+from plateaulens.hooked import AttentionPattern, call_hooks, own_hooks, past_length, refuse_unwritable, whole
 from plateaulens.tasks import TASKS, Task, task_from_json, task_to_json
 
 
@@ -79,15 +79,19 @@ class Intervention:
         return f"{type(self).__name__}({', '.join(f'{name}={_short(value)}' for name, value in self._fields())})"
 
 
-@contextmanager
-def intervene(model: Any, *interventions: Intervention) -> Iterator[None]:
-    """Apply `interventions` to `model`, in order, until the block ends.
+def intervene(model: Any, *interventions: Intervention) -> AbstractContextManager[None]:
+    """Apply `interventions` to `model`, in order, until the block ends, even if it is by Ctrl-C.
 
     Raises:
         ValueError: for a site that is missing or cannot act, an edit of the wrong shape, other prompts
             than a pattern came from, or an intervention that never acted although the model ran (a
             `Freeze` acts when the model runs with gradients on).
     """
+    return whole(_applied(model, interventions))
+
+
+@contextmanager
+def _applied(model: Any, interventions: Sequence[Intervention]) -> Iterator[None]:
     silent: dict[tuple[int, str], bool] = {}
     calls = _Calls()
     hooks = []
@@ -112,7 +116,7 @@ def intervene(model: Any, *interventions: Intervention) -> Iterator[None]:
     if left := [f"{interventions[i]!r} at {where}" for (i, where), did_not in silent.items() if did_not]:
         if calls.count:
             raise ValueError(f"the model ran but these never acted: {'; '.join(left)}")
-        warnings.warn("intervene: the model never ran inside the block, so nothing was changed", stacklevel=3)
+        warnings.warn("intervene: the model never ran inside the block, so nothing was changed", stacklevel=4)
 
 
 class _Calls:

@@ -4,7 +4,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 
 @contextmanager
@@ -16,12 +15,12 @@ def held_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    pending: list[tuple[Any, ...]] = []
+    pending: list[int] = []
     before = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, lambda *args: pending.append(args))
+    signal.signal(signal.SIGINT, lambda signum, frame: pending.append(signum))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before if before is not None else signal.default_int_handler)
-    if pending and callable(before):
-        before(*pending[0])
+    if pending:
+        signal.raise_signal(signal.SIGINT)

@@ -71,7 +71,7 @@ class Training:
         if self._delivered:
             if self.t >= self.cfg.steps:
                 raise StopIteration
-            with held_interrupts():
+            with held_interrupts(), torch.enable_grad():
                 self.current, self._delivered = self._update(), False
         self._delivered = True  # a step that an interrupt kept from the caller is delivered next time
         return self.current
@@ -165,17 +165,17 @@ class Training:
             raise ValueError(f"the state is incomplete or of another optimiser than {self.cfg.optimizer!r}")
         if int(state["t"]) and any(keys.values()) and not slots:
             raise ValueError(f"the state lacks the memory of optimiser {self.cfg.optimizer!r}: it is of another one")
-        self.model.load_state_dict(weights)
         for name, memory in slots.items():
             parameter = parameters[name]
             owner_of[parameter].state[parameter] = {
                 key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
                 for key, value in memory.items()
             }
-        self.optimizers = optimizers
         loss = state["loss"].clone() if "loss" in state else None
-        self.current = Step(int(state["t"]), loss, None, self.model)
-        self._delivered = True
+        with held_interrupts():  # the weights of one state with the step of another would be a silent wrong
+            self.model.load_state_dict(weights)
+            self.optimizers, self._delivered = optimizers, True
+            self.current = Step(int(state["t"]), loss, None, self.model)
 
 
 def train(model: nn.Module, task: Any, cfg: TrainConfig) -> Training:
