@@ -38,7 +38,8 @@ def sources(*names):
 CONTEXTS = [contextlib.__file__, *sources("training/interrupts.py", "hooked.py")]
 HOOKS = [str(TL / name) for name in ("hook_points.py", "HookedRootModule.py")]
 HOOKS += [str(TL / "model_bridge" / name) for name in ("bridge.py", "bridge_core.py")]
-GRADIENTS = [str(Path(torch.__file__).parent / name) for name in ("autograd/grad_mode.py", "utils/_contextlib.py")]
+TORCH = Path(torch.__file__).parent
+GRADIENTS = [str(TORCH / name) for name in ("autograd/grad_mode.py", "utils/_contextlib.py")]
 
 
 def build(**fields):
@@ -64,10 +65,11 @@ def marks(model):
 
 
 def contents(folder):
-    """Every file of a run by its bytes, times left out."""
+    """Every file of a run by its bytes; times, and commits made while the tests run, left out."""
     files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
     config = json.loads(files.pop("run.json"))
-    config.pop("created")
+    for name in ("created", "git"):
+        config.pop(name)
     return files, config
 
 
@@ -321,6 +323,23 @@ def test_no_line_of_writing_a_run_can_be_cut(tmp_path):
 
     files = sources("training/interrupts.py", "runs.py", "files.py")
     assert at_every_line(work, files, check, sample=150) > 150
+
+
+@pytest.mark.slow
+def test_no_line_of_reading_a_run_can_be_cut(tmp_path):
+    run = pl.record(pl.train(build(), TASK, CFG), tmp_path / "run", HELD, every=2, save_every=4, progress=False)
+    expected = contents(run.path)
+
+    def work():
+        run.held()
+        run.weights(4)
+        run.rewind()
+
+    def check(where):
+        assert contents(run.path) == expected, where
+
+    files = sources("training/interrupts.py", "runs.py", "files.py")
+    assert at_every_line(work, [*files, str(TORCH / "storage.py")], check, sample=150) > 150
 
 
 @pytest.mark.slow

@@ -201,7 +201,7 @@ class Run:
         if step not in self.steps:
             near = min(self.steps, key=lambda s: abs(s - step), default=None)
             raise ValueError(f"{self.path} has no checkpoint of step {step}; nearest: {near}, all: {self.steps}")
-        return read_tensors(self._checkpoint(step))
+        return _read(self._checkpoint(step))
 
     def model(self, step: int, device: torch.device | str | None = None) -> Transformer:
         """The model as it was at `step`.
@@ -251,12 +251,12 @@ class Run:
         """
         if not self.has_held:
             raise ValueError(f"{self.path} keeps no held-out batch; pass held= to Run.create, or sample one: run.task")
-        held = read_tensors(self.path / "held.safetensors")
+        held = _read(self.path / "held.safetensors")
         return Batch(held["tokens"], held["out"], held["scored"], self.task, int(held.get("n_new", 0)))
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors of interventions, by digest."""
-        return {p.stem: read_tensors(p)["tensor"] for p in (self.path / "tensors").glob("*.safetensors")}
+        return {p.stem: _read(p)["tensor"] for p in (self.path / "tensors").glob("*.safetensors")}
 
     # Exact state.
 
@@ -279,7 +279,7 @@ class Run:
     def rewind(self) -> dict[str, Tensor] | None:
         """Load the newest exact state and drop whatever was written after it; None when there is no state."""
         steps = _numbered(self.path / "state")
-        state = read_tensors(self.path / "state" / f"{steps[-1]:06d}.safetensors") if steps else None
+        state = _read(self.path / "state" / f"{steps[-1]:06d}.safetensors") if steps else None
         last = steps[-1] if steps else -1
         for partial in self.path.rglob(".*.partial"):
             partial.unlink()
@@ -296,6 +296,11 @@ class Run:
         steps = self.steps
         span = f"checkpoints {steps[0]}..{steps[-1]} ({len(steps)})" if steps else "no checkpoints"
         return f"Run({str(self.path)!r}, task={self.config['task']['task']}, measured to step {self.last}, {span})"
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    with held_interrupts():  # torch makes a ValueError of a Ctrl-C that comes amid its reading
+        return read_tensors(path)
 
 
 def _is_fresh(folder: Path) -> bool:
