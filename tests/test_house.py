@@ -18,6 +18,7 @@ FLOORS = {
     "hooked": 1,
     "files": 1,
     "models": 2,
+    "generating": 2,
     "tracing": 2,
     "measurements": 2,
     "measuring": 2,
@@ -33,6 +34,7 @@ FLOORS = {
     "cli": 8,
 }
 NEIGHBOURS = {
+    ("tracing", "generating"),
     ("measurements", "tracing"),
     ("measuring", "tracing"),
     ("measuring", "measurements"),

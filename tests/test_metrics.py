@@ -98,7 +98,7 @@ def test_accuracy_repetition_and_entropy_are_their_loops():
     valid = ragged(3, 30, 8)
     accuracy = metrics.accuracy(tokens, answers, valid)
     repetition = metrics.repetition_frequency(tokens, valid)
-    entropy = metrics.sequence_entropy(tokens, valid, 4)
+    entropy = metrics.sequence_entropy(tokens, valid)
     for b in range(30):
         n = int(valid[b].sum())
         got, true = tokens[b, :n].tolist(), answers[b, :n].tolist()
@@ -125,7 +125,7 @@ def test_repetition_and_entropy_by_hand(tokens, rho, entropy):
     tokens = torch.tensor(tokens)
     valid = torch.ones(4).bool()
     assert float(metrics.repetition_frequency(tokens, valid)) == pytest.approx(rho)
-    assert float(metrics.sequence_entropy(tokens, valid, 5)) == pytest.approx(entropy, abs=1e-4)
+    assert float(metrics.sequence_entropy(tokens, valid)) == pytest.approx(entropy, abs=1e-4)
 
 
 def test_a_perfect_copier_is_perfect_and_no_answer_is_nan():
@@ -140,12 +140,12 @@ def test_laws_of_repetition_and_entropy(seed, length, vocabulary):
     tokens = torch.randint(0, vocabulary, (length,), generator=rng(seed))
     valid = torch.ones(length).bool()
     rho = float(metrics.repetition_frequency(tokens, valid))
-    entropy = float(metrics.sequence_entropy(tokens, valid, vocabulary))
+    entropy = float(metrics.sequence_entropy(tokens, valid))
     assert 0 <= rho <= 1 and -1e-5 <= entropy <= log(min(vocabulary, length)) + 1e-5
     assert float(metrics.repetition_frequency(tokens.flip(0), valid)) == pytest.approx(rho)
     renamed = torch.randperm(vocabulary, generator=rng(seed))[tokens]
     assert float(metrics.repetition_frequency(renamed, valid)) == pytest.approx(rho)
-    assert float(metrics.sequence_entropy(renamed, valid, vocabulary)) == pytest.approx(entropy, abs=1e-5)
+    assert float(metrics.sequence_entropy(renamed, valid)) == pytest.approx(entropy, abs=1e-5)
 
 
 def test_leading_axes_broadcast():
@@ -160,7 +160,7 @@ def test_leading_axes_broadcast():
         metrics.cosine_matrix(hidden),
         metrics.accuracy(tokens, tokens.flip(-1), valid),
         metrics.repetition_frequency(tokens, valid),
-        metrics.sequence_entropy(tokens, valid, 4),
+        metrics.sequence_entropy(tokens, valid),
         metrics.cross_entropy(logits, tokens, valid),
         metrics.attention_progress(pattern, omega),
     ]
@@ -170,7 +170,7 @@ def test_leading_axes_broadcast():
             metrics.cosine_matrix(hidden[i]),
             metrics.accuracy(tokens[i], tokens[i].flip(-1), valid[i]),
             metrics.repetition_frequency(tokens[i], valid[i]),
-            metrics.sequence_entropy(tokens[i], valid[i], 4),
+            metrics.sequence_entropy(tokens[i], valid[i]),
             metrics.cross_entropy(logits[i], tokens[i], valid[i]),
             metrics.attention_progress(pattern[i], omega),
         ]
@@ -219,3 +219,45 @@ def test_laws_of_attention_progress(seed, scale):
     assert ((value >= 0) & (value <= 1 + 1e-6)).all()
     torch.testing.assert_close(metrics.attention_progress(-scale * pattern, omega), value, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(metrics.attention_progress(pattern.flip(1), omega), value)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6, 7])
+def test_ngrams_are_their_loop(n):
+    tokens, valid = torch.randint(0, 3, (20, 6), generator=rng(0)), ragged(1, 20, 6)
+    distinct, rep = metrics.distinct_ngrams(tokens, valid, n), metrics.ngram_repetition(tokens, valid, n)
+    for b in range(20):
+        row = tokens[b][valid[b]].tolist()
+        grams = [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]
+        if not grams:
+            assert isnan(distinct[b]) and isnan(rep[b])
+        else:
+            assert float(distinct[b]) == pytest.approx(len(set(grams)) / len(grams))
+            assert float(rep[b]) == pytest.approx(1 - len(set(grams)) / len(grams), abs=1e-6)
+
+
+def test_prediction_entropy_of_a_flat_and_of_a_certain_prediction():
+    flat, certain = torch.zeros(3, 2, 50), torch.zeros(3, 2, 50)
+    certain[..., 7] = 1000.0
+    both, valid = torch.cat([flat[:, :1], certain[:, :1]], 1), torch.ones(3, 2, dtype=torch.bool)
+    torch.testing.assert_close(metrics.prediction_entropy(flat, valid), torch.full((3,), log(50)))
+    torch.testing.assert_close(metrics.prediction_entropy(certain, valid), torch.zeros(3))
+    torch.testing.assert_close(metrics.prediction_entropy(both, valid), torch.full((3,), log(50) / 2))
+    valid[:, 1] = False
+    torch.testing.assert_close(metrics.prediction_entropy(both, valid), torch.full((3,), log(50)))
+
+
+def test_anisotropy_is_the_loop_over_other_examples():
+    h = torch.randn(2, 4, 3, 5, generator=rng(0)) + 1.0
+    got, centred = metrics.anisotropy(h), metrics.centred_anisotropy(h)
+    for m in range(2):
+        for values, x in ((got[m], h[m]), (centred[m], h[m] - h[m].reshape(-1, 5).mean(0))):
+            for b in range(4):
+                others = [x[c, j].tolist() for c in range(4) if c != b for j in range(3)]
+                pairs = [cosine(x[b, i].tolist(), other) for i in range(3) for other in others]
+                assert float(values[b]) == pytest.approx(sum(pairs) / len(pairs), abs=1e-5)
+
+
+def test_one_direction_is_anisotropic_until_it_is_taken_away():
+    h = 0.1 * torch.randn(30, 4, 64, generator=rng(0)) + torch.randn(64, generator=rng(1))
+    assert (metrics.anisotropy(h) > 0.95).all() and metrics.centred_anisotropy(h).mean().abs() < 0.05
+    assert metrics.anisotropy(h[:1]).isnan().all()

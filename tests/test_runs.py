@@ -391,3 +391,11 @@ def test_a_measurement_of_ones_own_is_asked_for(tmp_path):
     (tmp_path / "cut" / "run.json").write_text(kept.replace('"loss"', '"my_loss"'))
     with pytest.raises(ValueError, match=r"my_loss.*watch=\["):
         pl.resume(tmp_path / "cut", progress=False)
+
+
+def test_prompts_are_kept_with_how_they_are_answered(tmp_path):
+    how = pl.Decoding(sample=True, seed=3, forbidden=(0, 2))
+    prompts = pl.Batch.prompts([[1, 2, 3], [4]], 5, how)
+    pl.Run.create(tmp_path / "run", task=TASK, model=build(), train=pl.TrainConfig(), held=prompts)
+    held = pl.Run(tmp_path / "run").held()
+    assert held.decoding == how and held.n_new == 5 and torch.equal(held.out, prompts.out)

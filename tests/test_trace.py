@@ -239,5 +239,5 @@ def test_prompts_need_something_to_generate_and_one_length():
     batch = TASK.sample(2, seed=0)
     out = batch.out.clone()
     out[1] += 1
-    with pytest.raises(ValueError, match="group them by length"):
+    with pytest.raises(ValueError, match="batch.by_length"):
         pl.Batch(batch.tokens, out.clamp(max=9), batch.scored).prompt_len  # noqa: B018

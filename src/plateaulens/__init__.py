@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "_shapes": ("Batch",),
+    "_shapes": ("Batch", "Decoding"),
     "tasks": (
         "TASKS",
         "Addition",
@@ -33,7 +33,8 @@ _HOME = {
     "models.config": ("ModelConfig",),
     "models.transformer": ("Transformer",),
     "models.convert": ("from_tl", "to_tl"),
-    "tracing": ("Trace", "greedy_decode", "trace"),
+    "generating": ("Generation", "generate", "greedy_decode"),
+    "tracing": ("Trace", "trace"),
     "measurements": (
         "MEASUREMENTS",
         "STANDARD",

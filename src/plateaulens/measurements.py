@@ -1,7 +1,7 @@
 """The named measurements: functions of a `Trace` that state what they read.
 
 Teacher-forced, except those that read what the model generates greedily: accuracy, position_accuracy,
-part_accuracy, repetition, entropy, alpha_1 and count_check. Each gives one value or one row a prompt.
+part_accuracy, repetition, entropy, alpha_1, count_check and those of n-grams. Each gives one value or one row a prompt.
 """
 
 from collections.abc import Callable
@@ -69,7 +69,38 @@ def repetition(t: Trace) -> Float[Tensor, " batch"]:
 @reads("generated")
 def entropy(t: Trace) -> Float[Tensor, " batch"]:
     """Entropy in nats of the token values within the generated answer (arXiv 2506.13688)."""
-    return metrics.sequence_entropy(t.generated, t.valid, t.d_vocab)
+    return metrics.sequence_entropy(t.generated, t.valid)
+
+
+@reads("answer_outputs")
+def prediction_entropy(t: Trace) -> Float[Tensor, " batch"]:
+    """Entropy in nats of the next-token distribution, mean over the rows that predict the answer."""
+    return metrics.prediction_entropy(t.answer_outputs, t.valid)
+
+
+def of_ngrams(metric: str, n: int) -> Measurement:
+    """`metric` of the generated answer's n-grams, as a measurement named `METRIC@N`: "distinct@2", "rep@4".
+
+    Raises:
+        ValueError: for an unknown metric, or n below 1.
+    """
+    function = look_up("metric of n-grams", metric, OF_NGRAMS)
+    if n < 1:
+        raise ValueError(f"n-grams have at least 1 token, got {metric}@{n}")
+
+    @reads("generated")
+    def measured(t: Trace) -> Float[Tensor, " batch"]:
+        return function(t.generated, t.valid, n)
+
+    measured.__name__ = f"{metric}@{n}"
+    measured.__doc__ = f"{function.__name__} of the generated answer's {n}-grams."
+    return measured
+
+
+OF_NGRAMS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "distinct": metrics.distinct_ngrams,
+    "rep": metrics.ngram_repetition,
+}
 
 
 @reads("answer_outputs")
@@ -128,6 +159,8 @@ AT_SITES: dict[str, Callable[[Tensor], Tensor]] = {
     "stable_rank": metrics.stable_rank,
     "effective_rank": metrics.effective_rank,
     "participation_ratio": metrics.participation_ratio,
+    "anisotropy": metrics.anisotropy,
+    "centred_anisotropy": metrics.centred_anisotropy,
 }
 
 
@@ -146,7 +179,7 @@ def at_site(metric: str, site: str) -> Measurement:
     @reads(site)
     def measured(t: Trace) -> Float[Tensor, " batch"]:
         whole = t.cache[site]
-        if whole.ndim < 3 or whole.shape[1] != t.batch.tokens.shape[1] - 1:
+        if whole.ndim < 3 or whole.shape[1] != t.length:
             raise ValueError(f"{site} is {list(whole.shape)}, without positions on its second axis; take another site")
         hidden = t.at_out(whole.flatten(2))
         if t.batch.task is None:
@@ -255,6 +288,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         part_accuracy,
         repetition,
         entropy,
+        prediction_entropy,
         sequence_log_prob,
         alpha_1,
         alpha_1_halves,
@@ -269,3 +303,9 @@ MEASUREMENTS: dict[str, Measurement] = {
 }
 # What a run of a sequence task records unless told otherwise.
 STANDARD = (loss, answer_loss, accuracy, position_accuracy, repetition, collapse, attention_progress, entropy)
+# What is measured of a language model unless told otherwise.
+LANGUAGE = (
+    *("collapse", "repetition", "rep@2", "distinct@2", "entropy", "prediction_entropy"),
+    *(f"{metric}@{FINAL}" for metric in ("effective_rank", "anisotropy", "centred_anisotropy", "norm")),
+    "collapse@blocks.*.hook_resid_post",
+)

@@ -3,7 +3,7 @@
     measure(model, held, ["loss", "collapse", "norm@*"])        # {"loss": ..., "collapse": ..., "norm@...": ...}
 
 `NAME@SITE` measures hidden states at any hook, `NAME@*` at every residual site; `attention_progress@LAYER`
-looks at one layer.
+looks at one layer, `distinct@N` and `rep@N` at the generated n-grams.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,11 +18,13 @@ from plateaulens.hooked import matching, n_layers, sites
 from plateaulens.measurements import (
     AT_SITES,
     MEASUREMENTS,
+    OF_NGRAMS,
     STANDARD,
     Measurement,
     at_site,
     attention_progress,
     attention_progress_at,
+    of_ngrams,
 )
 from plateaulens.tracing import FINAL, trace
 
@@ -100,13 +102,17 @@ def named(measurement: Measurement | str) -> Measurement:
     name, _, where = measurement.partition("@")
     if where and name in AT_SITES:
         return at_site(name, where)
+    if name in OF_NGRAMS and where.isascii() and where.isdigit():
+        return of_ngrams(name, int(where))
     layer, _, route = where.partition(":")
     if name == "attention_progress" and layer.isascii() and layer.isdigit():
         return attention_progress_at(int(layer), route or "optimal")
     if name == "attention_progress" and where:
         raise unknown("measurement", measurement, ["attention_progress@0", "attention_progress@0:alternative"])
+    if name in OF_NGRAMS:
+        raise unknown("measurement", measurement, [f"{metric}@2" for metric in OF_NGRAMS])
     if where:
-        raise unknown("measurement at a site", name, [*AT_SITES, "attention_progress"])
+        raise unknown("measurement at a site", name, [*AT_SITES, *OF_NGRAMS, "attention_progress"])
     if name not in MEASUREMENTS:
         raise unknown("measurement", name, [*MEASUREMENTS, *(f"{metric}@*" for metric in AT_SITES)])
     return MEASUREMENTS[name]

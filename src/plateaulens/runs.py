@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from plateaulens._lookup import build
-from plateaulens._shapes import Batch
+from plateaulens._shapes import Batch, Decoding
 from plateaulens.files import read_tensors, write_json, write_tensors, write_whole
 from plateaulens.models.config import ModelConfig
 from plateaulens.models.transformer import Transformer
@@ -110,6 +110,7 @@ class Run:
             "threads": torch.get_num_threads(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "interventions": [],
+            **({"decoding": asdict(held.decoding)} if held is not None and held.n_new else {}),
             **(notes or {}),
         }
         path.mkdir(parents=True, exist_ok=True)
@@ -252,7 +253,8 @@ class Run:
         if not self.has_held:
             raise ValueError(f"{self.path} keeps no held-out batch; pass held= to Run.create, or sample one: run.task")
         held = _read(self.path / "held.safetensors")
-        return Batch(held["tokens"], held["out"], held["scored"], self.task, int(held.get("n_new", 0)))
+        decoding = build(Decoding, self.config.get("decoding", {}), "decoding")
+        return Batch(held["tokens"], held["out"], held["scored"], self.task, int(held.get("n_new", 0)), decoding)
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors of interventions, by digest."""

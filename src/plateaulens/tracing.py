@@ -7,21 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from plateaulens._shapes import Batch
-from plateaulens.hooked import (
-    AttentionPattern,
-    device_of,
-    has_raw_hooks,
-    matching,
-    n_layers,
-    sites,
-    whole,
-    without_gradients,
-)
+from plateaulens.generating import MAPS, generate, greedy_decode, logits_of
+from plateaulens.hooked import AttentionPattern, device_of, matching, n_layers, sites, whole, without_gradients
 
 FINAL = "unembed.hook_in"  # the residual stream after the final norm, on every kind of model
 
@@ -36,6 +27,7 @@ class Trace:
         n_layers: layers of the model.
         d_vocab: vocabulary of the model.
         has_truth: False for language-model prompts, which have no true answer.
+        alone: of language-model prompts, which were run by themselves because of near-ties (see `generate`).
     """
 
     batch: Batch
@@ -46,6 +38,8 @@ class Trace:
     d_vocab: int
     has_truth: bool = True
     _answer_outputs: Float[Tensor, "batch out d_vocab"] | None = None
+    _rows_only: bool = False
+    alone: Bool[Tensor, " batch"] | None = None
 
     @property
     def outputs(self) -> Float[Tensor, "batch pos d_vocab"]:
@@ -65,12 +59,19 @@ class Trace:
         return _present(self._generated, "generated")
 
     @property
+    def length(self) -> int:
+        """Positions that activations are kept of: all that the model ran on, or the rows that answer a prompt."""
+        return self.batch.out.shape[1] if self._rows_only else self.batch.tokens.shape[1] - 1
+
+    @property
     def valid(self) -> Bool[Tensor, "batch out"]:
         """Which answer positions exist."""
         return self.batch.out >= 0
 
     def at_out(self, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch out d"]:
         """The rows of `x` that predict answer tokens."""
+        if self._rows_only:
+            return x
         index = self.batch.out.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1])
         return x.gather(1, index)
 
@@ -88,26 +89,12 @@ class Trace:
 
 
 @without_gradients
-def greedy_decode(model: Any, batch: Batch) -> Int[Tensor, "batch out"]:
-    """The model's own answers, the likeliest token each time.
-
-    Uses a KV cache on `Transformer`s; with hooks of the caller's attached, which may not know absolute
-    positions, and on other models, every step is a full pass.
-    """
-    tokens = batch.tokens[:, : batch.prompt_len]
-    start, count = tokens.shape[1], batch.out.shape[1]
-    cache = model.kv_cache(len(tokens)) if hasattr(model, "kv_cache") and not has_raw_hooks(model) else None
-    fresh = tokens
-    for _ in range(count):
-        logits = _logits(model(tokens) if cache is None else model(fresh, past_kv_cache=cache))
-        fresh = logits[:, -1].argmax(-1, keepdim=True)
-        tokens = torch.cat([tokens, fresh], 1)
-    return tokens[:, start:]
-
-
-@without_gradients
 def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace:
     """Run `model` on `batch` and keep what `reads` names.
+
+    Of language-model prompts, activations are kept at the rows that predict the answer, read while it is
+    generated. Attention maps and "outputs" belong to whole sequences: with one of them in `reads`, whole
+    activations are kept, and the prompts must be of one length.
 
     Args:
         model: any hooked model.
@@ -121,27 +108,30 @@ def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace
     batch = batch.to(device_of(model))
     wanted = ["outputs", "generated", *sites(model)] if reads is None else list(reads)
     names = matching(model, [name for name in wanted if name not in ("outputs", "answer_outputs", "generated")])
-    generated = greedy_decode(model, batch) if "generated" in wanted or batch.n_new else None
-    has_truth = not batch.n_new
-    if not has_truth and generated is not None:
-        batch = batch.answered(generated)
+    has_truth, alone = not batch.n_new, None
+    if batch.n_new:
+        rows_only = "outputs" not in wanted and not any(name.endswith(MAPS) for name in names)
+        own = generate(model, batch, names if rows_only else (), rows_only and "answer_outputs" in wanted)
+        generated, alone, batch = own.tokens, own.alone, batch.answered(own.tokens)
+        if rows_only:
+            sizes = n_layers(model), int(model.cfg.d_vocab)
+            return Trace(batch, own.rows, None, generated, *sizes, False, own.logits, True, alone)
+        batch.prompt_len  # noqa: B018 (raises: prompts of unequal length)
+    else:
+        generated = greedy_decode(model, batch) if "generated" in wanted else None
     cache: dict[str, Tensor] = {}
     outputs = None
     if names or "outputs" in wanted or "answer_outputs" in wanted:
         hooks = [(name, _saver(cache, name)) for name in names]
         with whole(model.hooks(fwd_hooks=hooks)):
-            outputs = _logits(model(batch.inputs))
-    return Trace(batch, cache, outputs, generated, n_layers(model), int(model.cfg.d_vocab), has_truth)
+            outputs = logits_of(model(batch.inputs))
+    return Trace(batch, cache, outputs, generated, n_layers(model), int(model.cfg.d_vocab), has_truth, alone=alone)
 
 
 def _present(value: Tensor | None, name: str) -> Tensor:
     if value is None:
         raise ValueError(f"this trace did not read {name!r}; add it to reads, or leave reads out")
     return value
-
-
-def _logits(outputs: Any) -> Tensor:
-    return outputs if isinstance(outputs, Tensor) else outputs.logits
 
 
 def _saver(cache: dict[str, Tensor], name: str) -> Callable[..., None]:

@@ -6,6 +6,8 @@ steps or seeds, and none waits for the device.
 
 from plateaulens.metrics.attention import attention_progress, attention_progress_global, softmax_pattern
 from plateaulens.metrics.geometry import (
+    anisotropy,
+    centred_anisotropy,
     cosine_matrix,
     effective_rank,
     mean_cosine_of,
@@ -18,7 +20,10 @@ from plateaulens.metrics.outputs import (
     accuracy,
     count_check,
     cross_entropy,
+    distinct_ngrams,
     first_share,
+    ngram_repetition,
+    prediction_entropy,
     repetition_frequency,
     sequence_entropy,
     sequence_log_prob,
@@ -26,17 +31,22 @@ from plateaulens.metrics.outputs import (
 
 __all__ = [
     "accuracy",
+    "anisotropy",
     "attention_progress",
     "attention_progress_global",
+    "centred_anisotropy",
     "cosine_matrix",
     "count_check",
     "cross_entropy",
+    "distinct_ngrams",
     "effective_rank",
     "first_share",
     "mean_cosine_of",
     "mean_norm",
     "mean_pairwise_cosine",
+    "ngram_repetition",
     "participation_ratio",
+    "prediction_entropy",
     "repetition_frequency",
     "sequence_entropy",
     "sequence_log_prob",

@@ -1,6 +1,7 @@
 """How hidden states lie: parallel (collapse), of low rank, large or small.
 
-All take the states of one example's outputs, [..., out, d_model], and reduce the last two axes.
+All take the states of one example's outputs, [..., out, d_model], and reduce the last two axes; anisotropy
+compares examples, [..., batch, out, d_model], and keeps a value of each.
 """
 
 import torch
@@ -60,3 +61,20 @@ def participation_ratio(hidden: Float[Tensor, "*batch out d_model"]) -> Float[Te
     centred = centred / centred.abs().amax((-2, -1), keepdim=True)  # fourth powers leave float32 early
     gram = centred @ centred.mT
     return centred.square().sum((-2, -1)).square() / gram.square().sum((-2, -1))
+
+
+def anisotropy(hidden: Float[Tensor, "*more batch out d_model"]) -> Float[Tensor, "*more batch"]:
+    """Mean cosine of an example's states with those of all other examples (anisotropy of arXiv 1909.00512).
+
+    High when all states point one way, whatever the text; collapse compares the states within one answer.
+    The mean over examples is that over all pairs of different examples. With one example alone: NaN.
+    """
+    sums = F.normalize(hidden, dim=-1).sum(-2)
+    others = sums.sum(-2, keepdim=True) - sums
+    n, outs = hidden.shape[-3:-1]
+    return (sums * others).sum(-1) / (outs * outs * (n - 1)) if n > 1 else sums.sum(-1) * float("nan")
+
+
+def centred_anisotropy(hidden: Float[Tensor, "*more batch out d_model"]) -> Float[Tensor, "*more batch"]:
+    """Anisotropy once the mean state is taken away: what is left besides one common direction (arXiv 1702.01417)."""
+    return anisotropy(hidden - hidden.mean((-3, -2), keepdim=True))

@@ -4,7 +4,6 @@ Answers may be ragged: the `valid` masks say which entries exist. Rows without a
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -38,18 +37,47 @@ def repetition_frequency(
     return _masked_mean(equal.float(), valid[..., 1:] & valid[..., :-1])
 
 
-def sequence_entropy(
-    tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"], d_vocab: int
+def _grams(tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"], n: int) -> tuple[Tensor, Tensor]:
+    """Which pairs of n-grams are equal [... gram gram], and which n-grams exist [... gram]."""
+    grams, exist = tokens.unfold(-1, n, 1), valid.unfold(-1, n, 1).all(-1)
+    equal = (grams[..., :, None, :] == grams[..., None, :, :]).all(-1)
+    return equal & exist[..., :, None] & exist[..., None, :], exist
+
+
+def distinct_ngrams(
+    tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"], n: int
 ) -> Float[Tensor, "*batch"]:
+    """distinct-n: different n-grams of an answer over all of its n-grams (distinct-1 and distinct-2 of arXiv 1510.03055)."""
+    if n > tokens.shape[-1]:
+        return torch.full(tokens.shape[:-1], float("nan"), device=tokens.device)
+    equal, exist = _grams(tokens, valid, n)
+    return _masked_mean((~equal.tril(-1).any(-1)).float(), exist)
+
+
+def ngram_repetition(
+    tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"], n: int
+) -> Float[Tensor, "*batch"]:
+    """seq-rep-n: share of n-grams that were there before, 1 - distinct-n (seq-rep-n of arXiv 1908.04319)."""
+    return 1 - distinct_ngrams(tokens, valid, n)
+
+
+def prediction_entropy(
+    logits: Float[Tensor, "*batch out d_vocab"], valid: Bool[Tensor, "*batch out"]
+) -> Float[Tensor, "*batch"]:
+    """Entropy in nats of the predicted distribution, mean over an answer's positions."""
+    log_p = logits.float().log_softmax(-1)
+    return _masked_mean(-(log_p.exp() * log_p).sum(-1), valid)
+
+
+def sequence_entropy(tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]) -> Float[Tensor, "*batch"]:
     r"""Entropy in nats of the token values within one answer.
 
     \sum_v p_v ln(1 / (p_v + 1e-6)), p_v the share of value v among the answer's tokens
-    (arXiv 2506.13688, prefix-sum and addition scripts).
+    (arXiv 2506.13688, prefix-sum and addition scripts). As a sum over tokens, each weighing 1/n.
     """
-    values = torch.where(valid, tokens, d_vocab)  # tokens that do not exist go to an extra bin
-    counts = F.one_hot(values, d_vocab + 1)[..., :d_vocab].sum(-2)
-    p = counts / valid.sum(-1, keepdim=True)
-    return -(p * (p + 1e-6).log()).sum(-1)
+    equal, exist = _grams(tokens, valid, 1)
+    p = equal.sum(-1) / exist.sum(-1, keepdim=True)
+    return _masked_mean(-(p + 1e-6).log(), exist)
 
 
 def sequence_log_prob(

@@ -1,0 +1,219 @@
+"""`generate`: what a model says to each prompt, and its activations at the rows that said it, in one go.
+
+Prompts of unequal length share a pass: shorter ones are padded on the left, behind a mask. What comes out
+for a prompt does not depend on its company; where rounding could have chosen another token, the prompt
+is run again by itself, without a cache.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from plateaulens._shapes import GREEDY, Batch, Decoding
+from plateaulens.hooked import active, has_raw_hooks, is_native, whole, without_gradients
+
+NEAR = 1e-3  # logits whose difference is below this are not told apart
+MAPS = ("hook_pattern", "hook_attn_scores")  # have no axis of positions alone
+ROWS = 32  # prompts a pass; sorted by length, so that little is padding
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What was generated, and what was read at the rows that predicted it.
+
+    Attributes:
+        tokens: the generated tokens.
+        rows: activations by hook name, at the rows that predict the tokens.
+        logits: of those rows, or None when they were not asked for.
+        alone: which prompts were run again by themselves because two tokens were nearly as likely.
+    """
+
+    tokens: Int[Tensor, "batch out"]
+    rows: dict[str, Float[Tensor, "batch out *rest"]]
+    logits: Float[Tensor, "batch out d_vocab"] | None
+    alone: Bool[Tensor, " batch"]
+
+
+@without_gradients
+def greedy_decode(model: Any, batch: Batch) -> Int[Tensor, "batch out"]:
+    """The model's own answers, the likeliest token each time.
+
+    Uses a KV cache where the model has one; with hooks of the caller's attached, which may not know absolute
+    positions, and on other models, every step is a full pass.
+    """
+    return _decode(model, batch.tokens[:, : batch.prompt_len], batch.out.shape[1], remembers(model)).tokens
+
+
+@without_gradients
+def generate(model: Any, batch: Batch, sites: Sequence[str] = (), logits: bool = False) -> Generation:
+    """Let `model` answer the prompts of `batch`, and read `sites` at the rows that predict the answers.
+
+    Under interventions, which may be made for these very prompts, all go through together, of equal length,
+    and none is run again.
+
+    Raises:
+        ValueError: for prompts of unequal length under an intervention or a hook of the caller's, and for a
+            site without positions on its second axis.
+    """
+    cached = remembers(model)
+    if active(model) or has_raw_hooks(model):
+        return replace(_decode_batch(model, batch, cached, sites, logits), alone=torch.zeros(len(batch)).bool())
+    masked = cached and not hasattr(model, "kv_cache")
+    passes = list(_passes(batch.out[:, 0].cpu(), masked))
+    found = _join(passes, [_decode_batch(model, batch[rows], cached, sites, logits) for rows in passes])
+    for i in found.alone.nonzero()[:, 0].tolist():
+        again = _decode_batch(model, batch[i : i + 1], False, sites, logits)
+        for whole_, row in zip(_tensors(found), _tensors(again), strict=True):
+            whole_[i] = row[0]
+    return found
+
+
+def remembers(model: Any) -> bool:
+    """Whether decoding may use a key-value cache: ours, or that of a Hugging Face model; never under raw hooks."""
+    theirs = hasattr(model, "original_model") and not is_native(model) and not getattr(model.cfg, "is_stateful", False)
+    causal = getattr(model.cfg, "attention_dir", "causal") == "causal"
+    return (hasattr(model, "kv_cache") or theirs) and causal and not has_raw_hooks(model)
+
+
+def _passes(lengths: Int[Tensor, " batch"], masked: bool) -> Iterator[Int[Tensor, " rows"]]:
+    """Which prompts go through together, by length: any where the shorter can be masked, else equal ones."""
+    order = lengths.argsort(stable=True)
+    groups = [order] if masked else order.split(lengths.unique(return_counts=True)[1].tolist())
+    for group in groups:
+        yield from group.split(ROWS)
+
+
+def _decode_batch(model: Any, batch: Batch, cached: bool, sites: Sequence[str], logits: bool) -> Generation:
+    lengths = (batch.out[:, 0] + 1).tolist()
+    longest, mask, tokens = max(lengths), None, batch.tokens[:, : max(lengths)]
+    if min(lengths) < longest:
+        if active(model) or has_raw_hooks(model):
+            batch.prompt_len  # noqa: B018 (raises: prompts of unequal length)
+        tokens = torch.stack([F.pad(row[:n], (longest - n, 0)) for row, n in zip(tokens, lengths, strict=True)])
+        mask = torch.stack([(torch.arange(longest) >= longest - n).long() for n in lengths]).to(tokens.device)
+    noise = _noise(batch, lengths, int(model.cfg.d_vocab)) if batch.decoding.sample else None
+    return _decode(model, tokens, batch.out.shape[1], cached, mask, sites, logits, batch.decoding, noise)
+
+
+def _decode(
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    count: int,
+    cached: bool,
+    mask: Int[Tensor, "batch pos"] | None = None,
+    sites: Sequence[str] = (),
+    logits: bool = False,
+    decoding: Decoding = GREEDY,
+    noise: Float[Tensor, "batch out d_vocab"] | None = None,
+) -> Generation:
+    """`count` tokens after each row of `tokens`."""
+    call = _caller(model, len(tokens), mask, cached)
+    start, fresh, kept = tokens.shape[1], tokens, []
+    seen: dict[str, list[Tensor]] = {name: [] for name in sites}
+    near = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    with whole(model.hooks(fwd_hooks=[(name, _last_row(name, len(tokens), rows)) for name, rows in seen.items()])):
+        for i in range(count):
+            scores = logits_of(call(tokens, fresh))[:, -1]
+            if logits:
+                kept.append(scores)
+            fresh, unsure = _choose(scores, decoding, None if noise is None else noise[:, i])
+            near |= unsure
+            tokens = torch.cat([tokens, fresh], 1)
+    rows = {name: torch.stack(found, 1) for name, found in seen.items()}
+    return Generation(tokens[:, start:], rows, torch.stack(kept, 1) if logits else None, near)
+
+
+def _caller(model: Any, n: int, mask: Int[Tensor, "batch pos"] | None, cached: bool) -> Callable[[Tensor, Tensor], Any]:
+    """How to ask for more: with the new tokens alone where the model remembers the others, else with all of them."""
+    if not cached:
+        return lambda tokens, fresh: model(tokens)
+    if hasattr(model, "kv_cache"):
+        own = model.kv_cache(n)
+        return lambda tokens, fresh: model(fresh, past_kv_cache=own)
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    last = "logits_to_keep" in inspect.signature(model.original_model.forward).parameters and not active(model)
+    options: dict[str, Any] = {"logits_to_keep": 1} if last else {}  # a large vocabulary costs more than a small model
+
+    def call(tokens: Tensor, fresh: Tensor) -> Any:
+        if mask is None:
+            return model(fresh, past_key_values=cache, **options)
+        seen = F.pad(mask, (0, tokens.shape[1] - mask.shape[1]), value=1)
+        positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -fresh.shape[1] :]
+        return model(fresh, past_key_values=cache, attention_mask=seen, position_ids=positions, **options)
+
+    return call
+
+
+def _choose(
+    logits: Float[Tensor, "batch d_vocab"], decoding: Decoding, noise: Float[Tensor, "batch d_vocab"] | None
+) -> tuple[Int[Tensor, "batch 1"], Bool[Tensor, " batch"]]:
+    """The next tokens, and which of them rounding could have changed.
+
+    A draw from a softmax is the largest of the logits with Gumbel noise added, so that it is as good as
+    greedy, and as repeatable.
+    """
+    scores = logits.float().index_fill(1, torch.tensor(decoding.forbidden, device=logits.device).long(), -torch.inf)
+    if noise is None:
+        best, token = scores.topk(2)
+        return token[:, :1], best[:, 0] - best[:, 1] < NEAR
+    scores = scores / decoding.temperature
+    drawn = scores + noise.to(scores)
+    if decoding.top_k is None or decoding.top_k >= scores.shape[1]:
+        best, token = drawn.topk(2)
+        return token[:, :1], best[:, 0] - best[:, 1] < NEAR
+    least = scores.topk(decoding.top_k).values[:, -1:]
+    best, token = drawn.masked_fill(scores < least, -torch.inf).topk(2 if decoding.top_k > 1 else 1)
+    wider, narrower = (drawn.masked_fill(scores < least + d, -torch.inf).argmax(1) for d in (-NEAR, NEAR))
+    near = (wider != token[:, 0]) | (narrower != token[:, 0])
+    return token[:, :1], near | (best[:, 0] - best[:, -1] < NEAR) & (decoding.top_k > 1)
+
+
+def _noise(batch: Batch, lengths: list[int], d_vocab: int) -> Float[Tensor, "batch out d_vocab"]:
+    """Gumbel noise of each prompt: of the seed and its own tokens, whatever it is batched with."""
+    draws = []
+    for row, n in zip(batch.tokens.cpu(), lengths, strict=True):
+        words = np.random.SeedSequence([batch.decoding.seed, *row[:n].tolist()]).generate_state(1, np.uint64)
+        rng = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
+        draws.append(-torch.empty(batch.out.shape[1], d_vocab).exponential_(generator=rng).log())
+    return torch.stack(draws).to(batch.tokens.device)
+
+
+def _tensors(g: Generation) -> list[Tensor]:
+    return [g.tokens, *g.rows.values(), *([] if g.logits is None else [g.logits])]
+
+
+def _join(passes: list[Tensor], parts: list[Generation]) -> Generation:
+    """The prompts of all passes in their own order."""
+    back = torch.cat(passes).argsort()
+
+    def join(of: Callable[[Generation], Any]) -> Tensor:
+        joined = torch.cat([of(part) for part in parts])
+        return joined[back.to(joined.device)]
+
+    rows = {name: join(lambda g, name=name: g.rows[name]) for name in parts[0].rows}
+    logits = None if parts[0].logits is None else join(lambda g: g.logits)
+    return Generation(join(lambda g: g.tokens), rows, logits, join(lambda g: g.alone))
+
+
+def logits_of(outputs: Any) -> Float[Tensor, "batch pos d_vocab"]:
+    """The logits of a call: a tensor, or the field of a Hugging Face output."""
+    return outputs if isinstance(outputs, Tensor) else outputs.logits
+
+
+def _last_row(name: str, n: int, rows: list[Tensor]) -> Callable[..., None]:
+    def save(tensor: Tensor, hook: Any) -> None:
+        if tensor.ndim < 3 or len(tensor) != n or name.endswith(MAPS):
+            shape = list(tensor.shape)
+            raise ValueError(f"{name} is {shape}, not a state a prompt and position; take another site")
+        rows.append(tensor[:, -1].detach().clone())
+
+    return save
