@@ -45,3 +45,33 @@ def olmo2():
     torch.manual_seed(0)
     hf = Olmo2ForCausalLM(cfg).eval()
     return hf, build_bridge_from_module(hf, "Olmo2ForCausalLM", hf_config=hf.config)
+
+
+@pytest.fixture(scope="session")
+def suite_folder(tmp_path_factory):
+    """Four checkpoints of a small random GPT-NeoX in Hugging Face's layout, half precision, a byte a token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
+
+    bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = Tokenizer(models.BPE({"<|endoftext|>": 0, **{b: i for i, b in enumerate(bytes_, 1)}}, []))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|endoftext|>")
+    folder = tmp_path_factory.mktemp("suite")
+    cfg = GPTNeoXConfig(
+        vocab_size=257,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=128,
+        initializer_range=0.5,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    for step in (0, 1, 16, 128):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(step)
+            GPTNeoXForCausalLM(cfg).half().save_pretrained(folder / f"step{step}")
+        tokenizer.save_pretrained(folder / f"step{step}")
+    return folder

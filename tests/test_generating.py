@@ -63,7 +63,7 @@ def test_prompts_of_unequal_length_together_say_what_each_says_alone(kind, reque
     batch = prompts()
     said, states, logits = by_hand(hf, batch)
     got = generate(bridge, batch, SITES, logits=True)
-    assert torch.equal(got.tokens, said) and not got.alone.any()
+    assert torch.equal(got.tokens, said) and not got.unsure.any()
     torch.testing.assert_close(got.logits, logits, rtol=1e-5, atol=2e-5)
     for site, layer in (("blocks.0.hook_resid_pre", 0), ("unembed.hook_in", -1)):
         torch.testing.assert_close(got.rows[site], states[:, :, layer], rtol=1e-5, atol=2e-5)
@@ -121,13 +121,33 @@ def test_near_ties_are_run_again_alone_and_uncached_and_counted(neox, monkeypatc
         out[other] = out[best] * (1 + 1e-6)
     bridge = build_bridge_from_module(deepcopy(hf), "GPTNeoXForCausalLM", hf_config=hf.config)
     seen = calls(monkeypatch)
-    got = generate(bridge, batch, SITES)
-    assert got.alone[1] and not got.alone.all()
+    got = generate(bridge, batch, SITES, logits=True)
+    alone = got.unsure.any(1)
+    assert alone[1] and not alone.all()
     again = [shape for shape, cached in seen if not cached]
-    assert again == [(1, LENGTHS[i]) for i in got.alone.nonzero()[:, 0].tolist()]
-    assert torch.equal(got.tokens, by_hand(hf, batch)[0])
-    t = pl.trace(bridge, batch, ["generated"])
-    assert torch.equal(t.alone, got.alone)
+    assert again and all(n == 1 for n, _ in again)
+    assert {length for _, length in again} >= {LENGTHS[1] + int(got.unsure[1].nonzero()[0, 0])}
+    said, states, logits = by_hand(hf, batch)
+    assert torch.equal(got.tokens, said)
+    torch.testing.assert_close(got.rows["unembed.hook_in"], states[:, :, -1], rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(got.logits, logits, rtol=1e-5, atol=2e-5)
+    assert torch.equal(pl.trace(bridge, batch, ["generated"]).unsure, got.unsure)
+
+
+def test_a_token_that_comes_out_otherwise_alone_changes_all_after_it(neox):
+    """The wrong twin is put in by hand: what is said again is what the prompt says alone, everything after it too."""
+    bridge, batch = neox[1], prompts()
+    right = generate(bridge, batch, SITES, logits=True)
+    wrong = generate(bridge, batch, SITES, logits=True)
+    wrong.tokens[1, 2:] = (wrong.tokens[1, 2:] + 1) % 50
+    for tensor in (*wrong.rows.values(), wrong.logits):
+        tensor[1, 2:] = 0
+    wrong.unsure[1, [2, 4]] = True
+    generating._run_again(bridge, batch[1:2], wrong, 1)
+    assert torch.equal(wrong.tokens, right.tokens)
+    for name in SITES:
+        torch.testing.assert_close(wrong.rows[name], right.rows[name], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(wrong.logits, right.logits, rtol=1e-5, atol=1e-5)
 
 
 def test_sampling_follows_the_softmax(neox):

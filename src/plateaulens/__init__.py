@@ -36,6 +36,7 @@ _HOME = {
     "generating": ("Generation", "generate", "greedy_decode"),
     "tracing": ("Trace", "trace"),
     "measurements": (
+        "LANGUAGE",
         "MEASUREMENTS",
         "STANDARD",
         "accuracy",
@@ -52,8 +53,10 @@ _HOME = {
         "entropy",
         "loss",
         "part_accuracy",
+        "of_ngrams",
         "part_collapse",
         "position_accuracy",
+        "prediction_entropy",
         "reads",
         "repetition",
         "sequence_log_prob",
@@ -77,6 +80,13 @@ _HOME = {
     "training": ("Step", "TrainConfig", "Training", "train"),
     "runs": ("Run",),
     "recording": ("record", "resume"),
+    "checkpoints.audit": ("audit",),
+    "checkpoints.prompts": ("read_prompts",),
+    "checkpoints.pretraining": ("pretrain",),
+    "checkpoints.shipped": ("shipped",),
+    "checkpoints.suite": ("Checkpoints",),
+    "checkpoints.publishers": ("hub", "local", "olmo2", "open_suite", "pythia"),
+    "checkpoints.survey": ("Survey", "survey"),
     "analysis": (
         "PairedDifference",
         "Plateau",
@@ -93,7 +103,7 @@ _HOME = {
     "report": ("write_report",),
 }
 _OF = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = ("analysis", "interventions", "metrics", "models", "plots", "tasks", "training")
+_MODULES = ("analysis", "checkpoints", "interventions", "metrics", "models", "plots", "tasks", "training")
 
 __all__ = [*_OF, *_MODULES]
 

@@ -2,12 +2,12 @@
 
 Prompts of unequal length share a pass: shorter ones are padded on the left, behind a mask. What comes out
 for a prompt does not depend on its company; where rounding could have chosen another token, the prompt
-is run again by itself, without a cache.
+is run again from there by itself, without a cache.
 """
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from plateaulens.hooked import active, has_raw_hooks, is_native, whole, without_
 
 NEAR = 1e-3  # logits whose difference is below this are not told apart
 MAPS = ("hook_pattern", "hook_attn_scores")  # have no axis of positions alone
-ROWS = 32  # prompts a pass; sorted by length, so that little is padding
+ROWS = 64  # prompts a pass; sorted by length, so that little is padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,13 +32,13 @@ class Generation:
         tokens: the generated tokens.
         rows: activations by hook name, at the rows that predict the tokens.
         logits: of those rows, or None when they were not asked for.
-        alone: which prompts were run again by themselves because two tokens were nearly as likely.
+        unsure: which tokens rounding could have changed, two of them being nearly as likely.
     """
 
     tokens: Int[Tensor, "batch out"]
     rows: dict[str, Float[Tensor, "batch out *rest"]]
     logits: Float[Tensor, "batch out d_vocab"] | None
-    alone: Bool[Tensor, " batch"]
+    unsure: Bool[Tensor, "batch out"]
 
 
 @without_gradients
@@ -64,14 +64,12 @@ def generate(model: Any, batch: Batch, sites: Sequence[str] = (), logits: bool =
     """
     cached = remembers(model)
     if active(model) or has_raw_hooks(model):
-        return replace(_decode_batch(model, batch, cached, sites, logits), alone=torch.zeros(len(batch)).bool())
+        return _decode_batch(model, batch, cached, sites, logits)
     masked = cached and not hasattr(model, "kv_cache")
     passes = list(_passes(batch.out[:, 0].cpu(), masked))
     found = _join(passes, [_decode_batch(model, batch[rows], cached, sites, logits) for rows in passes])
-    for i in found.alone.nonzero()[:, 0].tolist():
-        again = _decode_batch(model, batch[i : i + 1], False, sites, logits)
-        for whole_, row in zip(_tensors(found), _tensors(again), strict=True):
-            whole_[i] = row[0]
+    for i in found.unsure.any(1).nonzero()[:, 0].tolist():
+        _run_again(model, batch[i : i + 1], found, i)
     return found
 
 
@@ -102,6 +100,30 @@ def _decode_batch(model: Any, batch: Batch, cached: bool, sites: Sequence[str], 
     return _decode(model, tokens, batch.out.shape[1], cached, mask, sites, logits, batch.decoding, noise)
 
 
+def _run_again(model: Any, prompt: Batch, found: Generation, i: int) -> None:
+    """Say the unsure tokens of prompt `i` again, by itself and with everything in every pass.
+
+    As long as they come out the same, so does what follows; after one that does not, all is said again.
+    """
+    length, total = prompt.prompt_len, found.tokens.shape[1]
+    noise = _noise(prompt, [length], int(model.cfg.d_vocab)) if prompt.decoding.sample else None
+
+    def decode(k: int, count: int) -> Generation:
+        tokens = torch.cat([prompt.tokens[:, :length], found.tokens[i : i + 1, :k]], 1)
+        draws = None if noise is None else noise[:, k : k + count]
+        wanted = list(found.rows), found.logits is not None
+        return _decode(model, tokens, count, False, None, *wanted, prompt.decoding, draws)
+
+    for k in found.unsure[i].nonzero()[:, 0].tolist():
+        again = decode(k, 1)
+        if other := bool(again.tokens[0, 0] != found.tokens[i, k]):
+            again = decode(k, total - k)
+        for old, new in zip(_tensors(found), _tensors(again), strict=True):
+            old[i, k : k + new.shape[1]] = new[0]
+        if other:
+            return
+
+
 def _decode(
     model: Any,
     tokens: Int[Tensor, "batch pos"],
@@ -117,31 +139,33 @@ def _decode(
     call = _caller(model, len(tokens), mask, cached)
     start, fresh, kept = tokens.shape[1], tokens, []
     seen: dict[str, list[Tensor]] = {name: [] for name in sites}
-    near = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    near: list[Tensor] = []
     with whole(model.hooks(fwd_hooks=[(name, _last_row(name, len(tokens), rows)) for name, rows in seen.items()])):
         for i in range(count):
             scores = logits_of(call(tokens, fresh))[:, -1]
             if logits:
                 kept.append(scores)
             fresh, unsure = _choose(scores, decoding, None if noise is None else noise[:, i])
-            near |= unsure
+            near.append(unsure)
             tokens = torch.cat([tokens, fresh], 1)
     rows = {name: torch.stack(found, 1) for name, found in seen.items()}
-    return Generation(tokens[:, start:], rows, torch.stack(kept, 1) if logits else None, near)
+    return Generation(tokens[:, start:].clone(), rows, torch.stack(kept, 1) if logits else None, torch.stack(near, 1))
 
 
 def _caller(model: Any, n: int, mask: Int[Tensor, "batch pos"] | None, cached: bool) -> Callable[[Tensor, Tensor], Any]:
     """How to ask for more: with the new tokens alone where the model remembers the others, else with all of them."""
-    if not cached:
-        return lambda tokens, fresh: model(tokens)
-    if hasattr(model, "kv_cache"):
+    if hasattr(model, "kv_cache") and cached:
         own = model.kv_cache(n)
         return lambda tokens, fresh: model(fresh, past_kv_cache=own)
+    options: dict[str, Any] = {}
+    theirs = getattr(getattr(model, "original_model", None), "forward", None)
+    if theirs is not None and "logits_to_keep" in inspect.signature(theirs).parameters and not active(model):
+        options["logits_to_keep"] = 1  # a read-out of every position costs more than a small model
+    if not cached:
+        return lambda tokens, fresh: model(tokens, **options)
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    last = "logits_to_keep" in inspect.signature(model.original_model.forward).parameters and not active(model)
-    options: dict[str, Any] = {"logits_to_keep": 1} if last else {}  # a large vocabulary costs more than a small model
 
     def call(tokens: Tensor, fresh: Tensor) -> Any:
         if mask is None:
@@ -163,8 +187,8 @@ def _choose(
     """
     scores = logits.float().index_fill(1, torch.tensor(decoding.forbidden, device=logits.device).long(), -torch.inf)
     if noise is None:
-        best, token = scores.topk(2)
-        return token[:, :1], best[:, 0] - best[:, 1] < NEAR
+        best = scores.topk(2).values  # their order in a tie is another than that of argmax, which everybody takes
+        return scores.argmax(1, keepdim=True), best[:, 0] - best[:, 1] < NEAR
     scores = scores / decoding.temperature
     drawn = scores + noise.to(scores)
     if decoding.top_k is None or decoding.top_k >= scores.shape[1]:
@@ -201,7 +225,7 @@ def _join(passes: list[Tensor], parts: list[Generation]) -> Generation:
 
     rows = {name: join(lambda g, name=name: g.rows[name]) for name in parts[0].rows}
     logits = None if parts[0].logits is None else join(lambda g: g.logits)
-    return Generation(join(lambda g: g.tokens), rows, logits, join(lambda g: g.alone))
+    return Generation(join(lambda g: g.tokens), rows, logits, join(lambda g: g.unsure))
 
 
 def logits_of(outputs: Any) -> Float[Tensor, "batch pos d_vocab"]:

@@ -27,7 +27,7 @@ class Trace:
         n_layers: layers of the model.
         d_vocab: vocabulary of the model.
         has_truth: False for language-model prompts, which have no true answer.
-        alone: of language-model prompts, which were run by themselves because of near-ties (see `generate`).
+        unsure: of language-model prompts, which tokens rounding could have changed (see `generate`).
     """
 
     batch: Batch
@@ -39,7 +39,7 @@ class Trace:
     has_truth: bool = True
     _answer_outputs: Float[Tensor, "batch out d_vocab"] | None = None
     _rows_only: bool = False
-    alone: Bool[Tensor, " batch"] | None = None
+    unsure: Bool[Tensor, "batch out"] | None = None
 
     @property
     def outputs(self) -> Float[Tensor, "batch pos d_vocab"]:
@@ -108,14 +108,14 @@ def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace
     batch = batch.to(device_of(model))
     wanted = ["outputs", "generated", *sites(model)] if reads is None else list(reads)
     names = matching(model, [name for name in wanted if name not in ("outputs", "answer_outputs", "generated")])
-    has_truth, alone = not batch.n_new, None
+    has_truth, unsure = not batch.n_new, None
     if batch.n_new:
         rows_only = "outputs" not in wanted and not any(name.endswith(MAPS) for name in names)
         own = generate(model, batch, names if rows_only else (), rows_only and "answer_outputs" in wanted)
-        generated, alone, batch = own.tokens, own.alone, batch.answered(own.tokens)
+        generated, unsure, batch = own.tokens, own.unsure, batch.answered(own.tokens)
         if rows_only:
             sizes = n_layers(model), int(model.cfg.d_vocab)
-            return Trace(batch, own.rows, None, generated, *sizes, False, own.logits, True, alone)
+            return Trace(batch, own.rows, None, generated, *sizes, False, own.logits, True, unsure)
         batch.prompt_len  # noqa: B018 (raises: prompts of unequal length)
     else:
         generated = greedy_decode(model, batch) if "generated" in wanted else None
@@ -125,7 +125,7 @@ def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace
         hooks = [(name, _saver(cache, name)) for name in names]
         with whole(model.hooks(fwd_hooks=hooks)):
             outputs = logits_of(model(batch.inputs))
-    return Trace(batch, cache, outputs, generated, n_layers(model), int(model.cfg.d_vocab), has_truth, alone=alone)
+    return Trace(batch, cache, outputs, generated, n_layers(model), int(model.cfg.d_vocab), has_truth, unsure=unsure)
 
 
 def _present(value: Tensor | None, name: str) -> Tensor:

@@ -47,7 +47,7 @@ def _grams(tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"],
 def distinct_ngrams(
     tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"], n: int
 ) -> Float[Tensor, "*batch"]:
-    """distinct-n: different n-grams of an answer over all of its n-grams (distinct-1 and distinct-2 of arXiv 1510.03055)."""
+    """distinct-n: different n-grams of an answer over all of its n-grams (arXiv 1510.03055, for n = 1 and 2)."""
     if n > tokens.shape[-1]:
         return torch.full(tokens.shape[:-1], float("nan"), device=tokens.device)
     equal, exist = _grams(tokens, valid, n)
@@ -65,8 +65,7 @@ def prediction_entropy(
     logits: Float[Tensor, "*batch out d_vocab"], valid: Bool[Tensor, "*batch out"]
 ) -> Float[Tensor, "*batch"]:
     """Entropy in nats of the predicted distribution, mean over an answer's positions."""
-    log_p = logits.float().log_softmax(-1)
-    return _masked_mean(-(log_p.exp() * log_p).sum(-1), valid)
+    return _masked_mean(torch.special.entr(logits.float().softmax(-1)).sum(-1), valid)
 
 
 def sequence_entropy(tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]) -> Float[Tensor, "*batch"]:

@@ -8,18 +8,22 @@ from plateaulens.plots.maps import attention_map, cosine_map, layer_maps
 from plateaulens.plots.onset import onset
 from plateaulens.plots.pairs import counterfactual
 from plateaulens.plots.patching import patching
+from plateaulens.plots.suites import early, layer_steps, side_by_side
 
 __all__ = [
     "attention_map",
     "cosine_map",
     "counterfactual",
     "dynamics",
+    "early",
     "layer_maps",
+    "layer_steps",
     "onset",
     "part_accuracy",
     "patching",
     "position_accuracy",
     "seeds",
+    "side_by_side",
     "sites",
     "step_grid",
 ]

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from plateaulens.plots.curves import frame, panels_of, require_numbers, title_of
-from plateaulens.plots.style import distinct, stacked, stacked_style
+from plateaulens.plots.style import distinct, pale, stacked, stacked_style
 
 FEW = 5  # fewer runs than this have no percentiles to speak of
 
@@ -81,7 +81,7 @@ def _draw(figure: go.Figure, i: int, label: str, group: list[pd.DataFrame], colu
         if len(group) > 1:
             bottom, top = shared.quantile(low, axis=1), shared.quantile(high, axis=1)
             figure.add_trace(go.Scatter(x=shared.index, y=bottom, name="low", **edge), row, 1)
-            shade = go.Scatter(x=shared.index, y=top, name="high", fill="tonexty", fillcolor=_pale(line["color"]))
+            shade = go.Scatter(x=shared.index, y=top, name="high", fill="tonexty", fillcolor=pale(line["color"]))
             figure.add_trace(shade.update(edge), row, 1)
         middle = go.Scatter(x=shared.index, y=shared.median(axis=1), name=name, mode="lines", line={**line, "width": 3})
         figure.add_trace(middle.update(legendgroup=label, showlegend=legend), row, 1)
@@ -89,8 +89,3 @@ def _draw(figure: go.Figure, i: int, label: str, group: list[pd.DataFrame], colu
     if legend:
         whose = f"group {label!r} has" if label else "there is"
         raise ValueError(f"{whose} no step at which all runs recorded one of {list(columns)}; measure at equal steps")
-
-
-def _pale(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.25)"

@@ -46,3 +46,9 @@ def styled(figure: go.Figure, **layout: Any) -> go.Figure:
     figure.update_xaxes(gridcolor=GRID, zeroline=False, automargin=True)
     figure.update_yaxes(gridcolor=GRID, zeroline=False, automargin=True)
     return figure
+
+
+def pale(colour: str) -> str:
+    """A colour of the palette for the area of a band."""
+    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.25)"

@@ -1,24 +1,21 @@
-"""`write_report`: one self-contained, offline HTML page about a run."""
+"""The page about a run."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader
-from plotly.offline import get_plotlyjs
 
 from plateaulens import plots
 from plateaulens.analysis import Evolution, Plateau, evolve, find_plateau, patch_across_steps
-from plateaulens.files import write_whole
+from plateaulens.report.page import write_page
 from plateaulens.runs import Run
 
 EXAMPLES = 4
 GRID = 8  # steps on each side of the patching grid
 
 
-def write_report(run: Run) -> Path:
+def run_report(run: Run) -> Path:
     """Write `report.html` into the run's folder: headline, figures, sample predictions, provenance.
 
     Raises:
@@ -52,19 +49,16 @@ def write_report(run: Run) -> Path:
             grid = patch_across_steps(run, held, sources=steps, targets=steps, progress=False)
             figures["step_grid"] = plots.step_grid(grid)
         samples = _samples(run, evolution, plateau)
-    page = Environment(loader=PackageLoader("plateaulens"), autoescape=True).get_template("report.html.j2")
-    html = page.render(
+    return write_page(
+        run.path / "report.html",
+        "run.html.j2",
         title=f"{run.config['task']['task']} · {run.path.name}",
         headline=headline(run, plateau),
-        figures={name: _json(figure) for name, figure in figures.items()},
+        figures=figures,
         samples=samples,
         heads=run.config["model"].get("n_heads", 1),
         provenance=_provenance(run),
-        plotly=get_plotlyjs(),
     )
-    path = run.path / "report.html"
-    write_whole(path, lambda p: p.write_text(html, encoding="utf-8"))
-    return path
 
 
 def headline(run: Run, plateau: Plateau | None) -> dict[str, str]:
@@ -127,8 +121,3 @@ def _provenance(run: Run) -> dict[str, str]:
         for key, value in run.config.items()
         if key in shown
     }
-
-
-def _json(figure: go.Figure) -> str:
-    """A figure as JSON that is safe inside a script element."""
-    return str(figure.to_json()).replace("<", "\\u003c")

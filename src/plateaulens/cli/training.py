@@ -1,58 +1,20 @@
-"""The same verbs from a shell: parses, calls, prints a path. Bad input is one line and exit status 2."""
+"""Training and reproducing: parse, call, print a path."""
 
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from plateaulens import __version__
+from plateaulens.cli.base import given_values, main, option, usable
 
 TASK_OPTIONS = ("n", "k", "p", "max_value", "mix", "compose", "no_repeat", "reverse")
 TRAIN_OPTIONS = (
     *("steps", "batch_size", "lr", "optimizer", "momentum", "adam_lr", "schedule", "warmup", "decay"),
     *("weight_decay", "grad_clip"),
 )
-
-
-class Group(click.Group):
-    """A command group in which bad input of any kind ends in one clear line."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; ValueError and OSError become one line and exit status 2."""
-        try:
-            with warnings.catch_warnings():
-                warnings.showwarning = lambda message, *rest, **more: click.echo(f"plateaulens: {message}", err=True)
-                return super().invoke(ctx)
-        except BrokenPipeError:  # `plateaulens tasks | head`: click knows what to do
-            raise
-        except (ValueError, OSError) as error:
-            click.echo(f"plateaulens: {' '.join(str(error).split())}", err=True)
-            sys.exit(2)
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Find a command; an unknown one is one line."""
-        if args and self.get_command(ctx, args[0]) is None:
-            from plateaulens._lookup import unknown
-
-            raise unknown("command", args[0], self.commands)
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=Group)
-@click.version_option(__version__, prog_name="plateaulens")
-def main() -> None:
-    """See why a transformer's loss sits on a plateau before it drops.
-
-    Example: plateaulens train mws --small --out runs/first
-    """
-
-
-option: Callable[..., Any] = partial(click.option, show_default=True)
 
 
 @main.command()
@@ -119,7 +81,7 @@ def train(
 
     table = SMALL if small else RECIPES
     recipe = look_up("task", task, {name: table[name] for name in GROUPS["tasks"]})
-    values = _set(given)
+    values = given_values(given)
     learner = build(type(recipe.task), {**asdict(recipe.task), **_take(values, TASK_OPTIONS)}, f"task {task!r}")
     recipe = replace(
         recipe,
@@ -133,7 +95,7 @@ def train(
     )
     if held < 1:
         raise ValueError(f"--held needs at least 1 prompt, got {held}")
-    _usable(device)
+    usable(device)
     folder = out or Path("runs") / f"{task}-{seed}"
     if (folder / "run.json").is_file() and not overwrite:
         raise FileExistsError(f"{folder} holds a run; `plateaulens resume {folder}`, --overwrite, or another --out")
@@ -162,7 +124,7 @@ def resume(run: Path, device: str | None) -> None:
     """
     import plateaulens as pl
 
-    _usable(device or pl.Run(run).config["device"])
+    usable(device or pl.Run(run).config["device"])
     _finish(run, lambda: pl.resume(run, device=device))
 
 
@@ -194,7 +156,7 @@ def reproduce(names: tuple[str, ...], out: Path, seeds: int, small: bool, device
     from plateaulens.papers import plateau
     from plateaulens.report import headline, plateau_of
 
-    _usable(device)
+    usable(device)
     try:
         for name, run in plateau.reproduce(names, out, seeds=seeds, small=small, device=device):
             click.echo(f"{name}: " + ", ".join(f"{k} {v}" for k, v in headline(run, plateau_of(run)).items()))
@@ -232,20 +194,6 @@ def _finish(folder: Path, run: Callable[[], Any]) -> None:
     for name, value in headline(done, plateau_of(done)).items():
         click.echo(f"{name:>16}  {value}")
     click.echo(pl.write_report(done))
-
-
-def _usable(device: str) -> None:
-    """Raise in one line when torch cannot use a device here."""
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
-
-
-def _set(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _take(values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

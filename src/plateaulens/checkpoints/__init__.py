@@ -1,0 +1,1 @@
+"""What others trained: checkpoints of Pythia, OLMo-2 and any other, streamed, audited and measured."""

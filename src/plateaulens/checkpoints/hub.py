@@ -1,0 +1,442 @@
+"""Checkpoints on the Hugging Face Hub: listed without a download, kept in a bounded cache, believed once verified.
+
+    source = HubSource("EleutherAI/pythia-14m")
+    source.revisions()                                   # {0: "step0", 1: "step1", 2: "step2", ...}
+    folder = source.fetch("step0", source.files("step0"))
+
+Everything travels through huggingface_hub's own session: its token, proxies, offline mode and errors. Its
+`hf_hub_download` and `HfApi` are not used, for what 2.4 was seen to do: an interrupted download starts again from zero
+(each attempt has a partial file of another name, and a killed one leaves it lying about), wrong bytes of the right
+length are believed, a listing waits without limit on a Hub that hangs, and for as long as a busy one asks. Plain HTTP
+also leaves out Xet, which knows no partial file that could be continued.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
+
+from plateaulens.checkpoints.source import STEP, File, steps_of
+
+REPO = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+BUSY = (408, 429, 500, 502, 503, 504)  # answers that another try may change
+TRIES = 3  # of a file whose bytes are wrong
+MARKS = ".verified"  # folder of empty files: each says, by its name, that a file was verified as it lies there
+LOCAL = "folders of checkpoints open with plateaulens.local(folder)"
+
+T = TypeVar("T")
+
+
+class HubSource:
+    """A repository whose branches (or tags) are named by step.
+
+    Threads and processes may share a cache. Whoever reads files after `fetch` holds `lock` from before it until
+    they are read, else another's fetch may evict them in between.
+
+    Attributes:
+        name: the repository's name.
+        main: its main branch, known (with the steps) once it was listed.
+        max_bytes: the most that may lie in `folder` at any moment, partial files included; None for no bound.
+        folder: where this repository is cached, a sub-folder per commit.
+        lock: held by `fetch` and `evict`; a context manager, re-entrant within a thread.
+        token: as huggingface_hub's: None for the saved one, False for none.
+        progress: whether a download shows a bar.
+        patience: seconds for which a busy or broken Hub is tried again, counted from the last byte that came.
+        pause: seconds before the second try, then doubled each time.
+        timeout: seconds without a byte after which a connection counts as broken.
+
+    Raises:
+        ValueError: for a name that no repository can have.
+    """
+
+    def __init__(
+        self,
+        repo: str,
+        pattern: str = STEP.pattern,
+        *,
+        max_bytes: int | None = None,
+        cache: str | Path | None = None,
+        token: str | bool | None = None,
+    ) -> None:
+        from filelock import FileLock
+
+        if not REPO.fullmatch(repo):  # the cache's folder is named after it
+            raise ValueError(f"{repo!r} cannot be a repository; expected a name such as 'EleutherAI/pythia-14m'")
+        cache = cache or os.environ.get("PLATEAULENS_CACHE") or Path.home() / ".cache" / "plateaulens"
+        self.name, self.max_bytes, self.token = repo, max_bytes, token
+        self.folder = Path(cache).expanduser().absolute() / repo.replace("/", "--")
+        self._lock = FileLock(self.folder / ".lock", is_singleton=True)  # one for all objects, each thread for itself
+        self.lock: AbstractContextManager[Any] = self._lock
+        self.main: str | None = None
+        self.progress, self.patience, self.pause, self.timeout = False, 30.0, 1.0, 10.0
+        self._pattern = re.compile(pattern)
+        self._known: _Refs | None = None
+        self._listed: dict[str, list[File]] = {}
+        self._listing = threading.RLock()
+        self._stops, self._reached = 0, False
+
+    # What is there.
+
+    def revisions(self) -> dict[int, str]:
+        """Step -> branch, or tag where no branch names a step; ascending, from one request.
+
+        Raises:
+            ValueError: when none names a step, two name the same, or there is no such repository.
+            ConnectionError: when the Hub does not answer.
+        """
+        for names in (self._refs.branches, self._refs.tags):
+            if steps := steps_of(list(names), self._pattern):
+                return steps
+        some = [*self._refs.branches, *self._refs.tags][:8]
+        raise ValueError(f"{self.name} names no step by {self._pattern.pattern!r}; its revisions: {some}")
+
+    def commit(self, revision: str) -> str:
+        """The commit that a branch or tag points to, the same for as long as this object lives.
+
+        Raises:
+            ValueError: when there is no such revision.
+        """
+        if COMMIT.fullmatch(revision):
+            return revision
+        commits = self._refs.tags | self._refs.branches
+        if revision not in commits:
+            near = get_close_matches(revision, commits, 3, 0)
+            raise ValueError(f"{self.name} has no revision {revision!r} among its {len(commits)}; nearest: {near}")
+        return commits[revision]
+
+    def files(self, revision: str) -> list[File]:
+        """The files of a revision with their digests, from one request.
+
+        Raises:
+            ValueError: when there is no such revision.
+            ConnectionError: when the Hub does not answer.
+        """
+        commit = self.commit(revision)
+        with self._listing:
+            if commit not in self._listed:
+                what = f"the files of {self.name}@{revision}"
+                self._listed[commit] = self._list(f"tree/{commit}?recursive=true", _files_of, what)
+            return list(self._listed[commit])
+
+    # What lies here.
+
+    @property
+    def used(self) -> int:
+        """Bytes in the cache's folder of this repository."""
+        return sum(map(_size, _files(self.folder)))
+
+    def fetch(self, revision: str, files: list[File]) -> Path:
+        """A folder in which these files lie, each compared with its digest; what lies there already is not fetched.
+
+        Room is made by evicting the revisions whose last fetch is longest ago.
+
+        Raises:
+            ValueError: when they exceed `max_bytes`, when wrong bytes come again and again, or for a missing file.
+            ConnectionError: when the Hub does not answer.
+            InterruptedError: when it was stopped.
+        """
+        began = self._stops
+        folder = self.folder / (commit := self.commit(revision))
+        for file in files:
+            if not (folder / file.path).resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"{self.name}@{revision} has a file {file.path!r}, which would lie outside the cache")
+        with self._locked(began):
+            missing = [file for file in files if not _is_verified(folder, file)]
+            self._make_room(folder, files)
+            for file in missing:
+                self._obtain(commit, folder, file, f"{file.path} of {self.name}@{revision}", began)
+            folder.mkdir(parents=True, exist_ok=True)
+            os.utime(folder, ns=(now := time.time_ns(), now))  # revisions are evicted by it
+        return folder
+
+    def evict(self, revision: str) -> None:
+        """Remove what is cached of a revision, if anything is."""
+        with self.lock:
+            _remove(self.folder / self.commit(revision))
+
+    def stop(self) -> None:
+        """End what is on its way now with an InterruptedError; what came is kept, and the next fetch goes on there.
+
+        A Hub that hangs is noticed to hang within `timeout` seconds, and no sooner.
+        """
+        self._stops += 1
+
+    def __repr__(self) -> str:
+        return f"HubSource({self.name!r})"
+
+    # Room.
+
+    @contextmanager
+    def _locked(self, began: int) -> Iterator[None]:
+        from filelock import Timeout
+
+        while True:
+            self._go_on(began)
+            try:
+                self._lock.acquire(timeout=0.2)  # another process may hold it for long, and `stop` be called
+                break
+            except Timeout:
+                continue
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _make_room(self, folder: Path, files: list[File]) -> None:
+        needed = sum({file.path: file.size for file in files}.values())
+        if self.max_bytes is None:
+            return
+        if needed > self.max_bytes:
+            raise ValueError(
+                f"a checkpoint of {self.name} needs {needed:,} bytes and the cache may hold {self.max_bytes:,}; "
+                "raise max_bytes, or look at a smaller model"
+            )
+        wanted = {path for file in files for path in (folder / file.path, _partial(folder / file.path))}
+        others = [p for p in self.folder.iterdir() if p.is_dir() and p != folder]
+        own = [p for p in _files(folder) if p not in wanted and _size(p)]
+        for least_used in [*sorted(others, key=lambda p: p.stat().st_mtime_ns), *own]:
+            if sum(_size(p) for p in _files(self.folder) if p not in wanted) + needed <= self.max_bytes:
+                break
+            _remove(least_used)
+
+    # Downloads.
+
+    def _obtain(self, commit: str, folder: Path, file: File, what: str, began: int) -> None:
+        """Download a file until its bytes are right, and only then give it its name."""
+        path, url = folder / file.path, f"{self._endpoint}/{self.name}/resolve/{commit}/{quote(file.path)}"
+        part, got = _partial(path), ""
+        part.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(TRIES):
+            came = self._patiently(partial(self._download, url, part, file.size, what, began), what, began, part)
+            with part.open("rb") as f:
+                os.fsync(f.fileno())
+            got = _digest(part, file.digest) if came == file.size else f"{came} bytes"
+            if got == file.digest:
+                os.replace(part, path)
+                _mark(folder, file).parent.mkdir(exist_ok=True)
+                _mark(folder, file).touch()
+                return
+            part.unlink()
+        raise ValueError(
+            f"{what} came wrong {TRIES} times: expected {file.size} bytes, {file.digest}, got {got}; nothing of it is "
+            "kept or measured. Try again later, or leave this step out"
+        )
+
+    def _download(self, url: str, part: Path, size: int, what: str, began: int) -> int:
+        """Append to the partial file what it lacks; how many bytes it would have, up to the first that is too many."""
+        from tqdm.auto import tqdm
+
+        part.touch()
+        have = _size(part)
+        if have >= size:  # killed after the last byte
+            return have
+        with (
+            self._open(url, {"Range": f"bytes={have}-"} if have else {}) as response,
+            part.open("ab", buffering=0) as out,
+            tqdm(desc=what, total=size, initial=have, unit="B", unit_scale=True, disable=not self.progress) as bar,
+        ):
+            if response.status_code != 206:  # all of it, from the start
+                out.truncate(have := 0)
+            for chunk in response.iter_bytes():
+                self._go_on(began)
+                have += len(chunk)
+                if have > size:  # wrong, and there may be no room for it
+                    break
+                out.write(chunk)
+                bar.update(len(chunk))
+        return have
+
+    # Requests.
+
+    @property
+    def _endpoint(self) -> str:
+        from huggingface_hub import constants
+
+        return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")  # the constant is older than this call
+
+    @property
+    def _refs(self) -> "_Refs":
+        with self._listing:
+            if self._known is None:
+                self._known = self._list("refs", _refs_of, f"the revisions of {self.name}")
+                self.main = "main" if "main" in self._known.branches else None
+            return self._known
+
+    def _list(self, path: str, parse: Callable[[list[Any]], T], what: str) -> T:
+        """What `parse` makes of the pages of a listing."""
+        url, pages = f"{self._endpoint}/api/models/{self.name}/{path}", []
+        while url:
+            pages.append(self._patiently(partial(self._read, url), what, self._stops))
+            url = pages[-1].links.get("next", {}).get("url", "")
+        try:
+            return parse([page.json() for page in pages])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConnectionError(
+                f"{what}: {self._endpoint} does not answer as a Hub; is HF_ENDPOINT right?"
+            ) from error
+
+    def _read(self, url: str) -> Any:
+        with self._open(url, {}) as response:
+            response.read()
+            return response
+
+    @contextmanager
+    def _open(self, url: str, headers: dict[str, str]) -> Iterator[Any]:
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        headers = {**build_hf_headers(token=self.token), "Accept-Encoding": "identity", **headers}
+        with get_session().stream("GET", url, headers=headers, timeout=self.timeout) as response:
+            self._reached = True
+            hf_raise_for_status(response)
+            yield response
+
+    def _patiently(self, attempt: Callable[[], T], what: str, began: int, part: Path | None = None) -> T:
+        """What `attempt` returns, tried again while the Hub is busy or the line breaks and `patience` lasts."""
+        from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+
+        since, pause, have = time.monotonic(), self.pause, _size(part)
+        while True:
+            self._go_on(began)
+            try:
+                result = attempt()
+                self._go_on(began)  # who lists and then fetches must not miss a `stop` in between
+                return result
+            except (HTTPError, OfflineModeIsEnabled) as error:
+                if _size(part) > have:
+                    since, pause, have = time.monotonic(), self.pause, _size(part)
+                wait = max(pause, asked := _asked(error))
+                if not self._may_pass(error) or time.monotonic() - since + wait > self.patience:
+                    raise self._refusal(error, what, asked) from error
+            until, pause = time.monotonic() + wait, min(2 * pause, 8 * self.pause)
+            while (left := until - time.monotonic()) > 0:
+                self._go_on(began)
+                time.sleep(min(left, 0.1))
+
+    def _go_on(self, began: int) -> None:
+        if self._stops != began:
+            raise InterruptedError(f"the download from {self.name} was stopped; the next one goes on where it was")
+
+    def _may_pass(self, error: Exception) -> bool:
+        """Whether another try may end otherwise; a Hub that never answered is not waited for."""
+        status = _status(error)
+        return status in BUSY if status else self._reached and not isinstance(error, ConnectionError)
+
+    def _refusal(self, error: Exception, what: str, asked: float) -> Exception:
+        """The client's error in one line: what was wrong, what came, what to do."""
+        from huggingface_hub import errors
+
+        hub, status = self._endpoint, _status(error)
+        if isinstance(error, errors.OfflineModeIsEnabled):
+            return ConnectionError(f"{what}: huggingface_hub is offline; unset HF_HUB_OFFLINE. {LOCAL}")
+        if isinstance(error, errors.GatedRepoError):
+            return ValueError(f"{what}: gated; accept its terms at {hub}/{self.name}, then `hf auth login` or token=")
+        if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
+            return ValueError(
+                f"{what}: {hub} shows no such repository ({status}); is the name right? A private one needs "
+                f"`hf auth login` or token=. {LOCAL}"
+            )
+        if status == 404:
+            return ValueError(f"{what}: not found at {hub} (404); list what is there with revisions() and files()")
+        if status:
+            later = f"it asks for {asked:.0f} s of patience" if asked else "try again later"
+            return ConnectionError(f"{what}: {hub} answers {status} and went on doing so; {later}")
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return ConnectionError(f"{what}: cannot reach {hub} ({reason}); is HF_ENDPOINT right, the network up? {LOCAL}")
+
+
+class _Refs(NamedTuple):
+    """Commits by name."""
+
+    branches: dict[str, str]
+    tags: dict[str, str]
+
+
+def _refs_of(pages: list[Any]) -> _Refs:
+    return _Refs(*({ref["name"]: ref["targetCommit"] for ref in pages[0][kind]} for kind in _Refs._fields))
+
+
+def _files_of(pages: list[Any]) -> list[File]:
+    found = [entry for page in pages for entry in page if entry["type"] == "file"]
+    return [
+        File(e["path"], e["size"], f"sha256:{e['lfs']['oid']}" if e.get("lfs") else f"git:{e['oid']}") for e in found
+    ]
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _asked(error: Exception) -> float:
+    """Seconds that a busy Hub asks for: Retry-After, or until a used-up rate limit begins anew."""
+    from huggingface_hub.utils import parse_ratelimit_headers
+
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    if (after := headers.get("Retry-After", "")).isdigit():
+        return float(after)
+    limit = parse_ratelimit_headers(headers)
+    return float(limit.reset_in_seconds) if limit and limit.remaining == 0 else 0.0
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (Path(at, name) for at, _, names in os.walk(folder) for name in names)
+
+
+def _size(path: Path | None) -> int:
+    try:
+        return path.stat().st_size if path and path.is_file() else 0
+    except FileNotFoundError:  # renamed or removed meanwhile
+        return 0
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _mark(folder: Path, file: File) -> Path:
+    """An empty file: whole or not there, and no bytes of the cache."""
+    stat = (folder / file.path).stat()
+    record = f"{file.path} {file.digest} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+    return folder / MARKS / hashlib.sha256(record.encode()).hexdigest()
+
+
+def _is_verified(folder: Path, file: File) -> bool:
+    """Whether a file lies there as it should; one that does not is removed."""
+    path = folder / file.path
+    if not path.is_file():
+        return False
+    mark = _mark(folder, file)  # of the file as it is before it is read
+    if mark.exists():
+        return True
+    if right := _size(path) == file.size and _digest(path, file.digest) == file.digest:
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+    else:
+        path.unlink()
+    return right
+
+
+def _digest(path: Path, like: str) -> str:
+    """The digest of a file, of the same kind as another."""
+    kind = "git" if like.startswith("git:") else "sha256"
+    total = hashlib.sha1(b"blob %d\0" % path.stat().st_size) if kind == "git" else hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(1 << 20):
+            total.update(block)
+    return f"{kind}:{total.hexdigest()}"

@@ -1,0 +1,124 @@
+"""Where checkpoints come from: a `Source` knows which steps there are and their files, and fetches them."""
+
+import re
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that a revision has is read
+STEP = re.compile(r"(?:^|[-_/])step[-_]?(\d+)(?![\d.])")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a checkpoint, as listed without reading it.
+
+    Attributes:
+        path: within the checkpoint's folder.
+        size: in bytes.
+        digest: of its content, "sha256:..." or "git:..." (git's hash of a small file); "" when unknown.
+    """
+
+    path: str
+    size: int
+    digest: str = ""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Other people's checkpoints, wherever they lie.
+
+    Attributes:
+        name: of the repository or folder.
+        main: the revision that is not named by a step, where there is one.
+        max_bytes: most bytes that fetched files may take; None is any number.
+        lock: held while fetched files are read, so that nobody evicts them.
+    """
+
+    name: str
+    main: str | None
+    max_bytes: int | None
+    lock: AbstractContextManager[Any]
+
+    def revisions(self) -> dict[int, str]:
+        """Step -> what it is called there, ascending; nothing is downloaded."""
+
+    def files(self, revision: str) -> list[File]:
+        """The files of a revision; nothing is downloaded."""
+
+    def fetch(self, revision: str, files: list[File]) -> Path:
+        """A folder in which these files lie, whole and verified."""
+
+    def stop(self) -> None:
+        """End a fetch that runs in another thread."""
+
+
+def weight_files(files: list[File]) -> list[File]:
+    """The files that hold a checkpoint's weights: one, or an index with its shards; safetensors before pickles.
+
+    Raises:
+        ValueError: when there are none.
+    """
+    by_name = {f.path: f for f in files}
+    for name in WEIGHTS:
+        if name in by_name:
+            return [by_name[name]]
+        if f"{name}.index.json" in by_name:
+            stem, dot, suffix = name.rpartition(".")
+            shard = re.compile(rf"{re.escape(stem)}-\d+-of-\d+{re.escape(dot + suffix)}")
+            return [by_name[f"{name}.index.json"], *(f for f in files if shard.fullmatch(f.path))]
+    raise ValueError(f"no weights among {sorted(by_name)[:8]}; expected {' or '.join(WEIGHTS)} (or their shards)")
+
+
+def steps_of(names: list[str], pattern: re.Pattern[str] = STEP) -> dict[int, str]:
+    """Step -> name, ascending, for the names in which `pattern` finds a step number.
+
+    Raises:
+        ValueError: when two names have the same step.
+    """
+    found: dict[int, str] = {}
+    for name in names:
+        if match := pattern.search(name):
+            step = int(match[1])
+            if found.setdefault(step, name) != name:
+                raise ValueError(
+                    f"{found[step]!r} and {name!r} are both step {step}; tell them apart with pattern=, a regular "
+                    "expression whose first group is the step"
+                )
+    return dict(sorted(found.items()))
+
+
+class LocalSource:
+    """Sub-folders `step0`, `step1`, ... in Hugging Face's layout.
+
+    Raises:
+        FileNotFoundError: when the folder is not there, or has no such sub-folder.
+    """
+
+    def __init__(self, folder: str | Path, pattern: str = STEP.pattern) -> None:
+        self.folder, self.name, self._pattern = Path(folder), Path(folder).resolve().name, re.compile(pattern)
+        self.main: str | None = None
+        self.max_bytes: int | None = None
+        self.lock: AbstractContextManager[Any] = nullcontext()
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {self.folder}")
+        if not self.revisions():
+            raise FileNotFoundError(f"{self.folder} has no sub-folders step0, step1, ... with checkpoints")
+
+    def revisions(self) -> dict[int, str]:
+        return steps_of(sorted(p.name for p in self.folder.iterdir() if p.is_dir() and p.name[0] != "."), self._pattern)
+
+    def files(self, revision: str) -> list[File]:
+        folder = self.folder / revision
+        found = sorted(p for p in folder.rglob("*") if p.is_file())
+        return [File(p.relative_to(folder).as_posix(), p.stat().st_size) for p in found]
+
+    def fetch(self, revision: str, files: list[File]) -> Path:
+        return self.folder / revision
+
+    def stop(self) -> None:
+        pass  # nothing is ever on its way
+
+    def __repr__(self) -> str:
+        return f"LocalSource({str(self.folder)!r})"

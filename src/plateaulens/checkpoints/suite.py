@@ -1,0 +1,230 @@
+"""`Checkpoints`: a model as others saved it while they trained it, with the face of a Run: `.steps` and `.model(step)`.
+
+    suite = pl.pythia("14m")                    # nothing is downloaded yet
+    suite.steps                                 # 0, 1, 2, 4, ... 143000
+    for step, model in suite.walk([0, 16, 64]): # fetched, verified, opened, and evicted behind you
+        ...
+
+Models come as TransformerLens's bridges around Hugging Face's own code, with weights as they were saved.
+TransformerLens can fold and centre weights; that leaves the predictions alone and moves the residual stream,
+which is what is measured here, so nothing is processed.
+"""
+
+import gc
+import re
+import shutil
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from plateaulens._shapes import Batch, Decoding
+from plateaulens.checkpoints.loading import open_model
+from plateaulens.checkpoints.prompts import read_prompts
+from plateaulens.checkpoints.source import File, Source, weight_files
+
+SLACK = 2**20  # bytes for what the Hub's client writes beside the files
+TOKENIZER = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens")
+TOKENS = re.compile(r"tokens(\d+)B")
+
+
+class Checkpoints:
+    """Checkpoints of one training, wherever they lie.
+
+    Args:
+        source: where they lie: a `LocalSource` or a `HubSource`.
+        max_bytes: most bytes that checkpoints from a Hub may take on disk; by default two checkpoints.
+        device: where models go; by default a GPU when there is one.
+        dtype: of the weights; float32 unless asked, as half precision moves cosines.
+        device_map: passed to `from_pretrained` for models that one device cannot hold.
+        expected: the steps that were announced, for `audit`.
+        tokens_a_step: tokens that one step saw, where the names of the revisions do not say.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        max_bytes: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        device_map: Any = None,
+        expected: Sequence[int] | None = None,
+        tokens_a_step: int | None = None,
+    ) -> None:
+        self.source, self.name, self.max_bytes = source, source.name, max_bytes
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.dtype, self.device_map = dtype, device_map
+        self.expected = None if expected is None else tuple(expected)
+        self._tokens_a_step, self._tokenizer = tokens_a_step, None
+
+    # What there is; nothing is downloaded.
+
+    @cached_property
+    def revisions(self) -> dict[int, str]:
+        """Step -> what it is called where it lies."""
+        return self.source.revisions()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending."""
+        return list(self.revisions)
+
+    def revision(self, step: int) -> str:
+        """What a step is called where it lies.
+
+        Raises:
+            ValueError: for a step without a checkpoint (with the nearest ones).
+        """
+        if step not in self.revisions:
+            near = sorted(self.steps, key=lambda s: abs(s - step))[:3]
+            raise ValueError(f"{self.name} has no checkpoint of step {step}; nearest: {', '.join(map(str, near))}")
+        return self.revisions[step]
+
+    def tokens(self, step: int) -> int | None:
+        """Tokens seen by then: what the revision's name says, in billions, or steps times tokens a step; else None."""
+        if found := TOKENS.search(self.revision(step)):
+            return int(found[1]) * 10**9
+        return None if self._tokens_a_step is None else step * self._tokens_a_step
+
+    def files(self, step: int) -> list[File]:
+        """What is fetched of a step: its weights and its config.
+
+        Raises:
+            ValueError: for a step without a checkpoint, or one without weights.
+        """
+        listed = self.source.files(self.revision(step))
+        try:
+            return [*weight_files(listed), *(f for f in listed if f.path == "config.json")]
+        except ValueError as error:
+            raise ValueError(f"step {step} of {self.name} cannot be opened: {error}") from error
+
+    def size(self, step: int) -> int:
+        """Bytes to fetch of a step."""
+        return sum(f.size for f in self.files(step))
+
+    # Models and words.
+
+    def model(self, step: int) -> Any:
+        """The model as it was at `step`: a TransformerBridge, its weights unprocessed, its tokenizer with it.
+
+        Raises:
+            ValueError: for a step without a checkpoint, or files that are damaged or of another model.
+            ConnectionError: when the Hub cannot be reached.
+        """
+        tokenizer = self._tokenizer or self.tokenizer
+        with self.source.lock:  # until it is in memory, nobody else may evict it
+            folder = self._fetch(step)
+            options = {"device": self.device, "dtype": self.dtype, "device_map": self.device_map}
+            model = open_model(folder, f"{self.name}, step {step}", tokenizer, step=step, **options)
+        self._tokenizer = model.tokenizer  # as TransformerLens wants it: with BOS, and not read again
+        return model
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the last step.
+
+        Raises:
+            ValueError: when it cannot be opened.
+        """
+        from transformers import AutoTokenizer
+
+        step = self.steps[-1]
+        files = [f for f in self.source.files(self.revision(step)) if Path(f.path).name.startswith(TOKENIZER)]
+        files += [f for f in self.files(step) if f.path == "config.json"]
+        # TransformerLens reads it again from where it was read, and there it may have been evicted.
+        self._kept = TemporaryDirectory(prefix="plateaulens-")
+        with self.source.lock:
+            self._allow(sum(f.size for f in files))
+            folder = self.source.fetch(self.revision(step), files)
+            for file in files:
+                shutil.copy(folder / file.path, self._kept.name)
+        try:
+            return AutoTokenizer.from_pretrained(self._kept.name)
+        except (OSError, ValueError) as error:
+            line = str(error).strip().splitlines()[0]
+            raise ValueError(f"step {step} of {self.name} has no tokenizer that opens: {line}") from error
+
+    def prompts(
+        self,
+        source: str | Path = "built-in",
+        n: int | None = 100,
+        *,
+        n_new: int = 8,
+        seed: int | None = None,
+        sample: bool = False,
+        **decoding: Any,
+    ) -> Batch:
+        """Prompts for `measure` and `survey`; the protocol of arXiv 2506.13688 with "arc-easy".
+
+        Exactly `n_new` tokens are generated (the end of the text is never one of them), greedily or sampled.
+
+        Args:
+            source: "built-in" (100 questions written for PlateauLens), "arc-easy", or a text file, one a line.
+            n: the first so many; None is all.
+            n_new: tokens to generate.
+            seed: shuffle before taking the first `n`.
+            sample: draw instead of taking the likeliest; further `Decoding` fields as keywords.
+            **decoding: seed of the draws as `draws`, `temperature`, `top_k`.
+
+        Raises:
+            ValueError: for a source that is not there or too short.
+        """
+        ids = self.tokenizer(read_prompts(source, n, seed=seed))["input_ids"]
+        end = self.tokenizer.eos_token_id
+        fields = {"seed": decoding.pop("draws", 0), "forbidden": () if end is None else (int(end),), **decoding}
+        return Batch.prompts(ids, n_new, Decoding(sample=sample, **fields))
+
+    # Many.
+
+    def walk(self, steps: Sequence[int] | None = None) -> Generator[tuple[int, Any], None, None]:
+        """(step, model) of each step in turn; the next is fetched meanwhile, the last is evicted when room is needed.
+
+        Args:
+            steps: which; all by default.
+
+        Raises:
+            ValueError: for a step without a checkpoint, before anything is fetched; and as `model`.
+        """
+        steps = self.steps if steps is None else list(steps)
+        for step in steps:
+            self.revision(step)
+        ahead: Future[None] | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="fetch") as pool:
+            try:
+                for step, following in zip(steps, [*steps[1:], None]):
+                    model = self.model(step)
+                    ahead = None if following is None else pool.submit(self._prefetch, following)
+                    yield step, model
+                    del model
+                    gc.collect()  # a bridge is full of cycles, which would pile up
+                    if ahead is not None:
+                        ahead.result()
+            finally:
+                while ahead is not None and not ahead.cancel() and not ahead.done():
+                    self.source.stop()  # again and again: it ends what runs, not what is about to
+                    wait([ahead], timeout=0.05)
+
+    def _prefetch(self, step: int) -> None:
+        with self.source.lock:
+            self._fetch(step)
+
+    def _fetch(self, step: int) -> Path:
+        files = self.files(step)
+        self._allow(sum(f.size for f in files))
+        return self.source.fetch(self.revision(step), files)
+
+    def _allow(self, size: int) -> None:
+        """Unless told otherwise, two checkpoints may lie on disk."""
+        if self.max_bytes is not None:
+            self.source.max_bytes = self.max_bytes
+        else:
+            self.source.max_bytes = max(self.source.max_bytes or 0, 2 * size + SLACK)
+
+    def __repr__(self) -> str:
+        steps = self.steps
+        return f"Checkpoints({self.name!r}, {len(steps)} steps {steps[0]}..{steps[-1]})"

@@ -1,0 +1,268 @@
+"""`survey`: measure every step of a suite, and keep each result as soon as there is one.
+
+    done = pl.survey(pl.pythia("14m"), "surveys/pythia-14m", steps=[0, 16, 64])
+    done.metrics                    # a row per step, means over prompts
+    done.values(16)["collapse"]     # one value a prompt
+
+    survey.json           what was asked: suite, prompts, decoding, measurements, versions
+    prompts.safetensors   the prompts' tokens
+    steps/000016.json     everything about step 16, written whole: values a prompt, what was said, which files
+    report.html           written by `plateaulens checkpoints report`
+
+A survey that was cut off at any moment goes on where it was when it is called again.
+"""
+
+import gc
+import json
+import platform
+import time
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from plateaulens._lookup import build
+from plateaulens._shapes import Batch, Decoding
+from plateaulens.checkpoints.audit import audit, warn_once
+from plateaulens.checkpoints.suite import Checkpoints
+from plateaulens.files import read_tensors, write_json, write_tensors
+from plateaulens.measurements import LANGUAGE, Measurement, reads
+from plateaulens.measuring import measure, named
+from plateaulens.tracing import Trace
+
+PACKAGES = ("plateaulens", "torch", "transformer-lens", "transformers")
+
+
+class Survey:
+    """What was measured of a suite, step by step; `Survey(path)` opens one.
+
+    Raises:
+        FileNotFoundError: when `path` is no survey.
+        ValueError: when its survey.json is damaged.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "survey.json").is_file():
+            raise FileNotFoundError(
+                f"{self.path} is not a survey (no survey.json); make one: plateaulens checkpoints measure"
+            )
+        try:
+            self.config: dict[str, Any] = json.loads((self.path / "survey.json").read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.path / 'survey.json'} is damaged ({error})") from error
+
+    @property
+    def name(self) -> str:
+        """The suite."""
+        return str(self.config["suite"])
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that were measured, ascending."""
+        return sorted(int(p.stem) for p in (self.path / "steps").glob("*.json") if p.stem.isdigit())
+
+    def step(self, step: int) -> dict[str, Any]:
+        """Everything that is kept of a step: values, generated, said, near_ties, revision, files, seconds.
+
+        Raises:
+            ValueError: for a step that was not measured, or a damaged file.
+        """
+        path = self.path / "steps" / f"{step:06d}.json"
+        if not path.is_file():
+            raise ValueError(f"step {step} was not measured in {self.path}; there are {self.steps}")
+        try:
+            return dict(json.loads(path.read_text()))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is damaged ({error}); remove it and survey again") from error
+
+    def values(self, step: int) -> dict[str, np.ndarray]:
+        """Each measurement of a step, a value (or row of values) a prompt; what has none is NaN."""
+        return {name: np.array(values, dtype=float) for name, values in self.step(step)["values"].items()}
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """Means over prompts, a row per step; `near_ties` counts the prompts that were run again alone."""
+        rows = []
+        for step in self.steps:
+            kept = self.step(step)
+            means = {name: _mean(values) for name, values in kept["values"].items()}
+            rows.append({"step": step, **means, "near_ties": kept["near_ties"]})
+        return pd.DataFrame(rows).set_index("step") if rows else pd.DataFrame(index=pd.Index([], name="step"))
+
+    @property
+    def prompts(self) -> Batch:
+        """The prompts, without a task."""
+        kept = read_tensors(self.path / "prompts.safetensors")
+        decoding = build(Decoding, self.config["decoding"], "decoding")
+        return Batch(kept["tokens"], kept["out"], kept["scored"], None, self.config["n_new"], decoding)
+
+    def __repr__(self) -> str:
+        return f"Survey({str(self.path)!r}, {self.name}, {len(self.steps)} steps)"
+
+
+def survey(
+    suite: Any,
+    path: str | Path,
+    prompts: Batch | None = None,
+    watch: Sequence[Measurement | str] | None = None,
+    steps: Iterable[int] | None = None,
+    *,
+    progress: bool = True,
+) -> Survey:
+    """Measure the steps of `suite` on `prompts`; those that the folder has already are not measured again.
+
+    Args:
+        suite: `Checkpoints`, a Run, or anything with `.steps` and `.model(step)`.
+        path: a new folder, or that of a survey of the same suite, prompts and measurements.
+        prompts: by default `suite.prompts()`, 100 questions of which each is answered with 8 tokens.
+        watch: measurements as in `measure`; by default `LANGUAGE`.
+        steps: which; all by default.
+        progress: show what will be fetched, and a progress bar.
+
+    Raises:
+        ValueError: for a step without a checkpoint, an unknown measurement, or a folder that holds another survey.
+        ConnectionError: when the Hub cannot be reached; what was measured is kept.
+    """
+    from tqdm.auto import tqdm
+
+    prompts = suite.prompts() if prompts is None else prompts
+    watch = list(LANGUAGE if watch is None else watch)
+    for measurement in watch:
+        named(measurement)  # an unknown one is found out before anything is written
+    steps = list(suite.steps if steps is None else steps)
+    if unknown := [s for s in steps if s not in set(suite.steps)]:
+        raise ValueError(f"{suite!r} has no checkpoint of step {unknown[0]}; it has {_some(suite.steps)}")
+    found = _open(Path(path), suite, prompts, watch)
+    left = [step for step in steps if step not in set(found.steps)]
+    if left and progress and isinstance(suite, Checkpoints):
+        tqdm.write(said_before(suite, left))
+    with closing(_walk(suite, left)) as models, tqdm(total=len(left), unit="step", disable=not progress) as bar:
+        for step, model in models:
+            start = time.monotonic()
+            kept = _measured(model, prompts, watch)
+            if isinstance(suite, Checkpoints):
+                kept |= {"revision": suite.revision(step), "files": {f.path: f.digest for f in suite.files(step)}}
+                kept["said"] = suite.tokenizer.batch_decode(kept["generated"])
+            del model
+            write_json(
+                found.path / "steps" / f"{step:06d}.json",
+                {"step": step, **kept, "seconds": round(time.monotonic() - start, 3)},
+            )
+            bar.update()
+            shown = {name: f"{_mean(kept['values'][name]):.3f}" for name in SHOWN if name in kept["values"]}
+            bar.set_postfix({"step": step, **shown})
+    return found
+
+
+SHOWN = ("collapse", "repetition")
+FRESH = ("survey.json", "prompts.safetensors", "steps")  # with no step in it, there is nothing to lose
+
+
+def said_before(suite: Checkpoints, steps: Sequence[int]) -> str:
+    """What will be fetched and how much of it lies on disk at once, in one line."""
+    from tqdm import tqdm
+
+    sizes = [suite.size(step) for step in steps]
+    each, total, cap = (tqdm.format_sizeof(n, "B") for n in (max(sizes), sum(sizes), suite.max_bytes or 2 * max(sizes)))
+    return f"{suite.name}: {len(steps)} steps ({_some(steps)}) of up to {each}, {total} in all; on disk at most {cap}"
+
+
+@reads("generated")
+def _generated(t: Trace) -> Tensor:
+    return t.generated
+
+
+@reads("generated")
+def _near_ties(t: Trace) -> Tensor:
+    return torch.zeros(len(t.batch)) if t.unsure is None else t.unsure.any(1).float()
+
+
+def _measured(model: Any, prompts: Batch, watch: Sequence[Measurement | str]) -> dict[str, Any]:
+    found = measure(model, prompts, [*watch, _generated, _near_ties], reduce=None)
+    said, near = found.pop("_generated"), found.pop("_near_ties")
+    values = {name: _plain(tensor.tolist()) for name, tensor in found.items()}
+    return {"values": values, "generated": said.tolist(), "near_ties": int(near.sum())}
+
+
+def _walk(suite: Any, steps: list[int]) -> Generator[tuple[int, Any], None, None]:
+    """The models, fetched as they are needed; an affected step is warned of before it is measured."""
+    if not isinstance(suite, Checkpoints):
+        for step in steps:
+            yield step, suite.model(step)
+            gc.collect()
+        return
+    hashed = bool(steps) and all(f.digest for f in suite.files(steps[0]))
+    found = audit(suite, steps, progress=False) if hashed else None
+    for step in steps:
+        warn_once(suite.name, step, found)
+    with closing(suite.walk(steps)) as models:
+        yield from models
+
+
+def _open(path: Path, suite: Any, prompts: Batch, watch: Sequence[Measurement | str]) -> Survey:
+    """The survey of a folder, new or the one that is there, if it is the same."""
+    config = {
+        "format": 1,
+        "suite": getattr(suite, "name", None) or str(getattr(suite, "path", type(suite).__name__)),
+        "watch": [m if isinstance(m, str) else m.__name__ for m in watch],
+        "n_new": prompts.n_new,
+        "decoding": asdict(prompts.decoding),
+        "dtype": str(getattr(suite, "dtype", torch.float32)),
+    }
+    columns = {name: getattr(prompts, name).cpu() for name in ("tokens", "out", "scored")}
+    if (path / "survey.json").is_file() and (found := Survey(path)).steps:
+        for name, value in json.loads(json.dumps(config)).items():
+            if found.config.get(name) != value:
+                raise ValueError(
+                    f"{path} holds a survey with {name} {found.config.get(name)!r}, not {value!r}; take another folder"
+                )
+        kept = read_tensors(path / "prompts.safetensors")
+        if any(not torch.equal(kept[name], tensor) for name, tensor in columns.items()):
+            raise ValueError(f"{path} holds a survey of other prompts; take another folder")
+        return found
+    if path.exists() and (not path.is_dir() or any(p.name not in FRESH for p in path.iterdir())):
+        raise FileExistsError(f"{path} is not empty and holds no survey; take another folder")
+    write_tensors(path / "prompts.safetensors", columns)
+    more = {
+        "prompts": len(prompts),
+        "texts": _texts(suite, prompts),
+        "device": str(getattr(suite, "device", "cpu")),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    write_json(path / "survey.json", {**config, **more})  # last: a folder with a survey.json lacks nothing
+    return Survey(path)
+
+
+def _texts(suite: Any, prompts: Batch) -> list[str]:
+    if not isinstance(suite, Checkpoints):
+        return []
+    rows = zip(prompts.tokens.tolist(), prompts.out[:, 0].tolist(), strict=True)
+    return list(suite.tokenizer.batch_decode([row[: end + 1] for row, end in rows]))
+
+
+def _plain(values: Any) -> Any:
+    """NaN is null in JSON."""
+    if isinstance(values, list):
+        return [_plain(v) for v in values]
+    return None if isinstance(values, float) and not np.isfinite(values) else values
+
+
+def _mean(values: Any) -> Any:
+    """Over prompts; a row of values a prompt keeps its columns, a mean over those that exist."""
+    array = np.array(values, dtype=float)
+    if array.ndim > 1:
+        return np.nanmean(array, 0).tolist()
+    return float(array.mean())
+
+
+def _some(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps)) if len(steps) <= 8 else f"{', '.join(map(str, steps[:6]))}, ... {steps[-1]}"

@@ -1,0 +1,187 @@
+"""`plateaulens checkpoints ...`: what others trained, measured."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from plateaulens.cli.base import Group, main, option, usable
+
+
+@main.group(cls=Group)
+def checkpoints() -> None:
+    """List, measure and audit checkpoints of language models.
+
+    SUITE is pythia-14m, pythia-70m-deduped, pythia-14m-seed3, olmo2-7b, owner/name of a Hub, or a folder of
+    step0, step1, ... as `plateaulens pretrain` writes it.
+
+    Example: plateaulens checkpoints measure pythia-14m --steps 0-10000
+    """
+
+
+@checkpoints.command("steps")
+@click.argument("suite")
+@option("--sizes", is_flag=True, help="Ask for the bytes of each step too: one request a step.")
+def steps_(suite: str, sizes: bool) -> None:
+    """List the steps of SUITE; nothing is downloaded.
+
+    Example: plateaulens checkpoints steps pythia-14m --sizes
+    """
+    import pandas as pd
+    from tqdm.auto import tqdm
+
+    import plateaulens as pl
+
+    found = pl.open_suite(suite)
+    rows = []
+    for step in tqdm(found.steps, unit="step", disable=None if sizes else True, leave=False):
+        row = {"step": step, "revision": found.revision(step), "tokens": found.tokens(step)}
+        rows.append(row | ({"bytes": found.size(step)} if sizes else {}))
+    table = pd.DataFrame(rows).dropna(axis=1, how="all")
+    click.echo(table.to_string(index=False))
+    if found.expected is not None and (missing := sorted(set(found.expected) - set(found.steps))):
+        click.echo(f"announced and not there: {', '.join(map(str, missing))}")
+
+
+@checkpoints.command()
+@click.argument("suite")
+@option("--steps", help="Such as 0,16,64 or 0-10000, or both: 0,64-1000.  [default: all]")
+@option("--out", type=click.Path(path_type=Path), help="Folder of the survey.  [default: surveys/SUITE]")
+@option("--prompts", default="built-in", help="built-in, arc-easy, or a text file with a prompt a line.")
+@option("--n", type=click.IntRange(1), default=100, help="The first so many prompts.")
+@option("--n-new", type=click.IntRange(1), default=8, help="Tokens to generate after each.")
+@option("--shuffle", type=int, help="Seed that shuffles the prompts before the first are taken.")
+@option("--sample", is_flag=True, help="Draw the tokens instead of taking the likeliest.")
+@option("--seed", default=0, help="Of the draws.")
+@option("--temperature", default=1.0, help="Of the draws.")
+@option("--top-k", type=int, default=50, help="Draw among the likeliest so many.")
+@option("--watch", multiple=True, help="A measurement, such as norm@*. Repeatable.  [default: a dozen]")
+@option("--max-bytes", help="Most that may lie on disk at a time, such as 2GB.  [default: two checkpoints]")
+@option("--cache", type=click.Path(path_type=Path), help="Where checkpoints are kept meanwhile.")
+@option("--device", help="cpu, cuda or mps.  [default: cuda if there is one]")
+@option("--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]), default="float32")
+@option("--beside", type=click.Path(path_type=Path), help="A run to show in the report on the same axes.")
+def measure(
+    suite: str,
+    steps: str | None,
+    out: Path | None,
+    prompts: str,
+    n: int,
+    n_new: int,
+    shuffle: int | None,
+    watch: tuple[str, ...],
+    max_bytes: str | None,
+    cache: Path | None,
+    device: str | None,
+    dtype: str,
+    beside: Path | None,
+    **decoding: Any,
+) -> None:
+    """Measure the steps of SUITE one after the other, keeping each result; call again to go on.
+
+    Checkpoints are fetched, verified, measured and evicted; the next comes while one is measured.
+
+    Example: plateaulens checkpoints measure pythia-14m --steps 0-10000 --prompts arc-easy
+    """
+    import torch
+
+    import plateaulens as pl
+
+    if device is not None:
+        usable(device)
+    options: dict[str, Any] = {"device": device, "dtype": getattr(torch, dtype)}
+    if not Path(suite).is_dir():
+        options |= {"max_bytes": None if max_bytes is None else size(max_bytes), "cache": cache}
+    found = pl.open_suite(suite, **options)
+    other = None if beside is None else pl.Run(beside)
+    chosen = None if steps is None else among(steps, found.steps)
+    how = {"sample": True, "draws": decoding["seed"], **{k: decoding[k] for k in ("temperature", "top_k")}}
+    batch = found.prompts(prompts, n, n_new=n_new, seed=shuffle, **(how if decoding["sample"] else {}))
+    folder = out or default_folder(suite)
+    try:
+        done = pl.survey(found, folder, batch, list(watch) or None, chosen)
+    except KeyboardInterrupt:
+        click.echo("stopped; what was measured is kept, the same command goes on", err=True)
+        raise SystemExit(130) from None
+    shown = [name for name in ("collapse", "repetition", "near_ties") if name in done.metrics]
+    click.echo(done.metrics[shown].round(3).to_string())
+    click.echo(pl.write_report(done, other))
+
+
+@checkpoints.command()
+@click.argument("suite")
+@option("--steps", help="Such as 0,16,64 or 0-10000.  [default: all]")
+@option("--out", type=click.Path(path_type=Path), help="Write the audit as JSON too.")
+def audit(suite: str, steps: str | None, out: Path | None) -> None:
+    """Compare the weights of SUITE's steps by the hashes that the Hub lists; nothing is downloaded.
+
+    Of a local folder, the tensors are compared.
+
+    Example: plateaulens checkpoints audit pythia-2.8b
+    """
+    import plateaulens as pl
+    from plateaulens.files import write_json
+
+    found = pl.open_suite(suite)
+    result = pl.audit(found, None if steps is None else among(steps, found.steps))
+    click.echo(repr(result))
+    if out is not None:
+        write_json(out, result.to_json())
+        click.echo(out)
+
+
+@checkpoints.command()
+@click.argument("suites", nargs=-1, required=True)
+@option("--beside", type=click.Path(path_type=Path), help="A run to show on the same axes.")
+def report(suites: tuple[str, ...], beside: Path | None) -> None:
+    """Write report.html of what was measured of SUITES (their names, or folders of surveys).
+
+    Example: plateaulens checkpoints report pythia-14m --beside runs/mws-0
+    """
+    import plateaulens as pl
+
+    other = None if beside is None else pl.Run(beside)
+    for suite in suites:
+        folder = Path(suite) if (Path(suite) / "survey.json").is_file() else default_folder(suite)
+        click.echo(pl.write_report(pl.Survey(folder), other))
+
+
+def default_folder(suite: str) -> Path:
+    """Where the survey of a suite goes unless told otherwise."""
+    return (
+        Path("surveys") / Path(suite).resolve().name if Path(suite).is_dir() else Path("surveys") / suite.split("/")[-1]
+    )
+
+
+def among(text: str, steps: list[int]) -> list[int]:
+    """The steps that "0,16,64-1000" means: each number, and every step there is within a range.
+
+    Raises:
+        ValueError: for anything else, or a range without a step.
+    """
+    chosen: dict[int, None] = {}
+    for part in text.split(","):
+        if part.strip().isdigit():
+            chosen[int(part)] = None
+        elif span := re.fullmatch(r"\s*(\d+)-(\d+)\s*", part):
+            inside = [step for step in steps if int(span[1]) <= step <= int(span[2])]
+            if not inside:
+                raise ValueError(f"there is no step in {part.strip()}; there are {steps[0]} to {steps[-1]}")
+            chosen.update(dict.fromkeys(inside))
+        else:
+            raise ValueError(f"steps are numbers and ranges such as 0,16,64-1000; got {text!r}")
+    return list(chosen)
+
+
+def size(text: str) -> int:
+    """Bytes: "500MB", "2GB", "2e9".
+
+    Raises:
+        ValueError: for anything else.
+    """
+    found = re.fullmatch(r"([\d.]+(?:e\d+)?)\s*([kMGT]?)B?", text.strip(), re.IGNORECASE)
+    try:
+        return int(float(found[1]) * 1000 ** " kMGT".lower().index(found[2].lower() or " "))  # type: ignore[index]
+    except (TypeError, ValueError):
+        raise ValueError(f"a number of bytes is such as 500MB or 2GB; got {text!r}") from None

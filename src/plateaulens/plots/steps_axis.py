@@ -1,0 +1,102 @@
+"""Training steps on a log axis, and step 0, which no log axis has, in a place of its own to the left of it.
+
+The place is an axis of its own, apart from the log axis by a gap with break marks; no line crosses the gap.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from plateaulens.plots.style import GREY, pale
+
+WIDTH, GAP = 0.03, 0.015  # of step 0's place and of the gap after it, as shares of the figure
+FEW = 40  # up to as many measured steps are marked one by one
+DOUBLED = [*(2**i for i in range(10)), *(1000 * 2**i for i in range(20))]  # Pythia's own steps, continued
+
+
+def short(step: int) -> str:
+    """512, 1k, 1.5k, 143k; nothing is rounded."""
+    return f"{step / 1000:g}k" if step >= 1000 and step % 100 == 0 else str(step)
+
+
+def ticks(first: int, last: int, room: int) -> list[int]:
+    """Powers of two, of four or of ten within the steps, the densest of them that are at most `room`."""
+    for powers in (DOUBLED, DOUBLED[::2], [10**i for i in range(10)]):
+        inside = [step for step in powers if first <= step <= last]
+        if len(inside) <= room:
+            break
+    return inside if len(inside) > 1 else sorted({first, last})
+
+
+def step_axes(
+    figure: go.Figure, steps: Iterable[int], domain: tuple[float, float] = (0.0, 1.0), *, panel: int = 1, room: int = 18
+) -> tuple[str, str]:
+    """Lay out the axes of a panel for `steps`; returns the names of the log axis and of step 0's.
+
+    Args:
+        figure: gets the x axes and the break marks; the y axes are the caller's.
+        steps: all that the panel is to show; the place of step 0 is there only if it is among them.
+        domain: the panel's share of the width.
+        panel: 1, 2, ... from the left; panels zoom together.
+        room: how many labels the log axis can bear.
+    """
+    steps = [int(step) for step in steps]
+    later = [step for step in steps if step > 0] or [1, 10]  # of step 0 alone: an axis with nothing on it
+    first, last = min(later), max(later)
+    margin = 0.03 * np.log10(last / first) or 0.3
+    marks = ticks(first, last, room)
+    start, end = domain
+    cut, left = (start + WIDTH, start + WIDTH + GAP) if 0 in steps else (start, start)
+    log, zero = f"x{2 * panel - 1}", f"x{2 * panel}"
+    look = {"showline": True, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY}
+    scale = {"type": "log", "range": [np.log10(first) - margin, np.log10(last) + margin], "domain": [left, end]}
+    labels = {"tickvals": marks, "ticktext": [short(step) for step in marks], "title": "step", "hoverformat": ",d"}
+    together = {"matches": "x"} if panel > 1 else {}
+    figure.update_layout({f"xaxis{log[1:]}": {**scale, **labels, **look, **together}})
+    if 0 in steps:
+        place = {"domain": [start, cut], "range": [-1, 1], "tickvals": [0], "fixedrange": True}
+        figure.update_layout({f"xaxis{zero[1:]}": {**place, **look}})
+        for x in (cut, left):
+            slash = {"type": "line", "x0": -3, "x1": 3, "y0": -6, "y1": 6, "line": {"color": GREY, "width": 1.5}}
+            pixels = {"xref": "paper", "yref": "paper", "xsizemode": "pixel", "ysizemode": "pixel"}
+            figure.add_shape(xanchor=x, yanchor=0, **pixels, **slash)
+    return log if panel > 1 else "x", zero
+
+
+def add_curve(
+    figure: go.Figure, curve: pd.Series, band: pd.DataFrame, line: dict[str, Any], axes: tuple[str, str], y: str = "y"
+) -> None:
+    """A line over the steps after 0 and a point at step 0, each with its interval where `band` has one.
+
+    Args:
+        figure: with the axes of `step_axes`.
+        curve: a number a step.
+        band: low and high, by step.
+        line: colour and dash; its `symbol` marks the steps.
+        axes: from `step_axes`.
+        y: the y axis.
+    """
+    line = dict(line)
+    marker = {"color": line["color"], "symbol": line.pop("symbol", "circle"), "size": 6}
+    log, zero = axes
+    name = str(curve.name)
+    common = {"yaxis": y, "legendgroup": name}
+    after = band[band.index > 0]
+    edge = {"x": after.index, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+    if len(after):
+        figure.add_scatter(y=after.low, name=f"{name}, low", xaxis=log, **edge, **common)
+        shade = {"fill": "tonexty", "fillcolor": pale(line["color"])}
+        figure.add_scatter(y=after.high, name=f"{name}, high", xaxis=log, **shade, **edge, **common)
+    later = curve[curve.index > 0]
+    mode = "lines+markers" if len(later) <= FEW else "lines"
+    drawn = {"name": name, "marker": marker, "hovertemplate": "%{y:.3f}", **common}
+    figure.add_scatter(x=later.index, y=later, mode=mode, line={**line, "width": 2}, xaxis=log, **drawn)
+    if 0 in curve.index:
+        error = None
+        if 0 in band.index:
+            reach = {"array": [band.high[0] - curve[0]], "arrayminus": [curve[0] - band.low[0]]}
+            error = {"type": "data", "symmetric": False, **reach, "color": line["color"], "thickness": 2, "width": 4}
+        figure.add_scatter(x=[0], y=[curve[0]], mode="markers", error_y=error, xaxis=zero, showlegend=False, **drawn)

@@ -1,0 +1,27 @@
+"""`write_report`: one self-contained, offline HTML page about a run or a survey."""
+
+from pathlib import Path
+
+from plateaulens.checkpoints.survey import Survey
+from plateaulens.report.run import headline, plateau_of, run_report
+from plateaulens.report.survey import survey_report
+from plateaulens.runs import Run
+
+__all__ = ["headline", "plateau_of", "write_report"]
+
+
+def write_report(of: Run | Survey, beside: Run | Survey | None = None) -> Path:
+    """Write `report.html` into the folder of a run or survey: headline, figures, examples, provenance.
+
+    Args:
+        of: what the page is about.
+        beside: for a survey, a run to show on the same axes.
+
+    Raises:
+        ValueError: when nothing was measured yet, or `beside` is given for a run.
+    """
+    if isinstance(of, Survey):
+        return survey_report(of, beside)
+    if beside is not None:
+        raise ValueError("beside= belongs to the report of a survey; write_report(survey, beside=run)")
+    return run_report(of)
