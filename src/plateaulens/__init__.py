@@ -21,6 +21,7 @@ _HOME = {
         "TASKS",
         "Addition",
         "Copy",
+        "Feature",
         "Histogram",
         "MovingWindowSum",
         "Permutation",

@@ -6,7 +6,7 @@ from typing import Any
 
 from plateaulens._lookup import build, look_up
 from plateaulens.tasks.addition import Addition
-from plateaulens.tasks.base import Task
+from plateaulens.tasks.base import Feature, Task
 from plateaulens.tasks.copying import Copy, Reverse
 from plateaulens.tasks.histogram import Histogram
 from plateaulens.tasks.permutation import Permutation
@@ -43,6 +43,7 @@ __all__ = [
     "TASKS",
     "Addition",
     "Copy",
+    "Feature",
     "Histogram",
     "MovingWindowSum",
     "Permutation",

@@ -25,6 +25,34 @@ def generator(seed: int | torch.Generator, device: torch.device | str) -> torch.
     return torch.Generator(device=device).manual_seed(seed)
 
 
+KINDS = ("binary", "labels", "integer")
+
+
+@dataclass(frozen=True, eq=False)
+class Feature:
+    """An intermediate quantity of a task's algorithm: its value in each example, and where a probe looks for it.
+
+    Attributes:
+        labels: at each offset; of kind "labels" a row of 0s and 1s that are probed one by one.
+        positions: of the residual stream at which each offset is read, example by example; -1 where there is none.
+        kind: "binary" (0 or 1), "labels", or "integer" (regressed).
+        published: "quiet" or "loud" in the figures of arXiv 2505.03997; "" for what is not in them.
+    """
+
+    labels: Int[Tensor, "batch offset *label"]
+    positions: Int[Tensor, "batch offset"]
+    kind: str = "binary"
+    published: str = ""
+
+    def __post_init__(self) -> None:
+        require(self.kind in KINDS, f"a feature is of kind {', '.join(KINDS)}; got {self.kind!r}")
+        shape = (*self.positions.shape, *self.labels.shape[2:])
+        require(
+            self.labels.shape == shape and (self.labels.ndim == 3) == (self.kind == "labels"),
+            f"labels {list(self.labels.shape)} do not belong to positions {list(self.positions.shape)} ({self.kind})",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """Base of all token tasks: prompt, separator, answer.
@@ -135,8 +163,13 @@ class Task:
         """All-position loss in nats when only the partial solution is known, or None if not known."""
         return None
 
-    def features(self, batch: Batch) -> dict[str, Int[Tensor, "batch out"]]:
-        """Labelled sub-computations for probes; none unless the task names some."""
+    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+        """Sub-computations for probes by name; none unless the task names some.
+
+        Args:
+            batch: whose examples they are of.
+            released: with the misalignments of the code released with arXiv 2505.03997, where it has any.
+        """
         return {}
 
     def decode(self, tokens: Int[Tensor, " pos"]) -> str:
