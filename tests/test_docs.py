@@ -2,6 +2,7 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 
 from plateaulens.cli import main
@@ -30,8 +31,10 @@ def test_commands_exist(page: Path):
         if words[:1] == ["make"]:
             assert words[1] in targets, line
         elif words[:1] == ["plateaulens"]:
-            command = main.commands[words[1]]
-            command.make_context(words[1], words[2:], resilient_parsing=False)
+            command: click.Command = main
+            while isinstance(command, click.Group):
+                command, *words = command.commands[words[1]], *words[1:]
+            command.make_context(words[0], words[1:], resilient_parsing=False)
 
 
 def test_there_is_something_to_run():

@@ -31,6 +31,7 @@ from torch import Tensor
 from plateaulens._lookup import build
 from plateaulens._shapes import Batch, Decoding
 from plateaulens.checkpoints.audit import audit, warn_once
+from plateaulens.checkpoints.source import LocalSource
 from plateaulens.checkpoints.suite import Checkpoints
 from plateaulens.files import read_tensors, write_json, write_tensors
 from plateaulens.measurements import LANGUAGE, Measurement, reads
@@ -172,7 +173,8 @@ def said_before(suite: Checkpoints, steps: Sequence[int]) -> str:
 
     sizes = [suite.size(step) for step in steps]
     each, total, cap = (tqdm.format_sizeof(n, "B") for n in (max(sizes), sum(sizes), suite.max_bytes or 2 * max(sizes)))
-    return f"{suite.name}: {len(steps)} steps ({_some(steps)}) of up to {each}, {total} in all; on disk at most {cap}"
+    line = f"{suite.name}: {len(steps)} steps ({_some(steps)}) of up to {each}, {total} in all"
+    return line if isinstance(suite.source, LocalSource) else f"{line} to fetch; on disk at most {cap}"
 
 
 @reads("generated")
