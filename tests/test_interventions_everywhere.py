@@ -64,6 +64,16 @@ OMEGA = TASK.optimal_attention()[0][0]
 SCALED = OMEGA.clone()
 SCALED[4] = False  # the partial solution's row
 VECTOR = torch.linspace(-1, 1, 16)
+UNITS = torch.linalg.qr(torch.randn(16, 2, generator=torch.Generator().manual_seed(0)))[0].T
+PLACES = torch.tensor([[1, 6], [7, -1], [4, 2]])  # of two directions, example by example
+
+
+def projected(x):
+    for example, places in enumerate(PLACES.tolist()):
+        for u, place in zip(UNITS, places):
+            if place >= 0:
+                x[example, place] -= (x[example, place] @ u - 3.0) * u
+    return x
 
 
 def rescaled(pattern):
@@ -96,6 +106,7 @@ CASES = {
         Z,
         put((ALL, ALL, 1), lambda z: z[:, :, 1] + VECTOR[:8]),
     ),
+    "project": (pl.interventions.Project(RESID, PLACES, UNITS[:, None], torch.full((2, 1), 3.0)), RESID, projected),
 }
 
 
@@ -181,7 +192,9 @@ def test_the_middle_of_the_residual_stream_is_refused_where_the_skip_is_missed(r
 # Decoding.
 
 DECODED = {
-    **{name: CASES[name][0] for name in ("scale", "optimal", "fix", "uniform head", "mean", "zero", "patch")},
+    **{
+        name: CASES[name][0] for name in ("scale", "optimal", "fix", "uniform head", "mean", "zero", "patch", "project")
+    },
     "resample": pl.Ablate(RESID, "resample", positions=[5, 6, 7]),
     "steer at an answer": pl.Steer(RESID, 5 * VECTOR, positions=[6]),
 }

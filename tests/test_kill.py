@@ -175,6 +175,7 @@ def the_changes():
         "Ablate resample": under(pl.Ablate(z, "resample", seed=4), **two),
         "Patch": under(pl.Patch(resid, seen.cache[resid][0], positions=[4, 6]), **two),
         "Steer": under(pl.Steer(resid, torch.linspace(-1, 1, 16), by=0.5), **two),
+        "Project": under(pl.Project(resid, torch.tensor([[4, 6]]), torch.eye(16)[:2, None], torch.ones(2, 1)), **two),
         "Freeze": under(pl.Freeze(["KQ", "blocks.0.mlp.*"])),
         "two changes": under(pl.ScaleAttention(TASK, by=0.2), pl.Freeze("mlp")),
     }

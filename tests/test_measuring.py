@@ -219,7 +219,8 @@ def test_a_measurement_reads_what_it_states_and_no_more(monkeypatch):
     monkeypatch.setattr(measuring, "trace", lambda m, b, reads: asked.append(reads) or pl.trace(m, b, reads))
     watch = [*pl.MEASUREMENTS, "norm@blocks.0.hook_mlp_out", "attention_progress@1:alternative"]
     got = pl.measure(model, batch, watch, reduce=None)
-    decoded = "accuracy position_accuracy part_accuracy repetition entropy alpha_1 alpha_1_halves count_check".split()
+    decoded = "accuracy exact_match position_accuracy part_accuracy repetition".split()
+    decoded += "entropy alpha_1 alpha_1_halves count_check".split()
     for name in watch:
         same(pl.measure(model, batch, [name], reduce=None)[name], got[name])
         assert asked[-1] == list(measuring.named(name).reads) and ("generated" in asked[-1]) == (name in decoded)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 import plateaulens as pl
 from plateaulens.training import held_interrupts
+from plateaulens.training.optimizers import lr_factor
 
 TASK = pl.MovingWindowSum(n=4, k=2, p=5)
 SIZE = dict(steps=12, batch_size=16, lr=1e-3)
@@ -64,6 +65,48 @@ def factor(cfg, done):
     else:
         after = [1.0] * (flat - cfg.decay) + [1 - i / cfg.decay for i in range(cfg.decay)]
     return (up + after)[done]
+
+
+def test_the_schedule_of_quiet_features():
+    """arXiv 2505.03997: peak (0.01 + 0.99 t/W) in warm-up, then half a cosine down to a tenth of the peak."""
+    cfg = pl.TrainConfig(steps=100, warmup=10, schedule="cosine", lr_start=0.01, lr_end=0.1)
+    assert [lr_factor(cfg, t) for t in (1, 6, 11)] == pytest.approx([0.01, 0.01 + 0.99 * 0.5, 1.0])
+    assert lr_factor(cfg, 56) == pytest.approx(0.55) and lr_factor(cfg, 101) == pytest.approx(0.1)
+    assert lr_factor(pl.TrainConfig(steps=1, schedule="cosine", lr_end=0.1), 1) == 1
+    stable = pl.TrainConfig(steps=10, schedule="wsd", decay=4, lr_end=0.2)
+    assert [lr_factor(stable, t) for t in range(6, 12)] == pytest.approx([1, 1, 0.8, 0.6, 0.4, 0.2])
+    for fields in (dict(lr_end=0.1), dict(lr_start=0.1), dict(lr_end=2.0, schedule="cosine")):
+        with pytest.raises(ValueError, match="lr_"):
+            pl.TrainConfig(steps=10, **fields)
+
+
+@pytest.mark.parametrize("steps, warmup", [(40, 4), (40, 0), (9, 0), (11, 1)])
+def test_warm_up_and_cosine_are_torchs(steps, warmup):
+    """The paper's code steps these two of torch's schedulers after every batch."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps - warmup, eta_min=0.1)
+    rates = [1.0]
+    for _ in range(warmup, steps - 1):
+        optimizer.step(), cosine.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    rising = [0.01 + 0.99 * t / warmup for t in range(warmup)]
+    cfg = pl.TrainConfig(steps=steps, warmup=warmup, schedule="cosine", lr_start=0.01 if warmup else 0.0, lr_end=0.1)
+    assert [lr_factor(cfg, t) for t in range(1, steps + 1)] == pytest.approx(rising + rates)
+
+
+def test_a_schedule_with_an_end_is_that_of_a_plain_loop():
+    cfg = pl.TrainConfig(**SIZE, schedule="cosine", warmup=4, lr_start=0.01, lr_end=0.1)
+    model, plain = build(), build()
+    opt = torch.optim.Adam(plain.parameters())
+    rates = [0.01, 0.2575, 0.505, 0.7525, *(0.1 + 0.45 * (1 + np.cos(np.pi * i / 8)) for i in range(8))]
+    for t, rate in enumerate(rates, 1):
+        tokens = TASK.sample(16, seed=int(np.random.SeedSequence((0, t)).generate_state(1)[0])).tokens
+        plain.zero_grad()
+        F.cross_entropy(plain(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        opt.param_groups[0]["lr"] = 1e-3 * rate
+        opt.step()
+    finish(pl.train(model, TASK, cfg))
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=1e-7)
 
 
 def twin(cfg, model):

@@ -43,12 +43,20 @@ class Generation:
 
 @without_gradients
 def greedy_decode(model: Any, batch: Batch) -> Int[Tensor, "batch out"]:
-    """The model's own answers, the likeliest token each time.
+    """The model's own answers, the likeliest token each time; -1 where an example has fewer.
 
     Uses a KV cache where the model has one; with hooks of the caller's attached, which may not know absolute
-    positions, and on other models, every step is a full pass.
+    positions, and on other models, every step is a full pass. Prompts of unequal length go through together, a
+    position at a time from where the shortest ends: an example takes the tokens of its own prompt while it is in it.
+    Every token stays at its absolute position, and none is generated behind the last answer.
     """
-    return _decode(model, batch.tokens[:, : batch.prompt_len], batch.out.shape[1], remembers(model)).tokens
+    last = batch.out.max()
+    ends = batch.out[:, 0].where(batch.out[:, 0] >= 0, last)  # an example without an answer is all prompt
+    start, longest = int(ends.min()) + 1, int(ends.max()) + 1
+    own = torch.arange(start, longest, device=ends.device) <= ends[:, None]
+    given = batch.tokens[:, start:longest].masked_fill(~own, -1)
+    said = _decode(model, batch.tokens[:, :start], int(last) + 2 - start, remembers(model), given=given).tokens
+    return said.gather(1, (batch.out + 1 - start).clamp(min=0)).masked_fill(batch.out < 0, -1)
 
 
 @without_gradients
@@ -134,8 +142,9 @@ def _decode(
     logits: bool = False,
     decoding: Decoding = GREEDY,
     noise: Float[Tensor, "batch out d_vocab"] | None = None,
+    given: Int[Tensor, "batch given"] | None = None,
 ) -> Generation:
-    """`count` tokens after each row of `tokens`."""
+    """`count` tokens after each row of `tokens`; those that are `given`, and not -1, are taken as they are."""
     call = _caller(model, len(tokens), mask, cached)
     start, fresh, kept = tokens.shape[1], tokens, []
     seen: dict[str, list[Tensor]] = {name: [] for name in sites}
@@ -147,6 +156,8 @@ def _decode(
                 kept.append(scores)
             fresh, unsure = _choose(scores, decoding, None if noise is None else noise[:, i])
             near.append(unsure)
+            if given is not None and i < given.shape[1]:
+                fresh = torch.where(given[:, i : i + 1] < 0, fresh, given[:, i : i + 1])
             tokens = torch.cat([tokens, fresh], 1)
     rows = {name: torch.stack(found, 1) for name, found in seen.items()}
     return Generation(tokens[:, start:].clone(), rows, torch.stack(kept, 1) if logits else None, torch.stack(near, 1))
@@ -187,8 +198,8 @@ def _choose(
     """
     scores = logits.float().index_fill(1, torch.tensor(decoding.forbidden, device=logits.device).long(), -torch.inf)
     if noise is None:
-        best = scores.topk(2).values  # their order in a tie is another than that of argmax, which everybody takes
-        return scores.argmax(1, keepdim=True), best[:, 0] - best[:, 1] < NEAR
+        best, token = scores.max(1, keepdim=True)  # of a tie the first, as argmax, which everybody takes; topk does not
+        return token, (best - scores.scatter_(1, token, -torch.inf).amax(1, keepdim=True) < NEAR)[:, 0]
     scores = scores / decoding.temperature
     drawn = scores + noise.to(scores)
     if decoding.top_k is None or decoding.top_k >= scores.shape[1]:

@@ -1,6 +1,6 @@
 """The named measurements: functions of a `Trace` that state what they read.
 
-Teacher-forced, except those that read what the model generates greedily: accuracy, position_accuracy,
+Teacher-forced, except those that read what the model generates greedily: accuracy, exact_match, position_accuracy,
 part_accuracy, repetition, entropy, alpha_1, count_check and those of n-grams. Each gives one value or one row a prompt.
 """
 
@@ -51,6 +51,18 @@ def tf_accuracy(t: Trace) -> Float[Tensor, " batch"]:
 def accuracy(t: Trace) -> Float[Tensor, " batch"]:
     """Share of right answer tokens under greedy decoding (arXiv 2506.13688)."""
     return metrics.accuracy(t.generated, t.truth("accuracy"), t.valid)
+
+
+@reads("generated")
+def exact_match(t: Trace) -> Float[Tensor, " batch"]:
+    """Whether the whole answer is right under greedy decoding (arXiv 2505.03997)."""
+    return metrics.exact_match(t.generated, t.truth("exact_match"), t.valid)
+
+
+@reads("answer_outputs")
+def tf_exact_match(t: Trace) -> Float[Tensor, " batch"]:
+    """Whether the whole answer is right with teacher forcing."""
+    return metrics.exact_match(t.answer_outputs.argmax(-1), t.truth("tf_exact_match"), t.valid)
 
 
 @reads("generated")
@@ -142,18 +154,18 @@ def part_collapse(t: Trace) -> Float[Tensor, "batch part"]:
     """Mean cosine of the pairs whose earlier output lies in each of the task's `parts` (arXiv 2506.13688, mixes)."""
     t.truth("part_collapse")
     hidden = t.at_out(t.cache[FINAL])
-    later = torch.ones(2 * hidden.shape[1:2], dtype=torch.bool, device=hidden.device).triu(1)
+    pairs = (t.valid[:, :, None] & t.valid[:, None, :]).triu(1)
     values = []
     for positions in t.batch.task.parts.values():
-        earlier = torch.zeros_like(later)
-        earlier[list(positions)] = True
-        values.append(metrics.mean_cosine_of(hidden, later & earlier))
+        earlier = torch.zeros_like(pairs)
+        earlier[:, list(positions)] = True
+        values.append(metrics.mean_cosine_of(hidden, pairs & earlier))
     return torch.stack(values, -1)
 
 
 # At sites.
 
-AT_SITES: dict[str, Callable[[Tensor], Tensor]] = {
+AT_SITES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "collapse": metrics.mean_pairwise_cosine,
     "norm": metrics.mean_norm,
     "stable_rank": metrics.stable_rank,
@@ -168,8 +180,9 @@ def at_site(metric: str, site: str) -> Measurement:
     """`metric` of the output rows at a hook, as a measurement named `METRIC@SITE`.
 
     Pairs are formed within the task's `collapse_groups`, which leave the partial solution out; the value
-    is the mean over pairs. The other metrics take the outputs of each group in the same way. A site is any
-    hook with positions on its second axis.
+    is the mean over pairs. The other metrics take the outputs of each group in the same way. Of a shorter answer
+    only the outputs it has count, and of several groups those that have a value. A site is any hook with positions
+    on its second axis.
 
     Raises:
         ValueError: for an unknown metric.
@@ -183,11 +196,12 @@ def at_site(metric: str, site: str) -> Measurement:
             raise ValueError(f"{site} is {list(whole.shape)}, without positions on its second axis; take another site")
         hidden = t.at_out(whole.flatten(2))
         if t.batch.task is None:
-            return function(hidden)
+            return function(hidden, t.valid)
         groups = t.batch.task.collapse_groups  # equally large, so that their mean is the mean over pairs
         if not all(groups):
             return hidden.new_full((len(hidden),), float("nan"))
-        return torch.stack([function(hidden[:, list(group)]) for group in groups]).mean(0)
+        values = torch.stack([function(hidden[:, list(g)], t.valid[:, list(g)]) for g in groups])
+        return values.mean(0).where(t.valid.all(1), values.nanmean(0))
 
     measured.__name__ = f"{metric}@{site}"
     measured.__doc__ = f"{function.__name__} of the output rows at {site}."
@@ -233,10 +247,10 @@ def softmax_progress(t: Trace) -> Float[Tensor, " batch"]:
 @reads(PATTERNS)
 def attention_sink(t: Trace) -> Float[Tensor, " batch"]:
     """Share of the answers' attention on the prompt's last two tokens, mean over layers (arXiv 2506.13688, code)."""
-    rows, end = t.batch.out[0], t.batch.prompt_len
-    patterns = _by_layer(t, "hook_pattern").values()
-    sinks = torch.zeros(next(iter(patterns)).shape[-2:], dtype=torch.bool, device=rows.device)
-    sinks[rows, end - 2 : end] = True
+    patterns, out = _by_layer(t, "hook_pattern").values(), t.batch.out
+    here, last = torch.arange(t.length, device=out.device), out[:, :1]
+    rows, keys = (out[..., None] == here).any(1), (last - 2 < here) & (here <= last)
+    sinks = rows[:, :, None] & keys[:, None, :]
     return torch.stack([metrics.attention_progress(pattern, sinks) for pattern in patterns]).mean(0)
 
 
@@ -284,6 +298,8 @@ MEASUREMENTS: dict[str, Measurement] = {
         answer_loss,
         accuracy,
         tf_accuracy,
+        exact_match,
+        tf_exact_match,
         position_accuracy,
         part_accuracy,
         repetition,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from plateaulens._lookup import unknown
@@ -40,7 +41,8 @@ def measure(
     """Each measurement of `watch` by name: the mean over prompts, or with `reduce=None` one value a prompt.
 
     Several batches count by their number of prompts. A plain function of a Trace is as good as a named
-    measurement; it gets everything.
+    measurement; it gets everything. A prompt whose answer is too short to have a value (the repetition of one
+    token) is left out of the mean; any other NaN stays.
 
     Raises:
         ValueError: for an unknown measurement, an unknown `reduce`, or no batch at all.
@@ -52,24 +54,33 @@ def measure(
     reads = None if None in stated else list(dict.fromkeys(name for names in stated for name in names or ()))
     traces = (trace(model, b, reads) for b in ([batch] if isinstance(batch, Batch) else batch))
     values: dict[str, list[Tensor]] = {}
+    short: list[Tensor] = []
     for t in traces:
+        short.append(~t.valid.all(1))
         for function in functions:
             values.setdefault(function.__name__, []).append(torch.as_tensor(function(t)))
     if not values and functions:
         raise ValueError("nothing to measure: got no batch")
-    return {name: _join(name, parts, reduce) for name, parts in values.items()}
+    return {name: _join(name, parts, short, reduce) for name, parts in values.items()}
 
 
-def _join(name: str, parts: list[Tensor], reduce: str | None) -> Tensor:
+def _join(name: str, parts: list[Tensor], short: list[Tensor], reduce: str | None) -> Tensor:
     if parts[0].ndim == 0:
         if len(parts) > 1:
             raise ValueError(f"{name} is one number a batch and has no mean over {len(parts)} batches; measure one")
         return parts[0]
     joined = torch.cat(parts)
-    if not reduce:
-        return joined
-    # Rows of a vector a prompt (position accuracies) have NaN where a shorter answer has nothing.
-    return joined.float().nanmean(0) if joined.ndim > 1 else joined.float().mean(0)
+    return mean_over_prompts(joined.float(), torch.cat(short)) if reduce else joined
+
+
+def mean_over_prompts(values: Float[Tensor, "batch ..."], short: Bool[Tensor, " batch"]) -> Float[Tensor, "..."]:
+    """The mean over prompts, those of a `short` answer that have no value left out.
+
+    Rows of a vector a prompt (position accuracies) have NaN where a shorter answer has nothing.
+    """
+    if values.ndim > 1:
+        return values.nanmean(0)
+    return values[~(values.isnan() & short)].mean(0) if short.any() else values.mean(0)
 
 
 def standard(batch: Batch, model: Any) -> list[Measurement | str]:

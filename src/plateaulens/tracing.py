@@ -55,7 +55,7 @@ class Trace:
 
     @property
     def generated(self) -> Int[Tensor, "batch out"]:
-        """Greedy answers."""
+        """Greedy answers; -1 where an example has fewer."""
         return _present(self._generated, "generated")
 
     @property
@@ -76,10 +76,13 @@ class Trace:
         return x.gather(1, index)
 
     def pattern(self) -> AttentionPattern:
-        """The attention maps of every traced layer; they remember their prompts."""
+        """The attention maps of every traced layer.
+
+        They remember their prompts: of unequal ones what all have, up to the end of the shortest.
+        """
         names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in range(self.n_layers)}
         maps = {layer: self.cache[name] for layer, name in names.items() if name in self.cache}
-        return AttentionPattern(maps, self.batch.tokens[:, : self.batch.prompt_len])
+        return AttentionPattern(maps, self.batch.tokens[:, : int(self.batch.out[:, 0].min()) + 1])
 
     def truth(self, what: str) -> Int[Tensor, "batch out"]:
         """The true answers; raises for prompts that have none."""

@@ -34,7 +34,7 @@ from plateaulens.hooked import (
 )
 from plateaulens.interventions import Patch, intervene
 from plateaulens.measurements import Measurement
-from plateaulens.measuring import resolve
+from plateaulens.measuring import mean_over_prompts, resolve
 from plateaulens.models.parts import graft, parameters_of
 from plateaulens.tracing import Trace, trace
 
@@ -202,7 +202,8 @@ class _AnswerRows:
         last = f"blocks.{n_layers(model) - 1}."
         behind = (*(last + name for name in BEHIND), "ln_final.*", "unembed.*")
         starts = batch.out[:, 0]
-        prompts = not batch.n_new and int(starts[0]) > 0 and bool((starts == starts[0]).all())
+        alike = bool((starts == starts[0]).all() and (batch.out >= 0).all())
+        prompts = not batch.n_new and int(starts[0]) > 0 and alike
         return prompts and all(any(fnmatchcase(site, glob) for glob in behind) for site in sites)
 
     @without_gradients
@@ -301,10 +302,11 @@ def _reads(functions: Sequence[Measurement], more: Sequence[str] = ()) -> list[s
 def _means(t: Trace, functions: Sequence[Measurement], count: int = 1) -> Means:
     """Means over the prompts of each of `count` stacked sources, as `measure` takes them."""
     found: Means = {}
+    short = ~t.valid.all(1)
     for f in functions:
         value = f(t).float()
-        each = value.unflatten(0, (count, -1)) if value.ndim else value.view(1, 1)
-        found[f.__name__] = (each.nanmean(1) if each.ndim > 2 else each.mean(1)).cpu()
+        pairs = zip(value.chunk(count), short.chunk(count)) if value.ndim else ()
+        found[f.__name__] = torch.stack([mean_over_prompts(*pair) for pair in pairs] or [value]).cpu()
     return found
 
 

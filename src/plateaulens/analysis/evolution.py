@@ -46,6 +46,7 @@ def evolve(run: Any, batch: Batch, steps: Sequence[int] | None = None) -> Evolut
         t = trace(run.model(step), batch, [PATTERNS, FINAL, "generated"])
         maps = t.pattern()
         patterns.append(np.stack([maps[layer].mean(0).cpu().numpy() for layer in range(t.n_layers)]))
-        cosines.append(cosine_matrix(t.at_out(t.cache[FINAL])).mean(0).cpu().numpy())
+        cosine, both = cosine_matrix(t.at_out(t.cache[FINAL])), t.valid[:, :, None] & t.valid[:, None]
+        cosines.append(cosine.masked_fill(~both, float("nan")).nanmean(0).cpu().numpy())
         answers.append(t.generated.cpu().numpy())
     return Evolution(steps, np.stack(patterns), np.stack(cosines), np.stack(answers), batch)

@@ -10,7 +10,10 @@ import click
 
 from plateaulens.cli.base import given_values, main, option, usable
 
-TASK_OPTIONS = ("n", "k", "p", "max_value", "mix", "compose", "no_repeat", "reverse")
+TASK_OPTIONS = (
+    *("n", "k", "p", "max_value", "mix", "compose", "no_repeat", "reverse"),
+    *("bits", "groups", "length", "largest", "nodes", "answer_only"),
+)
 TRAIN_OPTIONS = (
     *("steps", "batch_size", "lr", "optimizer", "momentum", "adam_lr", "schedule", "warmup", "decay"),
     *("weight_decay", "grad_clip"),
@@ -32,20 +35,26 @@ TRAIN_OPTIONS = (
 @option("--compose", type=int, help="How often permutation is applied.")
 @option("--no-repeat", is_flag=True, default=None, help="Draw the numbers of prefix without replacement.")
 @option("--reverse/--no-reverse", default=None, help="Digit order of addition's answer.")
-@option("--attention", default="linear", help="linear or softmax.")
+@option("--bits", type=int, help="Of binary-addition (or addition, which it makes binary), multiplication, majority.")
+@option("--groups", type=int, help="Of majority.")
+@option("--length", type=int, help="Of subarray.")
+@option("--largest", type=int, help="Number of subarray.")
+@option("--nodes", type=int, help="Of bfs, dfs, path, topological and mst.")
+@option("--answer-only", is_flag=True, default=None, help="Do not score the `=` of those from binary-addition on.")
+@option("--attention", help="linear or softmax.  [default: linear]")
 @option("--layers", "n_layers", type=int, help="[default: what the task needs]")
-@option("--heads", "n_heads", default=1)
+@option("--heads", "n_heads", type=int, help="[default: 1]")
 @option("--d-model", type=int, help="Width.  [default: 256]")
-@option("--init-scale", default=1.0, help="Factor on all initial weights.")
+@option("--init-scale", type=float, help="Factor on all initial weights.  [default: 1]")
 @option("--batch-size", type=int, help="Sequences an update.  [default: 256]")
 @option("--lr", type=float, help="Learning rate.  [default: 1e-4]")
-@option("--optimizer", default="adam", help="adam, adamw, sgd or muon.")
+@option("--optimizer", help="adam, adamw, sgd or muon.  [default: adam]")
 @option("--momentum", type=float, help="Of sgd and muon.  [default: 0, 0.95]")
 @option("--adam-lr", type=float, help="Of what muon leaves to AdamW.  [default: 1e-4]")
-@option("--schedule", default="constant", help="constant, cosine or wsd.")
-@option("--warmup", default=0, help="Updates with a rising learning rate.")
-@option("--decay", default=0, help="Last updates of wsd, with a falling learning rate.")
-@option("--weight-decay", default=0.0)
+@option("--schedule", help="constant, cosine or wsd.  [default: constant]")
+@option("--warmup", type=int, help="Updates with a rising learning rate.  [default: 0]")
+@option("--decay", type=int, help="Last updates of wsd, with a falling learning rate.  [default: 0]")
+@option("--weight-decay", type=float, help="[default: 0]")
 @option("--grad-clip", type=float, help="Largest global gradient norm.")
 @option("--scale-attention", "scale", type=float, help="Factor on attention on the task's optimal map.")
 @option("--from-step", default=0, help="From which step on attention is scaled; the steps before go to OUT-past.")
@@ -77,10 +86,12 @@ def train(
     """
     import plateaulens as pl
     from plateaulens._lookup import build, look_up
-    from plateaulens.papers.plateau import GROUPS, RECIPES, SMALL
+    from plateaulens.papers import plateau, quiet
 
-    table = SMALL if small else RECIPES
-    recipe = look_up("task", task, {name: table[name] for name in GROUPS["tasks"]})
+    table = plateau.SMALL if small else plateau.RECIPES
+    known = {name: table[name] for name in plateau.GROUPS["tasks"]} | quiet.RECIPES
+    task = "binary-addition" if task == "addition" and given["bits"] is not None else task
+    recipe = look_up("task", task, known)
     values = given_values(given)
     learner = build(type(recipe.task), {**asdict(recipe.task), **_take(values, TASK_OPTIONS)}, f"task {task!r}")
     recipe = replace(

@@ -4,10 +4,11 @@ from plateaulens.interventions.activations import Ablate, Patch, Steer
 from plateaulens.interventions.attention import AblateHeads, FixAttention, OptimalAttention, ScaleAttention
 from plateaulens.interventions.base import Call, Edit, Intervention, from_json, intervene
 from plateaulens.interventions.parameters import Freeze
+from plateaulens.interventions.projection import Project
 
 INTERVENTIONS: dict[str, type[Intervention]] = {
     cls.__name__: cls
-    for cls in (ScaleAttention, OptimalAttention, FixAttention, AblateHeads, Ablate, Patch, Steer, Freeze)
+    for cls in (ScaleAttention, OptimalAttention, FixAttention, AblateHeads, Ablate, Patch, Steer, Project, Freeze)
 }
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Intervention",
     "OptimalAttention",
     "Patch",
+    "Project",
     "ScaleAttention",
     "Steer",
     "from_json",

@@ -29,6 +29,13 @@ def accuracy(
     return _masked_mean((predicted == answers).float(), valid)
 
 
+def exact_match(
+    predicted: Int[Tensor, "*batch out"], answers: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]
+) -> Float[Tensor, "*batch"]:
+    """1 where every token of an answer is right, else 0 (arXiv 2505.03997: from `=` to the first EOS)."""
+    return accuracy(predicted, answers, valid).floor()
+
+
 def repetition_frequency(
     tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]
 ) -> Float[Tensor, "*batch"]:

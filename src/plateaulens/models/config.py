@@ -9,6 +9,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "attention": ("linear", "softmax"),
     "attention_dir": ("causal", "bidirectional"),
     "act_fn": ("gelu_new", "gelu", "relu", "silu"),
+    "normalization_type": ("LN", "RMS"),
+    "positional_embedding_type": ("standard", "rotary"),
+    "init": ("gpt2", "pytorch"),
 }
 
 
@@ -23,13 +26,19 @@ class ModelConfig:
         d_head: -1, TransformerLens's "derive it", is d_model / n_heads.
         d_mlp: -1 is 4 d_model.
         act_fn: "gelu_new" (tanh approximation), "gelu", "relu" or "silu".
-        initializer_range: standard deviation of the initial weights; residual-writing matrices get
+        gated_mlp: act(W_gate x) * (W_in x) instead of act(W_in x); with "silu", SwiGLU.
+        normalization_type: "LN" or "RMS", with a learned scale.
+        positional_embedding_type: "standard" (learned, absolute) or "rotary" (whole heads, adjacent pairs).
+        rotary_base: the slowest pair turns by about 1 / rotary_base a position.
+        biases: of the projections, and of an MLP that is not gated; the read-out has none.
+        init: "gpt2", or "pytorch", whose defaults are N(0, 1) for embeddings and U(+-1/sqrt(inputs)) for linear maps.
+        initializer_range: standard deviation of the initial weights of "gpt2"; residual-writing matrices get
             1 / sqrt(2 n_layers) of it.
         init_scale: one factor on all initial weights.
         seed: of the initial weights; construction leaves the global generator alone.
 
     Raises:
-        ValueError: for sizes below one, widths that do not divide, or an unknown choice.
+        ValueError: for sizes below one, widths that do not divide, rotary heads of odd width, or an unknown choice.
     """
 
     d_vocab: int
@@ -42,6 +51,12 @@ class ModelConfig:
     attention: str = "linear"
     attention_dir: str = "causal"
     act_fn: str = "gelu_new"
+    gated_mlp: bool = False
+    normalization_type: str = "LN"
+    positional_embedding_type: str = "standard"
+    rotary_base: int = 10_000
+    biases: bool = True
+    init: str = "gpt2"
     eps: float = 1e-5
     initializer_range: float = 0.02
     init_scale: float = 1.0
@@ -56,11 +71,13 @@ class ModelConfig:
             object.__setattr__(self, "d_head", self.d_model // self.n_heads)
         if self.d_mlp == -1:
             object.__setattr__(self, "d_mlp", 4 * self.d_model)
-        for name in ("d_vocab", "n_ctx", "d_model", "n_layers", "n_heads", "d_head", "d_mlp"):
+        for name in ("d_vocab", "n_ctx", "d_model", "n_layers", "n_heads", "d_head", "d_mlp", "rotary_base"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name, allowed in CHOICES.items():
             look_up(name, getattr(self, name), {choice: choice for choice in allowed})
+        if self.positional_embedding_type == "rotary" and self.d_head % 2:
+            raise ValueError(f"rotary positions turn pairs: d_head must be even, got {self.d_head}")
 
     @classmethod
     def for_task(cls, task: Any, **fields: Any) -> "ModelConfig":
@@ -89,13 +106,29 @@ class ModelConfig:
         return config_to_tl(self)
 
     # What TransformerLens's own tools read from a config; the same for every model of ours.
-    normalization_type = "LN"
-    positional_embedding_type = "standard"
-    attn_only = gated_mlp = parallel_attn_mlp = False
+    attn_only = parallel_attn_mlp = False
+    rotary_adjacent_pairs = True
     use_attn_result = use_split_qkv_input = use_attn_in = use_hook_mlp_in = False
     n_key_value_heads = None
     device = None  # TransformerLens allocates small result tensors here: None is the default device
 
     @property
+    def rotary_dim(self) -> int | None:
+        return self.d_head if self.positional_embedding_type == "rotary" else None
+
+    @property
     def d_vocab_out(self) -> int:
         return self.d_vocab
+
+
+def transformer_pp(d_model: int = 64, n_layers: int = 4) -> dict[str, Any]:
+    """The fields of "Transformer++" (arXiv 2505.03997): four heads, RMSNorm, rotary positions, SwiGLU, no biases.
+
+        ModelConfig.for_task(task, **transformer_pp(d_model=64, n_layers=3))
+
+    The MLP is as wide as 8 d_model / 3, rounded down, and up to an even number.
+    """
+    width = 8 * d_model // 3
+    kind = {"attention": "softmax", "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS"}
+    more = {"positional_embedding_type": "rotary", "biases": False, "init": "pytorch"}
+    return {"d_model": d_model, "n_layers": n_layers, "n_heads": 4, "d_mlp": width + width % 2, **kind, **more}

@@ -1,19 +1,16 @@
 """`Transformer`: the small model that learns, a `HookedRootModule` of TransformerLens.
 
 Hook names, shapes and the effect of an edit are `HookedTransformer`'s; so are `cfg`, the weight
-properties, `run_with_cache` and `run_with_hooks`. Weights are stored two-dimensional (one matrix
-product each) and shown in TransformerLens's shapes as views. The architecture is that of
+properties, `run_with_cache` and `run_with_hooks`. By default the architecture is that of
 arXiv 2506.13688: pre-norm, biased projections, untied bias-free read-out.
 
     model = Transformer(ModelConfig.for_task(task))
     logits, cache = model.run_with_cache(batch.inputs)
 """
 
-from collections.abc import Callable
 from math import sqrt
 from typing import Any
 
-import einops
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -22,228 +19,7 @@ from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from plateaulens.models.config import ModelConfig
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-}
-
-
-class KeyValueCache:
-    """Keys and values of the tokens seen so far, layer by layer, for decoding."""
-
-    def __init__(self, cfg: ModelConfig, batch: int, like: Tensor) -> None:
-        shape = (2, cfg.n_layers, batch, cfg.n_ctx, cfg.n_heads, cfg.d_head)
-        self._store = like.new_empty(shape)  # uninitialised: only what was appended is read
-        self._lengths = [0] * cfg.n_layers
-
-    @property
-    def length(self) -> int:
-        """Tokens held by every layer."""
-        return min(self._lengths)
-
-    def append(
-        self, layer: int, k: Float[Tensor, "batch pos head d_head"], v: Float[Tensor, "batch pos head d_head"]
-    ) -> tuple[Tensor, Tensor]:
-        """Add new keys and values of `layer`; returns all of them so far."""
-        start, end = self._lengths[layer], self._lengths[layer] + k.shape[1]
-        self._store[0, layer, :, start:end], self._store[1, layer, :, start:end] = k, v
-        self._lengths[layer] = end
-        return self._store[0, layer, :, :end], self._store[1, layer, :, :end]
-
-
-class Embed(nn.Module):
-    """Token embedding. `F.embedding`, because the backward of indexing is not deterministic on two threads."""
-
-    def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
-
-    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        return F.embedding(tokens, self.W_E)
-
-
-class PosEmbed(nn.Module):
-    """Learned absolute positions."""
-
-    def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        self.W_pos = nn.Parameter(torch.empty(cfg.n_ctx, cfg.d_model))
-
-    def forward(self, tokens: Int[Tensor, "batch pos"], start: int) -> Float[Tensor, "batch pos d_model"]:
-        return self.W_pos[start : start + tokens.shape[1]].expand(len(tokens), -1, -1)
-
-
-class LayerNorm(nn.Module):
-    """LayerNorm with TransformerLens's hooks; fused while nobody listens to them."""
-
-    def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        self.eps = cfg.eps
-        self.w = nn.Parameter(torch.ones(cfg.d_model))
-        self.b = nn.Parameter(torch.zeros(cfg.d_model))
-        self.hook_scale = HookPoint()  # [batch, pos, 1]
-        self.hook_normalized = HookPoint()  # [batch, pos, d_model], before w and b
-
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        if not (listened_to(self.hook_scale) or listened_to(self.hook_normalized)):
-            return F.layer_norm(x, self.w.shape, self.w, self.b, self.eps)
-        x = x - x.mean(-1, keepdim=True)
-        scale = self.hook_scale((x.pow(2).mean(-1, keepdim=True) + self.eps).sqrt())
-        return self.hook_normalized(x / scale) * self.w + self.b
-
-
-class Attention(nn.Module):
-    """Linear or softmax attention.
-
-    Linear: A = tril(Q K^T / sqrt(d_head)), neither softmax nor normalisation, so entries may be negative
-    (arXiv 2506.13688). Softmax: the same scores with -inf above the diagonal, then softmax.
-    """
-
-    def __init__(self, cfg: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.cfg, self.layer = cfg, layer
-        width = cfg.n_heads * cfg.d_head
-        self.q, self.k, self.v = (nn.Linear(cfg.d_model, width) for _ in range(3))
-        self.o = nn.Linear(width, cfg.d_model)
-        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()  # [batch, pos, head, d_head]
-        self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()  # [batch, head, query, key]
-        self.hook_z = HookPoint()  # [batch, pos, head, d_head]
-
-    def forward(
-        self, x: Float[Tensor, "batch pos d_model"], cache: KeyValueCache | None
-    ) -> Float[Tensor, "batch pos d_model"]:
-        heads = (self.cfg.n_heads, self.cfg.d_head)
-        q = self.hook_q(self.q(x).unflatten(-1, heads))
-        k = self.hook_k(self.k(x).unflatten(-1, heads))
-        v = self.hook_v(self.v(x).unflatten(-1, heads))
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        scores = (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)) / sqrt(self.cfg.d_head)
-        scores = self.hook_attn_scores(self.mask(scores))
-        pattern = self.hook_pattern(scores if self.cfg.attention == "linear" else scores.softmax(-1))
-        z = self.hook_z((pattern @ v.transpose(1, 2)).transpose(1, 2))
-        return self.o(z.flatten(2))
-
-    def mask(self, scores: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head query key"]:
-        """Hide later keys; the queries are the last of the keys' positions."""
-        query, key = scores.shape[-2:]
-        if self.cfg.attention_dir == "bidirectional" or (query == 1):
-            return scores
-        if self.cfg.attention == "linear":
-            return scores.tril(key - query)
-        later = torch.ones(query, key, dtype=torch.bool, device=scores.device).triu(1 + key - query)
-        return scores.masked_fill(later, float("-inf"))
-
-    @property
-    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
-        return self._in_shape(self.q.weight)
-
-    @property
-    def W_K(self) -> Float[Tensor, "head d_model d_head"]:
-        return self._in_shape(self.k.weight)
-
-    @property
-    def W_V(self) -> Float[Tensor, "head d_model d_head"]:
-        return self._in_shape(self.v.weight)
-
-    @property
-    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
-        return einops.rearrange(self.o.weight, "m (h e) -> h e m", h=self.cfg.n_heads)
-
-    @property
-    def b_Q(self) -> Float[Tensor, "head d_head"]:
-        return self._by_head(self.q.bias)
-
-    @property
-    def b_K(self) -> Float[Tensor, "head d_head"]:
-        return self._by_head(self.k.bias)
-
-    @property
-    def b_V(self) -> Float[Tensor, "head d_head"]:
-        return self._by_head(self.v.bias)
-
-    @property
-    def b_O(self) -> Float[Tensor, " d_model"]:
-        return self.o.bias
-
-    def _in_shape(self, weight: Tensor) -> Tensor:
-        return einops.rearrange(weight, "(h e) m -> h m e", h=self.cfg.n_heads)
-
-    def _by_head(self, bias: Tensor) -> Tensor:
-        return einops.rearrange(bias, "(h e) -> h e", h=self.cfg.n_heads)
-
-
-class MLP(nn.Module):
-    """Two layers with the config's activation between."""
-
-    def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        self.act = ACTIVATIONS[cfg.act_fn]
-        self.w_in = nn.Linear(cfg.d_model, cfg.d_mlp)
-        self.w_out = nn.Linear(cfg.d_mlp, cfg.d_model)
-        self.hook_pre, self.hook_post = HookPoint(), HookPoint()  # [batch, pos, d_mlp]
-
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        return self.w_out(self.hook_post(self.act(self.hook_pre(self.w_in(x)))))
-
-    @property
-    def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
-        return self.w_in.weight.T
-
-    @property
-    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
-        return self.w_out.weight.T
-
-    @property
-    def b_in(self) -> Float[Tensor, " d_mlp"]:
-        return self.w_in.bias
-
-    @property
-    def b_out(self) -> Float[Tensor, " d_model"]:
-        return self.w_out.bias
-
-
-class Block(nn.Module):
-    """Attention, then MLP, each added to the residual stream after its own LayerNorm (pre-norm)."""
-
-    hook_out_is_single_residual_stream = True  # TransformerLens's logit lens asks
-
-    def __init__(self, cfg: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.ln1, self.ln2 = LayerNorm(cfg), LayerNorm(cfg)
-        self.attn, self.mlp = Attention(cfg, layer), MLP(cfg)
-        self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = HookPoint(), HookPoint(), HookPoint()
-        self.hook_attn_out, self.hook_mlp_out = HookPoint(), HookPoint()
-
-    def forward(
-        self, x: Float[Tensor, "batch pos d_model"], cache: KeyValueCache | None
-    ) -> Float[Tensor, "batch pos d_model"]:
-        x = self.hook_resid_pre(x)
-        x = self.hook_resid_mid(x + self.hook_attn_out(self.attn(self.ln1(x), cache)))
-        return self.hook_resid_post(x + self.hook_mlp_out(self.mlp(self.ln2(x))))
-
-
-class Unembed(nn.Module):
-    """The read-out; `hook_in` is the residual stream after the final norm."""
-
-    def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        self.w = nn.Linear(cfg.d_model, cfg.d_vocab, bias=False)
-        self.hook_in, self.hook_out = HookPoint(), HookPoint()
-
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
-        return self.hook_out(self.w(self.hook_in(x)))
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
-        return self.w.weight.T
-
-    @property
-    def b_U(self) -> Float[Tensor, " d_vocab"]:
-        return self.w.weight.new_zeros(len(self.w.weight))
+from plateaulens.models.layers import Block, Embed, KeyValueCache, Norm, PosEmbed, Unembed
 
 
 class Transformer(HookedRootModule):
@@ -258,10 +34,11 @@ class Transformer(HookedRootModule):
         super().__init__()
         self.cfg = cfg
         with torch.random.fork_rng(devices=[]):  # torch's own initialisers draw from the global generator
-            self.embed, self.pos_embed = Embed(cfg), PosEmbed(cfg)
-            self.hook_embed, self.hook_pos_embed = HookPoint(), HookPoint()
+            self.embed, self.hook_embed = Embed(cfg), HookPoint()
+            if cfg.positional_embedding_type == "standard":
+                self.pos_embed, self.hook_pos_embed = PosEmbed(cfg), HookPoint()
             self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
-            self.ln_final, self.unembed = LayerNorm(cfg), Unembed(cfg)
+            self.ln_final, self.unembed = Norm(cfg), Unembed(cfg)
         self.setup()
         self._initialise()
         self.to(device)
@@ -269,16 +46,23 @@ class Transformer(HookedRootModule):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """N(0, initializer_range^2) on weights, 0 on biases; residual-writing matrices / sqrt(2 n_layers)."""
-        generator = torch.Generator().manual_seed(self.cfg.seed)
+        """Draw the initial weights as `cfg.init` says, from a generator of their own."""
+        generator, scale = torch.Generator().manual_seed(self.cfg.seed), self.cfg.init_scale
         for name, weight in self.named_parameters():
-            if name.endswith("bias"):
-                weight.zero_()
-            elif weight.ndim == 2:
-                std = self.cfg.initializer_range * self.cfg.init_scale
-                if name.endswith(("attn.o.weight", "mlp.w_out.weight")):
-                    std /= sqrt(2 * self.cfg.n_layers)
-                weight.normal_(0, std, generator=generator)
+            if self.cfg.init == "gpt2":
+                if name.endswith("bias"):
+                    weight.zero_()
+                elif weight.ndim == 2:
+                    std = self.cfg.initializer_range * scale
+                    if name.endswith(("attn.o.weight", "mlp.w_out.weight")):
+                        std /= sqrt(2 * self.cfg.n_layers)
+                    weight.normal_(0, std, generator=generator)
+            elif name.startswith(("embed", "pos_embed")):
+                weight.normal_(0, scale, generator=generator)
+            elif name.endswith(("weight", "bias")):  # of a linear map; norms have w and b
+                inputs = self.get_submodule(name.rpartition(".")[0]).in_features
+                bound = scale / sqrt(inputs)  # type: ignore[arg-type]
+                weight.uniform_(-bound, bound, generator=generator)
 
     def forward(
         self,
@@ -298,7 +82,9 @@ class Transformer(HookedRootModule):
             raise ValueError(f"{start + tokens.shape[1]} tokens do not fit n_ctx={self.cfg.n_ctx}; shorten the input")
         if return_type not in ("logits", "loss", None):
             raise ValueError(f"return_type must be 'logits', 'loss' or None, got {return_type!r}")
-        x = self.hook_embed(self.embed(tokens)) + self.hook_pos_embed(self.pos_embed(tokens, start))
+        x = self.hook_embed(self.embed(tokens))
+        if self.cfg.positional_embedding_type == "standard":
+            x = x + self.hook_pos_embed(self.pos_embed(tokens, start))
         for block in self.blocks:
             x = block(x, past_kv_cache)
         logits = self.unembed(self.ln_final(x))
@@ -352,13 +138,9 @@ class Transformer(HookedRootModule):
     b_O = property(lambda self: self._stack("attn", "b_O"))
     W_in = property(lambda self: self._stack("mlp", "W_in"))
     W_out = property(lambda self: self._stack("mlp", "W_out"))
+    W_gate = property(lambda self: self._stack("mlp", "W_gate") if self.cfg.gated_mlp else None)
     b_in = property(lambda self: self._stack("mlp", "b_in"))
     b_out = property(lambda self: self._stack("mlp", "b_out"))
 
     def _stack(self, part: str, name: str) -> Tensor:
         return torch.stack([getattr(getattr(block, part), name) for block in self.blocks])
-
-
-def listened_to(point: HookPoint) -> bool:
-    """Whether any forward or backward hook sits on `point`."""
-    return bool(point.fwd_hooks or point.bwd_hooks)

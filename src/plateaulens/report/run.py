@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from plateaulens import plots
 from plateaulens.analysis import Evolution, Plateau, evolve, find_plateau, patch_across_steps
@@ -104,13 +105,15 @@ def _samples(run: Run, evolution: Evolution, plateau: Plateau | None) -> list[di
     batch, decode = evolution.batch, run.task.decode if run.task else str
     rows = []
     for i in range(min(EXAMPLES, len(batch))):
-        truth = batch.answers[i].tolist()
+        truth = [t for t in batch.answers[i].tolist() if t >= 0]
         guesses = {
-            f"step {evolution.steps[k]}": [(str(g), g == t) for g, t in zip(evolution.generated[k, i], truth)]
+            f"step {evolution.steps[k]}": [
+                (decode(torch.tensor([g])), g == t) for g, t in zip(evolution.generated[k, i], truth)
+            ]
             for k in (on, len(evolution.steps) - 1)
         }
-        prompt = decode(batch.tokens[i, : batch.prompt_len])
-        rows.append({"prompt": prompt, "truth": " ".join(map(str, truth)), "guesses": guesses})
+        prompt = decode(batch.tokens[i, : int(batch.out[i, 0]) + 1])
+        rows.append({"prompt": prompt, "truth": " ".join(decode(torch.tensor([t])) for t in truth), "guesses": guesses})
     return rows
 
 

@@ -5,13 +5,23 @@ from dataclasses import asdict
 from typing import Any
 
 from plateaulens._lookup import build, look_up
+from plateaulens.tasks.activities import ActivitySelection
 from plateaulens.tasks.addition import Addition
 from plateaulens.tasks.base import Feature, Task
+from plateaulens.tasks.binary import BinaryAddition, MajorityOfMajorities, Multiplication
 from plateaulens.tasks.copying import Copy, Reverse
+from plateaulens.tasks.graphs import (
+    BreadthFirstSearch,
+    DepthFirstSearch,
+    MinimumSpanningTree,
+    ShortestPath,
+    TopologicalSort,
+)
 from plateaulens.tasks.histogram import Histogram
 from plateaulens.tasks.permutation import Permutation
 from plateaulens.tasks.prefix_sum import PrefixSum
 from plateaulens.tasks.repeat import Repeat
+from plateaulens.tasks.subarray import MaximumSubarray
 from plateaulens.tasks.window_sum import MovingWindowSum, WindowMix
 
 TASKS: dict[str, type[Task]] = {
@@ -24,6 +34,16 @@ TASKS: dict[str, type[Task]] = {
     "copy": Copy,
     "reverse": Reverse,
     "repeat": Repeat,
+    "binary-addition": BinaryAddition,
+    "multiplication": Multiplication,
+    "majority": MajorityOfMajorities,
+    "subarray": MaximumSubarray,
+    "activities": ActivitySelection,
+    "bfs": BreadthFirstSearch,
+    "dfs": DepthFirstSearch,
+    "path": ShortestPath,
+    "topological": TopologicalSort,
+    "mst": MinimumSpanningTree,
 }
 
 
@@ -41,16 +61,26 @@ def task_from_json(values: Mapping[str, Any]) -> Task:
 
 __all__ = [
     "TASKS",
+    "ActivitySelection",
     "Addition",
+    "BinaryAddition",
+    "BreadthFirstSearch",
     "Copy",
+    "DepthFirstSearch",
     "Feature",
     "Histogram",
+    "MajorityOfMajorities",
+    "MaximumSubarray",
+    "MinimumSpanningTree",
     "MovingWindowSum",
+    "Multiplication",
     "Permutation",
     "PrefixSum",
     "Repeat",
     "Reverse",
+    "ShortestPath",
     "Task",
+    "TopologicalSort",
     "WindowMix",
     "task_from_json",
     "task_to_json",

@@ -25,7 +25,7 @@ def generator(seed: int | torch.Generator, device: torch.device | str) -> torch.
     return torch.Generator(device=device).manual_seed(seed)
 
 
-KINDS = ("binary", "labels", "integer")
+KINDS = ("binary", "labels", "integer", "classes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class Feature:
     Attributes:
         labels: at each offset; of kind "labels" a row of 0s and 1s that are probed one by one.
         positions: of the residual stream at which each offset is read, example by example; -1 where there is none.
-        kind: "binary" (0 or 1), "labels", or "integer" (regressed).
+        kind: "binary" (0 or 1), "labels", "integer" (regressed), or "classes" (numbers from 0).
         published: "quiet" or "loud" in the figures of arXiv 2505.03997; "" for what is not in them.
     """
 

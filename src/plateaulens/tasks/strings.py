@@ -10,15 +10,15 @@ from jaxtyping import Int
 from torch import Tensor
 
 from plateaulens._shapes import Batch
-from plateaulens.tasks.base import Task
+from plateaulens.tasks.base import Feature, Task, generator
 
 
 @dataclass(frozen=True, kw_only=True)
 class StringTask(Task):
     """Base of the tasks of arXiv 2505.03997. A subclass gives `symbols`, `n_ctx`, `n_answer` and `sample`.
 
-    The paper scores and decodes everything from `=` to the first EOS. Where inputs differ in length, `=` comes
-    when nobody can know: then the loss has a floor, and exact matches a ceiling well below 1.
+    The paper scores and decodes everything from `=` to the first EOS. Where inputs differ in length nobody can
+    know when `=` comes, but it is scored only where it does: a model that always expects it loses nothing.
 
     Attributes:
         answer_only: score and decode from the answer's first token on, `=` being given.
@@ -62,6 +62,10 @@ class StringTask(Task):
     def watch(self) -> tuple[str, ...]:
         return ("exact_match",)
 
+    def published_chance(self) -> float | None:
+        """The loss at the dashed "random" line of the paper's figures (released code), which score `=` too."""
+        return None
+
     def assemble(self, inputs: Int[Tensor, "batch input"], answers: Int[Tensor, "batch answer"]) -> Batch:
         """Inputs and outputs, each padded on the right with -1, as a `Batch`."""
         n, device = len(inputs), inputs.device
@@ -85,3 +89,30 @@ class StringTask(Task):
         text = self.decode(self.sample(1, seed=seed).tokens[0])
         prompt, answer = text.split("<EOS>")[0].split("=")
         return f"prompt  {prompt}\nanswer  ={answer}<EOS>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedInput(StringTask):
+    """Base of those whose inputs are all of one length. A subclass gives `draw` and `answer` instead of `sample`."""
+
+    def draw(self, n: int, rng: torch.Generator) -> Int[Tensor, "batch input"]:
+        """`n` random inputs."""
+        raise NotImplementedError
+
+    def answer(self, inputs: Int[Tensor, "batch input"]) -> Int[Tensor, "batch answer"]:
+        """Their outputs; -1 where an example has fewer tokens."""
+        raise NotImplementedError
+
+    def sample(self, n: int, *, seed: int | torch.Generator, device: torch.device | str = "cpu") -> Batch:
+        inputs = self.draw(n, generator(seed, device))
+        return self.assemble(inputs, self.answer(inputs))
+
+    def loss_floor(self) -> float:
+        """0: everything scored follows from the input."""
+        return 0.0
+
+
+def in_step(labels: Int[Tensor, "batch offset"], first: int, step: int = 1, **kwargs: str) -> Feature:
+    """The feature whose offset r is read at position first + r * step of every example."""
+    positions = first + step * torch.arange(labels.shape[1], device=labels.device)
+    return Feature(labels, positions.expand_as(labels), **kwargs)

@@ -22,9 +22,11 @@ class TrainConfig:
         betas: of Adam and AdamW.
         momentum: None is 0 for SGD and 0.95 for Muon; the others have none.
         adam_lr: learning rate of what Muon leaves to AdamW; None is 1e-4.
-        schedule: "constant", "cosine" (to 0 at the end) or "wsd" (stable, then linearly to 0 over the
-            last `decay` updates).
-        warmup: updates over which the rate rises linearly from 0.
+        schedule: "constant", "cosine" (half of one, down to `lr_end`) or "wsd" (stable, then linearly down to
+            `lr_end` over the last `decay` updates).
+        warmup: updates over which the rate rises linearly from `lr_start`.
+        lr_start: where warm-up begins, as a share of `lr`.
+        lr_end: where "cosine" and "wsd" end, as a share of `lr`.
         decay: length of the decay of "wsd".
         weight_decay: 0 unless given; applied to every parameter.
         grad_clip: largest global gradient norm, or None.
@@ -44,6 +46,8 @@ class TrainConfig:
     schedule: str = "constant"
     warmup: int = 0
     decay: int = 0
+    lr_start: float = 0.0
+    lr_end: float = 0.0
     weight_decay: float = 0.0
     grad_clip: float | None = None
     seed: int = 0
@@ -56,6 +60,11 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
+        for name in ("lr_start", "lr_end"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share of lr, from 0 to 1, got {getattr(self, name)}")
+        if self.lr_start and not self.warmup or self.lr_end and self.schedule == "constant":
+            raise ValueError("lr_start belongs to a warm-up, lr_end to 'cosine' and 'wsd'; here they would do nothing")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         for name, allowed in CHOICES.items():

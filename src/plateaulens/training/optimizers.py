@@ -62,15 +62,17 @@ def memory_of(optimizer: torch.optim.Optimizer) -> set[str]:
 def lr_factor(cfg: TrainConfig, t: int) -> float:
     """The factor on the learning rate of the update that leads to step `t` (1, 2, ...), a pure function of t.
 
-    With u = t-1 updates done: u / warmup during warm-up, so that the first update has rate 0
-    (arXiv 2506.13688, code); then 1, or half a cosine to 0 at the end ("cosine"), or 1 until the last
-    `decay` updates and linearly to 0 over them ("wsd": warm-up, stable, decay; arXiv 2404.06395).
+    With u = t-1 updates done: from lr_start up to 1 with u / warmup, so that by default the first update has rate 0
+    (arXiv 2506.13688, code); then 1, or down to lr_end along half a cosine ("cosine"), or 1 until the last `decay`
+    updates and linearly down to lr_end over them ("wsd": warm-up, stable, decay; arXiv 2404.06395). Both reach
+    lr_end where the next update would be, as torch's schedulers do, so that with lr_end=0 no update is idle.
     """
     u = t - 1
     if u < cfg.warmup:
-        return u / cfg.warmup
+        return cfg.lr_start + (1 - cfg.lr_start) * u / cfg.warmup
+    high = 1.0
     if cfg.schedule == "cosine":
-        return 0.5 * (1 + cos(pi * (u - cfg.warmup) / (cfg.steps - cfg.warmup)))
-    if cfg.schedule == "wsd":
-        return min(1.0, (cfg.steps - u) / cfg.decay)
-    return 1.0
+        high = 0.5 * (1 + cos(pi * (u - cfg.warmup) / (cfg.steps - cfg.warmup)))
+    elif cfg.schedule == "wsd":
+        high = min(1.0, (cfg.steps - u) / cfg.decay)
+    return cfg.lr_end + (1 - cfg.lr_end) * high

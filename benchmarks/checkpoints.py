@@ -1,0 +1,212 @@
+"""What measuring and walking checkpoints costs, beside plain Hugging Face and TransformerLens.
+
+    OMP_NUM_THREADS=1 python benchmarks/checkpoints.py --rounds 3
+
+By hand, a checkpoint is measured one prompt at a time through `generate`, without a cache; one by one, every checkpoint
+is downloaded and opened by itself. Both ways give the same numbers, or nothing is timed. The Hub is on loopback: it
+serves the ten steps of the shipped suite over and over, every file with a header of its own, so that no two have the
+same bytes and each has to be fetched.
+"""
+
+import argparse
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from bench import compare
+from interventions import memory
+from torch import Tensor
+from transformers.utils import logging
+
+import plateaulens as pl
+from plateaulens.checkpoints.prompts import read_prompts
+from plateaulens.measurements import AT_SITES, OF_NGRAMS, reads
+from plateaulens.tracing import FINAL
+
+SHIPPED = pl.shipped("neox-0.2m")
+REPO, WEIGHTS = "org/small", "model.safetensors"
+SHORT = ["collapse", "repetition"]
+NEW = 8  # tokens
+ALL = torch.ones(100, NEW, dtype=torch.bool)  # of the answers exist
+
+
+# One checkpoint.
+
+
+@torch.no_grad()
+def by_hand(model: Any, batch: pl.Batch, watch: Sequence[str]) -> dict[str, Tensor]:
+    """Values and tokens of each prompt in plain Hugging Face: one at a time, no cache, cosines pair by pair."""
+    options = dict(min_new_tokens=NEW, max_new_tokens=NEW, do_sample=False, use_cache=False, pad_token_id=0)
+    options |= dict(output_hidden_states=True, output_logits=watch != SHORT, return_dict_in_generate=True)
+    said, states, found = [], [], defaultdict(list)
+    for row, end in zip(batch.tokens, batch.out[:, 0].tolist()):
+        ids = row[None, : end + 1]
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        layers = [torch.stack([step[i][0, -1] for step in out.hidden_states]) for i in range(len(out.hidden_states[0]))]
+        said.append(out.sequences[0, end + 1 :])
+        states.append(layers[-1])
+        found["collapse"].append(mean_cosine(layers[-1]))
+        if watch != SHORT:
+            found["prediction_entropy"].append(pl.metrics.prediction_entropy(torch.cat(out.logits), ALL[0]))
+            for i, layer in enumerate(layers[1:-1]):  # the last is behind the final norm
+                found[f"collapse@blocks.{i}.hook_resid_post"].append(mean_cosine(layer))
+    values = {name: torch.stack(column) for name, column in found.items()}
+    tokens, final = torch.stack(said), torch.stack(states)
+    values |= {"tokens": tokens, "repetition": (tokens[:, 1:] == tokens[:, :-1]).float().mean(1)}
+    if watch != SHORT:
+        values |= {name: OF_NGRAMS[name[:-2]](tokens, ALL, 2) for name in ("rep@2", "distinct@2")}
+        values |= {name: AT_SITES[name.partition("@")[0]](final) for name in watch if name.endswith(FINAL)}
+        values["entropy"] = pl.metrics.sequence_entropy(tokens, ALL)
+    return values
+
+
+def mean_cosine(hidden: Tensor) -> Tensor:
+    """Of all pairs, one after the other."""
+    return torch.stack([F.cosine_similarity(hidden[i], hidden[j], dim=0) for i in range(NEW) for j in range(i)]).mean()
+
+
+@reads("generated")
+def tokens(t: pl.Trace) -> Tensor:
+    """What was generated."""
+    return t.generated
+
+
+def one_checkpoint(name: str, folder: Path, step: int, batch: pl.Batch, rounds: int) -> None:
+    """Measure it both ways and compare the times."""
+    from transformers import AutoModelForCausalLM
+
+    model = pl.local(folder).model(step)
+    plain = AutoModelForCausalLM.from_pretrained(folder / f"step{step}", dtype=torch.float32).eval()
+    for watch, what in ((SHORT, "collapse and repetition"), (pl.LANGUAGE, "pl.LANGUAGE")):
+        found, expected = pl.measure(model, batch, [*watch, tokens], reduce=None), by_hand(plain, batch, watch)
+        assert torch.equal(found["tokens"].long(), expected.pop("tokens"))
+        for metric, values in expected.items():
+            loose = 1e-5 * max(1.0, float(values.abs().max()))
+            torch.testing.assert_close(found[metric].float(), values.float(), rtol=0, atol=loose)
+        a, b = partial(pl.measure, model, batch, watch), partial(by_hand, plain, batch, watch)
+        compare(f"{name}: {what}", a, b, rounds, "<= 0.10")
+
+
+def like_pythia_14m(folder: Path) -> pl.Batch:
+    """Save a random checkpoint of its shape; 100 prompts of random tokens, about one for each word of the built-in."""
+    from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
+
+    shape = dict(hidden_size=128, num_hidden_layers=6, num_attention_heads=4, intermediate_size=512)
+    torch.manual_seed(0)
+    cfg = GPTNeoXConfig(**shape, vocab_size=50304, bos_token_id=0, eos_token_id=0)
+    GPTNeoXForCausalLM(cfg).half().save_pretrained(folder / "step0")
+    AutoTokenizer.from_pretrained(SHIPPED / "step0").save_pretrained(folder / "step0")
+    lengths = [len(re.findall(r"\w+|[^\w\s]", text)) for text in read_prompts()]
+    return pl.Batch.prompts([torch.randint(1, 50304, (n,)).tolist() for n in lengths], NEW, pl.Decoding(forbidden=(0,)))
+
+
+# Many, over a Hub: each function is called in a process of its own, which reads from its environment where the Hub is.
+
+
+def walked(cache: Path, steps: Sequence[int], prompts: pl.Batch) -> list[float]:
+    """Collapse at each step by `walk`, starting with an empty cache."""
+    shutil.rmtree(cache, ignore_errors=True)
+    suite = pl.hub(REPO, cache=cache)
+    return [float(pl.measure(model, prompts, SHORT)["collapse"]) for _, model in suite.walk(steps)]
+
+
+def one_by_one(cache: Path, steps: Sequence[int], prompts: pl.Batch) -> list[float]:
+    """The same of checkpoints that are opened each by itself."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoModelForCausalLM
+
+    shutil.rmtree(cache, ignore_errors=True)
+    found = []
+    for revision in (f"step{step}" for step in steps):
+        plain = AutoModelForCausalLM.from_pretrained(REPO, revision=revision, dtype=torch.float32)
+        model = TransformerBridge.boot_transformers(REPO, hf_model=plain, revision=revision).eval()
+        found.append(float(pl.measure(model, prompts, SHORT)["collapse"]))
+    return found
+
+
+def race(name: str, folder: Path, steps: int, rounds: int) -> None:
+    """Walk both ways and compare the times."""
+    prompts = pl.local(SHIPPED).prompts(n=10)
+    a, b = (partial(way, folder / way.__name__, range(steps), prompts) for way in (walked, one_by_one))
+    torch.testing.assert_close(torch.tensor(a()), torch.tensor(b()), rtol=0, atol=1e-5)
+    compare(name, a, b, rounds, "< 1")
+
+
+def long_walk(cache: Path, max_bytes: int) -> list[int]:
+    """MiB of memory after each checkpoint that the Hub has."""
+    suite, prompts, taken = pl.hub(REPO, cache=cache, max_bytes=max_bytes), pl.local(SHIPPED).prompts(n=10), []
+    for _, model in suite.walk():
+        pl.measure(model, prompts, SHORT)
+        taken.append(memory("VmRSS"))
+    return taken
+
+
+def make_steps(folder: Path, n: int) -> dict[str, Path]:
+    """`n` revisions: the shipped steps in turn, each with a header of its own."""
+    from safetensors.torch import load_file, save_file
+
+    steps, made = pl.local(SHIPPED).steps, {f"step{i}": folder / f"step{i}" for i in range(n)}
+    for i, to in enumerate(made.values()):
+        shutil.copytree(SHIPPED / f"step{steps[i % len(steps)]}", to)
+        save_file(load_file(to / WEIGHTS), to / WEIGHTS, {"format": "pt", "revision": f"{i:04}"})
+    return made
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison (default 3)")
+    parser.add_argument("--steps", type=int, default=50, help="checkpoints of the long walk (20 or more; default 50)")
+    args = parser.parse_args()
+    logging.disable_progress_bar()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    print(f"{'':52} {'ours ms':>9} {'other ms':>9} {'ratio':>7}  {'range':13} aim")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        print("100 prompts, 8 new tokens each, vs by hand")
+        one_checkpoint("  neox-0.2m", SHIPPED, 128, pl.local(SHIPPED).prompts(), args.rounds)
+        one_checkpoint("  14m", folder / "14m", 0, like_pythia_14m(folder / "14m"), args.rounds)
+
+        sys.path.append(str(Path(__file__).parents[1] / "tests"))
+        from loopback import Hub
+
+        spawned = partial(ProcessPoolExecutor, 1, mp_context=multiprocessing.get_context("spawn"))
+        with Hub({REPO: make_steps(folder / "steps", args.steps)}) as hub:
+            os.environ |= {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_CACHE": str(folder / "one_by_one")}
+            os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+            print("20 checkpoints, 10 prompts each, vs one by one", flush=True)
+            with spawned() as pool:
+                pool.submit(race, "  from loopback", folder, 20, args.rounds).result()
+            slow = hub.fail("slow", WEIGHTS, times=None, rate=2e6)
+            with spawned() as pool:
+                pool.submit(race, "  from a Hub that takes 0.2 s a checkpoint", folder, 20, args.rounds).result()
+            slow.times = 0
+
+            one = pl.local(folder / "steps").size(0)
+            before, cache, most = hub.sent(WEIGHTS), pl.hub(REPO, cache=folder / "long").source, 0
+            with spawned() as pool:
+                walk = pool.submit(long_walk, folder / "long", 2 * one)
+                while not walk.done():
+                    most = max(most, cache.used)
+                    time.sleep(0.002)
+            taken, each = walk.result(), (folder / "steps" / "step0" / WEIGHTS).stat().st_size
+            fetched = (hub.sent(WEIGHTS) - before) / each
+            print(f"\n{len(taken)} checkpoints of {one:,} bytes walked, weights fetched {fetched:g} times")
+            print(f"  disk    {most:,} bytes at most, cap {2 * one:,}")
+            print(f"  memory  {taken[9]} MiB after the 10th, {taken[-1]} after the last, {max(taken)} at most")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Under `probes`: splits, labels as numbers, activations where a feature is read, fits of all sites and offsets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from plateaulens._lookup import look_up
+from plateaulens._shapes import Batch
+from plateaulens.analysis.solvers import Fit, least_squares, logistic, multinomial
+from plateaulens.tasks.base import Feature
+from plateaulens.tracing import trace
+
+PASS = 1024  # sequences that a model runs on at once
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Sequences to train on, to choose C by, and to test on; what C may be; a seed."""
+
+    train: Int[Tensor, " train"]
+    validation: Int[Tensor, " validation"]
+    test: Int[Tensor, " test"]
+    C: tuple[float, ...]
+    seed: int
+
+    @classmethod
+    def of(cls, n: int, fractions: tuple[float, float, float], C: float | Sequence[float], seed: int) -> "Parts":
+        """A random split."""
+        grid = tuple(sorted([C] if isinstance(C, int | float) else C))
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+        first, second = (round(n * f) for f in (fractions[0], fractions[0] + fractions[1]))
+        train, validation, test = order.tensor_split([first, second])
+        if len(grid) == 1:
+            train, validation = order[:second], order[:0]
+        if not grid or min(grid) <= 0 or abs(sum(fractions) - 1) > 1e-6 or min(len(train), len(test)) == 0:
+            raise ValueError(f"{n} sequences split into {fractions} with C={C}: fractions add up to 1, C is above 0")
+        if len(grid) > 1 and len(validation) == 0:
+            raise ValueError(f"to choose among C={C} some sequences must be for validation, got fractions={fractions}")
+        return cls(train, validation, test, grid, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A feature, its labels as numbers: classes are 0 but for one 1."""
+
+    name: str
+    kind: str
+    positions: Int[Tensor, "batch offset"]
+    labels: Float[Tensor, "offset batch label"]
+    parts: Parts
+
+    @classmethod
+    def of(cls, batch: Batch, feature: str | Feature, parts: Parts) -> "Question":
+        """Of a batch."""
+        if batch.n_new or (batch.task is None and isinstance(feature, str)):
+            raise ValueError("prompts without a true answer have no features; probe a task's batch")
+        if isinstance(feature, str):
+            name, found = feature, look_up(f"feature of {batch.task!r}", feature, batch.task.features(batch))
+        else:
+            name, found = "feature", feature
+        if found.positions.shape[0] != len(batch):
+            raise ValueError(f"the feature is of {len(found.positions)} sequences, the batch has {len(batch)}")
+        if (last := int(found.positions.max())) >= (length := batch.inputs.shape[1]):
+            raise ValueError(f"{name} is read at position {last}, and the model runs on {length}")
+        labels = found.labels.cpu().transpose(0, 1)
+        labels = F.one_hot(labels) if found.kind == "classes" else labels.reshape(*labels.shape[:2], -1)
+        return cls(name, found.kind, found.positions.cpu(), labels.float(), parts)
+
+    @property
+    def there(self) -> Bool[Tensor, "offset batch"]:
+        return self.positions.T >= 0
+
+    def shuffled(self) -> "Question":
+        """Labels shuffled at each offset, among the sequences that have it."""
+        rng = torch.Generator().manual_seed(self.parts.seed + 1)
+        missing = (~self.there).float()
+        order = missing.argsort(dim=1, stable=True)
+        random = (missing + torch.rand(missing.shape, generator=rng)).argsort(dim=1)
+        labels = torch.empty_like(self.labels)
+        offsets = torch.arange(len(labels))[:, None]
+        labels[offsets, order] = self.labels[offsets, random]
+        return replace(self, labels=labels)
+
+
+def states_at(
+    model: Any, batch: Batch, questions: Sequence[Question], sites: Sequence[str]
+) -> list[Float[Tensor, "site offset batch d_model"]]:
+    """Activations at each question's positions; anything where it has none."""
+    found: list[list[Tensor]] = [[] for _ in questions]
+    for i in range(0, len(batch), PASS):
+        some = batch[slice(i, i + PASS)]
+        cache = trace(model, some, list(sites)).cache
+        rows = torch.arange(len(some))
+        for own, question in zip(found, questions, strict=True):
+            places = question.positions[i : i + PASS].T.clamp(min=0)
+            own.append(torch.stack([cache[site].flatten(2)[rows, places].cpu() for site in sites]))
+    return [torch.cat(own, 2) for own in found]
+
+
+# Fits, of which every site and offset is a problem.
+
+
+def best_fit(
+    question: Question, x: Float[Tensor, "problem batch d_model"], start: Fit | None
+) -> tuple[Fit, dict[str, Tensor], Float[Tensor, "problem test"]]:
+    """The fits of the C that validation likes best, each problem's own; what they score; each test sequence's loss."""
+    repeats, parts = len(x) // len(question.labels), question.parts
+    y, there = question.labels.repeat(repeats, 1, 1), question.there.repeat(repeats, 1)
+    x_train, y_train, fits_in = x[:, parts.train], y[:, parts.train], there[:, parts.train]
+    exclusive = (y_train.shape[-1] > 1) & ((y_train.sum(-1) == 1) & (y_train.amax(-1) == 1) | ~fits_in).all(1)
+    exclusive |= question.kind == "classes"
+
+    def losses(fit: Fit, part: Int[Tensor, " part"]) -> Float[Tensor, "problem part"]:
+        return _losses(fit(x[:, part]), y[:, part], exclusive, question.kind).where(there[:, part], torch.nan)
+
+    fits = []
+    for C in parts.C:
+        start = _fitted(x_train, y_train, fits_in, exclusive, question.kind, C, start)
+        fits.append(start)
+    which = torch.zeros(len(x), dtype=torch.long)
+    if len(fits) > 1:
+        which = torch.stack([losses(fit, parts.validation).nanmean(1).nan_to_num(torch.inf) for fit in fits]).argmin(0)
+    best = Fit(*(torch.stack(each)[which, torch.arange(len(x))] for each in zip(*(fit.parts for fit in fits))))
+    chosen = torch.tensor(parts.C)[which]
+    own, z, y_test, tested = (losses(best, parts.test), best(x[:, parts.test]), y[:, parts.test], there[:, parts.test])
+    scores = {"loss": own.nanmean(1), "train_loss": losses(best, parts.train).nanmean(1)}
+    scores |= _scores(z, y_test, tested, exclusive, question.kind)
+    return best, {**scores, "C": chosen.where(scores["loss"].isfinite(), torch.nan)}, own
+
+
+def _fitted(
+    x: Float[Tensor, "problem n d_model"],
+    y: Float[Tensor, "problem n label"],
+    there: Bool[Tensor, "problem n"],
+    exclusive: Bool[Tensor, " problem"],
+    kind: str,
+    C: float,
+    start: Fit | None,
+) -> Fit:
+    l2, mask = 1 / (C * there.sum(1).clamp(min=1)), None if there.all() else there
+    if kind == "integer":
+        fit, some = least_squares(x, y, l2, mask), y.where(there[..., None], torch.nan)
+        varies = ((some - some.nanmean(1, keepdim=True)).abs().nan_to_num().amax(1) > 0) & (there.sum(1) > 1)[:, None]
+        return _where(varies[:, 0], fit, Fit(*(torch.full_like(t, torch.nan) for t in fit.parts)))
+    if exclusive.all() or not exclusive.any():
+        if not exclusive.any():
+            return logistic(x, y, l2, mask, start)
+        return multinomial(x, y.argmax(-1), y.shape[-1], l2, mask, start)
+    fit = Fit(x.new_empty(len(x), y.shape[-1], x.shape[-1]), x.new_empty(y.shape[::2]), x.new_empty(y.shape[::2]))
+    for some in (exclusive, ~exclusive):
+        first = None if start is None else start[some]
+        own = _fitted(x[some], y[some], there[some], exclusive[some], kind, C, first)
+        for whole, part in zip(fit.parts, own.parts, strict=True):
+            whole[some] = part
+    return fit
+
+
+def _where(some: Bool[Tensor, " problem"], a: Fit, b: Fit) -> Fit:
+    return Fit(*(s.where(some.view(-1, *[1] * (s.ndim - 1)), t) for s, t in zip(a.parts, b.parts, strict=True)))
+
+
+def _losses(
+    z: Float[Tensor, "problem n label"],
+    y: Float[Tensor, "problem n label"],
+    exclusive: Bool[Tensor, " problem"],
+    kind: str,
+) -> Float[Tensor, "problem n"]:
+    """Of each example, over the labels that vary."""
+    if kind == "integer":
+        return (z - y).square().mean(-1)
+    each = (F.softplus(z) - y * z).nanmean(-1)
+    return (-(z.log_softmax(-1) * y).sum(-1)).where(exclusive[:, None], each) if exclusive.any() else each
+
+
+def _scores(
+    z: Float[Tensor, "problem n label"],
+    y: Float[Tensor, "problem n label"],
+    there: Bool[Tensor, "problem n"],
+    exclusive: Bool[Tensor, " problem"],
+    kind: str,
+) -> dict[str, Float[Tensor, " problem"]]:
+    """What a test says beside the loss."""
+    if kind == "integer":
+        truth = y.where(there[..., None], torch.nan)
+        rest, whole = (z - truth).square().nanmean(1), (truth - truth.nanmean(1, keepdim=True)).square().nanmean(1)
+        return {"r2": (1 - rest / whole).where(whole > 0, torch.nan).mean(1)}
+    right = ((z > 0) == (y > 0)).float().where(z.isfinite(), torch.nan).nanmean(-1)
+    together = (z.argmax(-1) == y.argmax(-1)).float().where(z.isfinite().all(-1), torch.nan)
+    right = together.where(exclusive[:, None], right).where(there, torch.nan)
+    return {"accuracy": right.nanmean(1), "auroc": auroc(z, y > 0, there).nanmean(1)}
+
+
+def auroc(
+    scores: Float[Tensor, "problem n label"],
+    positive: Bool[Tensor, "problem n label"],
+    there: Bool[Tensor, "problem n"],
+) -> Float[Tensor, "problem label"]:
+    """The share of pairs (positive, negative) in the right order, ties counting half; NaN where one kind lacks."""
+    z = scores.where(there[..., None], torch.inf).mT.contiguous()
+    ordered = z.sort(-1).values
+    ranks = (torch.searchsorted(ordered, z) + torch.searchsorted(ordered, z, right=True) + 1) / 2
+    yes, no = (positive & there[..., None]).mT, (~positive & there[..., None]).mT
+    n, m = yes.sum(-1), no.sum(-1)
+    share = ((ranks * yes).sum(-1, dtype=torch.double) - n * (n + 1) / 2) / (n * m)
+    return share.to(scores).where((n > 0) & (m > 0) & ~scores.isnan().any(1), torch.nan)

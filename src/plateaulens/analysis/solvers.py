@@ -1,0 +1,264 @@
+"""Fits of many probes at once: least squares, logistic regressions, and networks of one hidden layer.
+
+    fit = logistic(x, y, l2=1 / (100 * n))          # x [problem n d], y [problem n label]; scikit-learn's C = 100
+    fit = logistic(later, y, l2=1 / (100 * n), start=fit)
+
+The problems share nothing but their shape, and the labels of a problem share its x. Each is worked on until its own
+gradient is small. Solvers see x in other coordinates, centred and alike in variance, which changes the way to the
+optimum and not the optimum: weights, biases and penalties are those of x as it was given.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from plateaulens.analysis.lbfgs import lbfgs
+from plateaulens.analysis.newton import HELD, JITTER, newton
+from plateaulens.hooked import without_gradients
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Linear fits w . x + b.
+
+    Attributes:
+        weights: w; NaN where the labels do not vary over the rows that count.
+        biases: b.
+        gradient: largest entry of the gradient that was left, in the solver's coordinates.
+    """
+
+    weights: Float[Tensor, "problem label d"]
+    biases: Float[Tensor, "problem label"]
+    gradient: Float[Tensor, "problem label"]
+
+    def __call__(self, x: Float[Tensor, "problem n d"]) -> Float[Tensor, "problem n label"]:
+        """The values of w . x + b."""
+        return torch.baddbmm(self.biases[:, None], x, self.weights.mT)
+
+    @classmethod
+    def of(cls, weights: Float[Tensor, "problem label d"], biases: Float[Tensor, "problem label"]) -> "Fit":
+        """A fit to start from."""
+        return cls(weights, biases, torch.full_like(biases, torch.inf))
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.weights, self.biases, self.gradient
+
+    def __getitem__(self, problems: slice | Tensor) -> "Fit":
+        return Fit(*(part[problems] for part in self.parts))
+
+
+def least_squares(
+    x: Float[Tensor, "problem n d"],
+    y: Float[Tensor, "problem n label"],
+    l2: float | Float[Tensor, " problem"] = 0.0,
+    mask: Bool[Tensor, "problem n"] | None = None,
+) -> Fit:
+    """The least mean (w . x + b - y)^2 / 2 + l2/2 |w|^2, in closed form and float64; of several, a short w."""
+    c = _Columns.of(x.double(), mask)
+    y = y.double().where(c.share > 0, 0.0)
+    gram = c.x.mT @ (c.share * c.x) + c.penalty(l2)
+    right = c.x.mT @ (c.share * y)
+    w = torch.linalg.pinv(gram, rtol=1e-12, hermitian=True) @ right
+    fit = c.back(w, (gram @ w - right).abs().amax(1))
+    return Fit(*(part.to(x) for part in fit.parts))
+
+
+@without_gradients
+def logistic(
+    x: Float[Tensor, "problem n d"],
+    y: Float[Tensor, "problem n label"],
+    l2: float | Float[Tensor, " problem"],
+    mask: Bool[Tensor, "problem n"] | None = None,
+    start: Fit | None = None,
+    tolerance: float = 1e-4,
+    most: int = 60,
+) -> Fit:
+    r"""Binary logistic regressions, by Newton's method with backtracking.
+
+    The least mean_n [log(1 + e^z) - y z] + l2/2 |w|^2 with z = w . x + b; scikit-learn's C is 1 / (l2 n). The
+    Hessian \sum_n p (1 - p) x x' / n + l2 is summed in the precision of x and solved in float64. A fit ends with a
+    small gradient, or where rounding does: when a step promises less than eps of its value.
+
+    Args:
+        x: what is regressed on.
+        y: 0 or 1.
+        l2: the penalty; above 0, separable labels have a finite optimum.
+        mask: rows that count; all by default.
+        start: fits to start from, of a stronger penalty or an earlier checkpoint.
+        tolerance: largest entry of the gradient to be left, for columns of variance 1.
+        most: steps to take.
+    """
+    size = max(1, HELD // max(1, x[:1].nbytes))
+    fits = []
+    for i in range(0, len(x), size):
+        part = slice(i, i + size)
+        c = _Columns.of(x[part], None if mask is None else mask[part])
+        w = c.forth(None if start is None else start[part], y.shape[-1])
+        penalty = c.penalty(_each(l2, x)[part])
+        fits.append(c.back(*newton(w, c.x, y[part].to(x), c.share, penalty, tolerance, most)))
+    return Fit(*(torch.cat(parts) for parts in zip(*(fit.parts for fit in fits), strict=True)))
+
+
+@without_gradients
+def multinomial(
+    x: Float[Tensor, "problem n d"],
+    y: Int[Tensor, "problem n"],
+    classes: int,
+    l2: float | Float[Tensor, " problem"],
+    mask: Bool[Tensor, "problem n"] | None = None,
+    start: Fit | None = None,
+    tolerance: float = 1e-4,
+    most: int = 1000,
+) -> Fit:
+    """Softmax regressions: the least mean -log p(y) + l2/2 |W|^2 with p = softmax(W x + b), a row of W a class.
+
+    By L-BFGS. Arguments as in `logistic`; y are numbers below `classes`.
+    """
+    c = _Columns.of(x, mask, bound=l2)
+    shape, there = (c.x.shape[-1], classes), c.share[..., 0] > 0
+    varies = y.where(there, 0).amax(1) > y.where(there, classes).amin(1)
+
+    def value(flat: Tensor, x: Tensor, y: Tensor, share: Tensor, penalty: Tensor) -> Float[Tensor, " problem"]:
+        w = flat.unflatten(1, shape)
+        return _mean_log_loss(x @ w, y, share) + (w * (penalty @ w)).sum((1, 2)) / 2
+
+    flat = c.forth(start, classes).flatten(1)
+    left = torch.full_like(flat[:, :1], torch.nan)
+    data = tuple(t[varies] for t in (c.x, y, c.share, c.penalty(l2)))
+    flat[varies], left[varies] = lbfgs(value, flat[varies], data, tolerance, most)
+    flat[~varies] = torch.nan
+    w = flat.unflatten(1, shape)
+    return c.back(w - w.mean(-1, keepdim=True), left.expand(-1, classes))  # what all classes share says nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Hidden:
+    """Networks U relu(W x + b) + c.
+
+    Attributes:
+        inner: W and b.
+        outer: U and c.
+    """
+
+    inner: Fit
+    outer: Fit
+
+    def __call__(self, x: Float[Tensor, "problem n d"]) -> Float[Tensor, "problem n label"]:
+        """The logits of the classes."""
+        return self.outer(self.inner(x).relu())
+
+
+@without_gradients
+def hidden_layer(
+    x: Float[Tensor, "problem n d"],
+    y: Int[Tensor, "problem n"],
+    classes: int,
+    l2: float | Float[Tensor, " problem"],
+    width: int = 32,
+    mask: Bool[Tensor, "problem n"] | None = None,
+    seed: int = 0,
+    tolerance: float = 1e-4,
+    most: int = 500,
+) -> Hidden:
+    """Softmax on one hidden layer of `width` rectified units; l2/2 |weights|^2 is added to the mean -log p(y).
+
+    By L-BFGS; every problem starts from the same Gaussian weights, which `seed` draws. Other arguments as in
+    `multinomial`.
+    """
+    c = _Columns.of(x, mask, bound=l2)  # of variance up to 4
+    d, rng = c.x.shape[-1], torch.Generator().manual_seed(seed)
+    first = torch.randn(d, width, generator=rng) / (2 * d) ** 0.5
+    second = torch.cat([torch.randn(width, classes, generator=rng) / width**0.5, torch.zeros(1, classes)])
+    start = torch.cat([first.flatten(), second.flatten()]).to(c.x).repeat(len(x), 1)
+
+    def parts(flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """W and b, U, c."""
+        u = flat[:, d * width :].unflatten(1, (width + 1, classes))
+        return flat[:, : d * width].unflatten(1, (d, width)), u[:, :-1], u[:, -1]
+
+    def value(flat: Tensor, x: Tensor, y: Tensor, share: Tensor, penalty: Tensor, l2s: Tensor) -> Tensor:
+        w, u, b = parts(flat)
+        squares = (w * (penalty @ w)).sum((1, 2)) + l2s * u.square().sum((1, 2))
+        return _mean_log_loss(torch.baddbmm(b[:, None], (x @ w).relu(), u), y, share) + squares / 2
+
+    flat, left = lbfgs(value, start, (c.x, y, c.share, c.penalty(l2), _each(l2, c.x)), tolerance, most)
+    w, u, b = parts(flat)
+    return Hidden(c.back(w, left.expand(-1, width)), Fit(u.mT, b, left.expand(-1, classes)))
+
+
+def _mean_log_loss(
+    z: Float[Tensor, "problem n class"], y: Int[Tensor, "problem n"], share: Float[Tensor, "problem n 1"]
+) -> Float[Tensor, " problem"]:
+    return (share[..., 0] * (z.logsumexp(-1) - z.gather(-1, y[..., None])[..., 0])).sum(1)
+
+
+# Coordinates.
+
+
+@dataclass(frozen=True, eq=False)
+class _Columns:
+    """(x - mean) A and a column of ones; `share` is 1 / n for the n rows that count, and 0 for the rest."""
+
+    x: Float[Tensor, "problem n column"]
+    share: Float[Tensor, "problem n 1"]
+    mean: Float[Tensor, "problem 1 d"]
+    a: Float[Tensor, "problem d d"]
+
+    @classmethod
+    def of(
+        cls,
+        x: Float[Tensor, "problem n d"],
+        mask: Bool[Tensor, "problem n"] | None,
+        bound: float | Float[Tensor, " problem"] | None = None,
+    ) -> "_Columns":
+        """Columns of variance 1, but for those that do not vary; with `bound` without correlations too.
+
+        Then A makes S / 4 + l2, of which S is the covariance, the identity, l2 being `bound`: the Hessian at w = 0,
+        and wherever else a bound to it (Boehning 1992).
+        """
+        there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+        share = (there / there.sum(1, keepdim=True).clamp(min=1)).to(x)[..., None]
+        x = x if mask is None else x.where(mask[..., None], 0.0)
+        mean = share.mT @ x
+        columns = F.pad(x - mean, (0, 1), value=1.0)
+        if mask is not None:
+            columns *= mask[..., None]
+        scale = (share.mT @ columns.square())[..., :-1].sqrt()
+        noise = 8 * torch.finfo(x.dtype).eps * (mean.abs() + scale.amax(-1, keepdim=True))
+        scale = scale.where(scale > noise, 1.0)
+        columns[..., :-1] /= scale
+        a = torch.diag_embed(1 / scale[:, 0])
+        if bound is not None:
+            covariance = (columns.mT @ (columns * share))[:, :-1, :-1].double()
+            hessian = covariance / 4 + (_each(bound, x)[:, None, None] * a.square()).double()
+            hessian += torch.diag_embed(JITTER * torch.ones_like(hessian[:, 0]))
+            turn = torch.linalg.inv(torch.linalg.cholesky_ex(hessian).L).mT.to(x)
+            columns = torch.cat([columns[..., :-1] @ turn, columns[..., -1:]], -1)
+            a = a @ turn
+        return cls(columns, share, mean, a)
+
+    def penalty(self, l2: float | Float[Tensor, " problem"]) -> Float[Tensor, "problem column column"]:
+        """P of w' P w = l2 |A w|^2; the bias goes free."""
+        return F.pad(_each(l2, self.x)[:, None, None] * (self.a.mT @ self.a), (0, 1, 0, 1))
+
+    def forth(self, start: Fit | None, labels: int) -> Float[Tensor, "problem column label"]:
+        """Coefficients of the columns for weights of x; 0 for want of them."""
+        if start is None:
+            return self.x.new_zeros(len(self.x), self.x.shape[-1], labels)
+        weights, biases = start.weights.to(self.x).nan_to_num(), start.biases.to(self.x).nan_to_num()
+        bias = biases[:, None] + self.mean @ weights.mT
+        return torch.cat([torch.linalg.solve(self.a, weights.mT), bias], 1)
+
+    def back(self, w: Float[Tensor, "problem column label"], gradient: Float[Tensor, "problem label"]) -> Fit:
+        """Weights of x for coefficients of the columns."""
+        weights = (self.a @ w[:, :-1]).mT
+        return Fit(weights, w[:, -1] - (self.mean @ weights.mT)[:, 0], gradient)
+
+
+def _each(l2: float | Tensor, x: Float[Tensor, "problem n d"]) -> Float[Tensor, " problem"]:
+    """A penalty for each problem."""
+    return torch.as_tensor(l2).to(x).expand(len(x))
