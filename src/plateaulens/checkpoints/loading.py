@@ -43,7 +43,7 @@ def open_model(
 
     place = {"device_map": device_map} if device_map is not None else {}
     try:
-        with _quiet():
+        with without_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, attn_implementation="eager", output_loading_info=True, **place
             )
@@ -71,8 +71,8 @@ def open_model(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bars that loading would show for every checkpoint."""
+def without_bars() -> Iterator[None]:
+    """Transformers shows a bar for every checkpoint that it reads and every file that it writes."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -14,8 +14,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import asdict
 from hashlib import sha256
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plateaulens.checkpoints.loading import without_bars
 from plateaulens.files import read_tensors, write_json, write_tensors, write_whole
 from plateaulens.tasks.base import require
 from plateaulens.tasks.text import Text, python_documentation
@@ -248,24 +248,10 @@ def _save(folder: Path, model: nn.Module, tokenizer: Any, dtype: torch.dtype) ->
     """A checkpoint as Hugging Face lays it out, whole or not at all."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with _no_bars():
+    with without_bars():
         deepcopy(model).to(dtype).save_pretrained(partial)  # type: ignore[operator]
         tokenizer.save_pretrained(partial)
     for path in partial.iterdir():
         with path.open("rb") as f:
             os.fsync(f.fileno())
     partial.rename(folder)
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Transformers shows a bar for every file it writes."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
