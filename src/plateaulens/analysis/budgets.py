@@ -22,12 +22,12 @@ PAPER_DECADES = {  # (x0, x1), set by hand in the released code; x1 is drawn as 
 }
 
 
-def flops(steps: int, *, d_model: int, n_layers: int, batch_size: int, length: float) -> float:
+def flops(steps: int, *, d_model: int, n_layers: int, batch_size: int, length: float | int) -> float:
     """Training compute: 6 (12 L d^2 + L ctx d) B ctx operations a step, ctx being the mean unpadded `length`."""
     return steps * 6 * (12 * n_layers * d_model**2 + n_layers * length * d_model) * batch_size * length
 
 
-def steps_for(budget: float, *, d_model: int, n_layers: int, batch_size: int, length: float) -> int:
+def steps_for(budget: float, *, d_model: int, n_layers: int, batch_size: int, length: float | int) -> int:
     """The steps that `budget` operations pay for, at least one (arXiv 2505.03997, released code)."""
     return ceil(budget / flops(1, d_model=d_model, n_layers=n_layers, batch_size=batch_size, length=length))
 
