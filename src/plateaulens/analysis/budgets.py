@@ -24,7 +24,7 @@ PAPER_DECADES = {  # (x0, x1), set by hand in the released code; x1 is drawn as 
 
 def flops(steps: int, *, d_model: int, n_layers: int, batch_size: int, length: float | int) -> float:
     """Training compute: 6 (12 L d^2 + L ctx d) B ctx operations a step, ctx being the mean unpadded `length`."""
-    return steps * 6 * (12 * n_layers * d_model**2 + n_layers * length * d_model) * batch_size * length
+    return 6.0 * steps * (12 * n_layers * d_model**2 + n_layers * length * d_model) * batch_size * length
 
 
 def steps_for(budget: float, *, d_model: int, n_layers: int, batch_size: int, length: float | int) -> int:
