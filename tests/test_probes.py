@@ -1,5 +1,7 @@
 """Probes against scikit-learn, against closed forms, and where it is known what can be read."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,15 @@ from sklearn.metrics import roc_auc_score
 
 import plateaulens as pl
 from plateaulens.analysis.ablations import ablate_feature
-from plateaulens.analysis.probes import answer_tokens, logistic_fit, probe, probe_over, quiet_or_loud, thirds
+from plateaulens.analysis.probes import (
+    answer_tokens,
+    logistic_fit,
+    probe,
+    probe_over,
+    probe_tokens,
+    quiet_or_loud,
+    thirds,
+)
 from plateaulens.analysis.probing import Parts, Question, auroc, best_fit, states_at
 from plateaulens.analysis.solvers import Fit, hidden_layer, least_squares, logistic, multinomial
 from plateaulens.tasks.graphs import BreadthFirstSearch
@@ -91,6 +101,16 @@ def test_least_squares_is_numpys_and_scikit_learns(l2):
         torch.testing.assert_close(found[i], torch.tensor(theirs), rtol=1e-6, atol=1e-8)
 
 
+def test_least_squares_without_a_bias_go_through_0():
+    x, _ = problems(3)
+    y, keep = torch.randn(3, N, 7, generator=rng(2)).double() + 4, torch.rand(3, N, generator=rng(1)) < 0.5
+    fit = least_squares(x, y, mask=keep, bias=False)
+    assert (fit.biases == 0).all()
+    for i in range(3):
+        theirs = np.linalg.lstsq(x[i, keep[i]].numpy(), y[i, keep[i]].numpy())[0].T
+        torch.testing.assert_close(fit.weights[i], torch.tensor(theirs), rtol=1e-6, atol=1e-8)
+
+
 def solve(name, x, y, l2, mask=None, start=None):
     match name:
         case "logistic":
@@ -130,8 +150,16 @@ def test_each_problem_is_solved_as_if_alone(name, monkeypatch):
         torch.testing.assert_close(result, together, rtol=1e-4, atol=1e-5)
 
 
+def test_hidden_layers_too_are_solved_as_if_alone(monkeypatch):
+    x, y = problems(5)
+    args = dict(classes=2, l2=torch.logspace(-3, -1, 5).double(), width=3, most=8)
+    together = hidden_layer(x, y[..., 0].long(), **args)(x)
+    monkeypatch.setattr("plateaulens.analysis.solvers.HELD", 2 * x[0].nbytes)
+    torch.testing.assert_close(hidden_layer(x, y[..., 0].long(), **args)(x), together, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["logistic", "multinomial"])
-def test_a_warm_start_ends_at_the_same_optimum(name):
+def test_a_warm_start_ends_at_the_same_optimum(name, monkeypatch):
     x, y = problems()
     cold = solve(name, x, y, 1e-3)
     near = Fit.of(cold.weights * 1.2, cold.biases + 0.1)
@@ -139,8 +167,9 @@ def test_a_warm_start_ends_at_the_same_optimum(name):
         torch.testing.assert_close(both(solve(name, x, y, 1e-3, start=start)), both(cold), rtol=1e-4, atol=1e-5)
     far = Fit.of(1e3 * torch.randn(cold.weights.shape, generator=rng(3)).double(), cold.biases)
     torch.testing.assert_close(both(solve(name, x, y, 1e-3, start=far)), both(cold), rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr("plateaulens.analysis.solvers.HELD", x[0].nbytes)
     again = logistic(x, y, 1e-3, start=logistic(x, y, 1e-3), most=0)
-    assert (again.gradient <= 1.1e-4).all()  # the start is taken as it is given
+    assert (again.gradient <= 1.1e-4).all()  # the start is taken as it is given, each problem's own
 
 
 def test_a_start_that_is_wrong_about_everything_does_no_harm():
@@ -149,6 +178,14 @@ def test_a_start_that_is_wrong_about_everything_does_no_harm():
     wrong = logistic(x, y, 1e-5, start=Fit.of(-300 * cold.weights, -300 * cold.biases))
     assert (wrong.gradient <= 1e-4).all()
     torch.testing.assert_close(wrong(x).sigmoid(), cold(x).sigmoid(), rtol=0, atol=5e-3)
+
+
+def test_steps_are_shortened_where_whole_ones_lead_astray():
+    a, b = torch.randn(2, 200, 60, 5, generator=rng(1), dtype=torch.double)
+    x = a / b  # Cauchy: some rows are far out
+    y = (x[..., :1] > 0).double()
+    y[:, :1] = 1 - y[:, :1]
+    assert (logistic(x, y, 1e-8).gradient <= 1e-4).all()
 
 
 def test_separable_labels_have_a_finite_optimum():
@@ -348,6 +385,54 @@ def test_the_probe_of_the_plateau_paper_is_one_call():
     assert (ragged.labels >= 0).all()
 
 
+def test_a_pooled_probe_is_one_of_all_rows_and_splits_sequences():
+    batch, model = ADDITION.sample(500, seed=0), transformer(ADDITION)
+    feature, parts = ADDITION.features(batch)["carry"], Parts.of(500, (0.6, 0.1, 0.3), 100.0, 0)
+    places, labels = feature.positions.clone(), feature.labels.clone()
+    places[::5, 1] = -1
+    labels[parts.test] = 1 - labels[parts.test]  # what a fit must not see
+    found = probe(model, batch, pl.Feature(feature.labels, places), SITE, C=100.0, pooled=True)
+    other = probe(model, batch, pl.Feature(labels, places), SITE, C=100.0, pooled=True)
+    assert found.weights.equal(other.weights) and (found.weights == found.weights[:, :1]).all()
+    _, cache = model.run_with_cache(batch.inputs)
+    states = cache[SITE][torch.arange(500)[:, None], places.clamp(min=0)].detach()
+    own = states[parts.train][places[parts.train] >= 0]
+    theirs = sklearn_logistic(own.double(), feature.labels[parts.train][places[parts.train] >= 0], 100.0)[0]
+    for r in range(4):
+        z, w = states[found.test, r] @ found.weights[0, r, 0] + found.biases[0, r], theirs[:-1].float()
+        torch.testing.assert_close(z.sigmoid(), (states[found.test, r] @ w + theirs[-1]).sigmoid(), rtol=0, atol=2e-2)
+        loss = F.binary_cross_entropy_with_logits(z, feature.labels[found.test, r].float(), reduction="none")
+        loss = loss.where(places[found.test, r] >= 0, torch.nan)
+        torch.testing.assert_close(found.losses[0, r], loss, rtol=1e-3, atol=1e-4, equal_nan=True)
+        assert float(found.table.loss[0, r]) == pytest.approx(float(loss.nanmean()), abs=1e-4)
+    places[:, 2] = -1
+    without = probe(model, batch, pl.Feature(feature.labels, places), SITE, C=100.0, pooled=True)
+    assert without.table.train_loss[0].isnull().values.tolist() == [False, False, True, False]
+
+
+def test_what_tokens_tell_without_a_model():
+    batch = ADDITION.sample(800, seed=0)
+    carry = ADDITION.features(batch)["carry"]
+    bits, r = ADDITION.bits, torch.arange(4)
+    columns = torch.stack([r, bits + 1 + r, carry.positions[0]], -1).expand(800, -1, -1)  # a_r, b_r and s_r
+    seen = probe_tokens(batch, "carry", columns)
+    assert (seen.table.accuracy == 1).all() and (seen.table.loss < 0.05).all() and seen.sites == ("tokens",)
+    blind = probe_tokens(batch, "carry", columns[..., 2:])
+    assert float(blind.table.loss[0, 0]) == pytest.approx(np.log(2) / 2, abs=0.06)  # s_0 = 1 tells, s_0 = 0 does not
+    assert (blind.table.loss > 0.3).all() and (seen.table.shuffled > 0.5).all()
+    everything = probe_tokens(batch, "carry")
+    assert (everything.table.accuracy == 1).all()
+    assert everything.test.equal(probe(transformer(ADDITION), batch, "carry", SITE).test)
+    later = columns.clone()
+    later[..., 2] += 1
+    for wrong in (later, columns[:, :2]):
+        with pytest.raises(ValueError, match="no token after"):
+            probe_tokens(batch, "carry", wrong)
+    hidden = columns.clone()
+    hidden[..., :2] = -1
+    torch.testing.assert_close(probe_tokens(batch, "carry", hidden).losses, blind.losses, rtol=1e-2, atol=1e-3)
+
+
 def test_probes_and_their_fit_are_what_an_ablation_takes():
     batch, model = ADDITION.sample(300, seed=0), transformer(ADDITION)
     found = probe(model, batch, "carry", shuffled=False)
@@ -357,6 +442,20 @@ def test_probes_and_their_fit_are_what_an_ablation_takes():
         assert result.sites == tuple(found.best_site())
     w, b = logistic_fit(*problems(dtype=torch.float)[:1], problems()[1][..., 0].long())
     torch.testing.assert_close(w, logistic(problems(dtype=torch.float)[0], problems()[1], 0.01 / N).weights[:, 0])
+
+
+def test_the_auroc_of_a_softmax_is_that_of_its_probabilities():
+    g, batch = rng(4), ADDITION.sample(2000, seed=0)
+    y = torch.randint(3, (2000, 1), generator=g)
+    question = Question.of(
+        batch, pl.Feature(y, torch.zeros_like(y), "classes"), Parts.of(2000, (0.6, 0.1, 0.3), 1.0, 0)
+    )
+    x = torch.tensor([[0.0, 0.0], [3.0, 0.0], [30.0, 0.5]])[y[:, 0]] + torch.randn(2000, 2, generator=g)
+    fit, scores, _ = best_fit(question, x[None], None)
+    test = question.parts.test
+    p = fit(x[None])[0, test].softmax(-1)
+    theirs = roc_auc_score(y[test, 0], p, multi_class="ovr")
+    assert float(scores["auroc"]) == pytest.approx(theirs, abs=1e-3) and theirs > 0.98
 
 
 def test_an_offset_of_one_class_is_nan_and_does_not_count():
@@ -396,6 +495,34 @@ def test_every_checkpoint_is_probed_as_if_alone(run):
     assert single.loss.dims == ("step", "site", "offset")
     verdict = quiet_or_loud(over, "carry", plateau_steps=[0, 10], after_step=20, resamples=50)
     np.testing.assert_allclose(verdict.ratios.ratio[0], 1.0, atol=0.3)
+
+
+def test_a_moving_window_sum_is_probed_over_its_run(tmp_path):
+    task = pl.MovingWindowSum(n=4, k=2, p=5)
+    training = pl.train(transformer(task), task, pl.TrainConfig(steps=300, batch_size=64, lr=3e-3))
+    run = pl.record(training, tmp_path / "mws", task.sample(64, seed=1), save_every=300, progress=False)
+    batch = task.sample(1000, seed=2)
+    asked = {"answer": answer_tokens(batch), "first": pl.Feature(batch.tokens[:, :1], batch.out[:, 1:2], "classes")}
+    over = probe_over(run, batch, asked, C=100.0, pooled=True, shuffled=False, progress=False)
+    assert over.feature.values.tolist() == ["answer", "first"]
+    assert over.loss.sel(feature="first").isel(step=0, site=0).notnull().values.tolist() == [True, False, False, False]
+    learnt, untrained = over.sel(feature="answer").isel(step=-1), over.sel(feature="answer").isel(step=0)
+    assert learnt.loss.isel(offset=0).min() < 0.1 < untrained.loss.isel(offset=0).min()  # y_1 = x_1 comes first
+    np.testing.assert_allclose(untrained.loss, untrained.baseline, rtol=1e-6)
+    alone = probe(run.model(300), batch, answer_tokens(batch), C=100.0, pooled=True, shuffled=False)
+    np.testing.assert_allclose(learnt.loss, alone.table.loss, atol=1e-2)
+
+
+def test_checkpoints_of_others_are_probed_like_a_run(neox):
+    words = torch.randint(50, (60, 8), generator=rng(0))
+    batch = pl.Batch(words, torch.full((60, 1), 6), torch.ones(60, 7, dtype=torch.bool))
+    mine = pl.Feature((words[:, 2:5] > 25).long(), torch.arange(2, 5).expand(60, 3))
+    suite = SimpleNamespace(steps=[1, 2], model=lambda step: neox[1])
+    with pytest.raises(ValueError, match="no step 0"):
+        probe_over(suite, batch, mine, progress=False)
+    over = probe_over(suite, batch, {"mine": mine}, baseline=neox[1], shuffled=False, progress=False)
+    assert over.loss.sizes == {"feature": 1, "step": 2, "site": 2, "offset": 3}
+    np.testing.assert_allclose(over.loss, over.baseline, atol=0.02)
 
 
 def table(losses, baseline, tests=200, spread=0.0):
@@ -444,6 +571,11 @@ def test_the_rule_for_quiet_and_loud(name):
     assert name not in CURVES or name in repr(found)
 
 
+def test_fewer_than_three_offsets_leave_a_third_empty():
+    found = quiet_or_loud(table([[0.6] * 2, [0.1] * 2], [1.0] * 2), plateau_steps=[0], after_step=10, resamples=20)
+    assert found.verdict == "quiet" and found.ratios.low.isnull().all("step").values.tolist() == [False, False, True]
+
+
 def test_the_interval_is_that_of_a_mean_over_tests():
     spread, tests = 0.5, 400
     found = quiet_or_loud(table([[0.6] * 3, [0.1] * 3], [1.0] * 3, tests, spread), plateau_steps=[0], after_step=10)
@@ -457,14 +589,21 @@ def test_errors_say_what_to_do(run):
     for wrong, what in [
         (dict(feature="cary"), "did you mean 'carry'"),
         (dict(sites="blocks.*.resid"), "unknown hook"),
+        (dict(sites="blocks.0.attn.hook_pattern"), "one state a position"),
         (dict(fractions=(0.5, 0.1, 0.1)), "add up to 1"),
         (dict(fractions=(0.7, 0.0, 0.3)), "validation"),
         (dict(feature=pl.Feature(torch.ones(50, 1, dtype=torch.long), torch.full((50, 1), 99))), "position 99"),
         (dict(feature=answer_tokens(batch[:9])), "50"),
         (dict(C=0.0), "above 0"),
+        (dict(C=np.inf), "C=inf"),
+        (dict(feature=pl.Feature(2 * torch.ones(50, 1, dtype=torch.long), torch.zeros(50, 1).long())), "not 0 and 1"),
     ]:
         with pytest.raises(ValueError, match=what):
             probe(**{"model": model, "batch": batch, "feature": "carry", **wrong})
+    carry = ADDITION.features(batch)["carry"]
+    for twice in (["carry", "carry"], [carry, carry]):
+        with pytest.raises(ValueError, match="names that differ"):
+            probe_over(run, batch, twice, progress=False)
     with pytest.raises(ValueError, match="features"):
         probe(model, pl.Batch.prompts([[1, 2]] * 20, 2), "carry")
     with pytest.raises(ValueError, match="baseline has"):

@@ -118,6 +118,7 @@ _HOME = {
         "path_patching",
         "probe",
         "probe_over",
+        "probe_tokens",
         "quiet_or_loud",
         "sharpness",
     ),

@@ -9,7 +9,16 @@ from plateaulens.analysis.onset import OnsetOrder, Onsets, onset_order, onsets
 from plateaulens.analysis.pairs import PairedDifference, paired_by_seed, paired_difference
 from plateaulens.analysis.patching import activation_patching, normalised, path_patching
 from plateaulens.analysis.plateau import Plateau, find_plateau, first_crossing
-from plateaulens.analysis.probes import Probes, Verdict, answer_tokens, probe, probe_over, quiet_or_loud, thirds
+from plateaulens.analysis.probes import (
+    Probes,
+    Verdict,
+    answer_tokens,
+    probe,
+    probe_over,
+    probe_tokens,
+    quiet_or_loud,
+    thirds,
+)
 
 __all__ = [
     "Ablation",
@@ -39,6 +48,7 @@ __all__ = [
     "path_patching",
     "probe",
     "probe_over",
+    "probe_tokens",
     "quiet_or_loud",
     "sharpness",
     "thirds",

@@ -6,15 +6,17 @@
     print(quiet_or_loud(over, "carry", plateau_steps=[64, 96], after_step=420))
 
 After arXiv 2505.03997, whose probes are independent logistic regressions, one a site, offset and label. Sequences are
-split, not rows. A probe on an untrained network is no chance level: give a `baseline`.
+split, not rows. A probe on an untrained network is no chance level: give a `baseline`. Nor does a probe that succeeds
+show a computation, where the tokens that the position can see tell the label to a linear probe already: `probe_tokens`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -26,7 +28,17 @@ from plateaulens.analysis.solvers import Fit, logistic
 from plateaulens.hooked import matching
 from plateaulens.tasks.base import Feature
 
-__all__ = ["Probes", "Verdict", "answer_tokens", "logistic_fit", "probe", "probe_over", "quiet_or_loud", "thirds"]
+__all__ = [
+    "Probes",
+    "Verdict",
+    "answer_tokens",
+    "logistic_fit",
+    "probe",
+    "probe_over",
+    "probe_tokens",
+    "quiet_or_loud",
+    "thirds",
+]
 
 RESIDUAL = "blocks.*.hook_resid_post"
 PAPER = 100.0  # scikit-learn's C in arXiv 2505.03997
@@ -91,6 +103,7 @@ def probe(
     baseline: Any = None,
     C: float | Sequence[float] = (1.0, PAPER),
     fractions: tuple[float, float, float] = (0.6, 0.1, 0.3),
+    pooled: bool = False,
     shuffled: bool = True,
     seed: int = 0,
 ) -> Probes:
@@ -106,30 +119,34 @@ def probe(
         feature: a name of the task's, or the feature of this batch.
         sites: hook names or globs.
         baseline: another model to probe in the same way, best an untrained one.
-        C: the inverse strength of the penalty, as in scikit-learn; 100 is the paper's, inf for none.
+        C: the inverse strength of the penalty, as in scikit-learn; 100 is the paper's, inf (of integers) for none.
         fractions: of the sequences to train on, to choose C by and to test on.
+        pooled: one probe a site for all offsets, each row of a sequence an example; `loss` is still by offset.
         shuffled: whether to fit shuffled labels too, as a control.
         seed: of the split and the shuffling.
 
     Raises:
-        ValueError: for an unknown feature or site, prompts without a task, fractions that leave a part empty, or
-            positions that the model does not reach.
+        ValueError: for an unknown feature or site, prompts without a task, labels that are not of their kind,
+            fractions that leave a part empty, or positions that the model does not reach.
     """
-    question = Question.of(batch, feature, Parts.of(len(batch), fractions, C, seed))
-    found = _probed(model, batch, [question], sites, [None], shuffled)[0]
-    return found if baseline is None else _beside(found, _probed(baseline, batch, [question], sites, [None], False)[0])
+    question = _asked(batch, feature, Parts.of(len(batch), fractions, C, seed))[0]
+    found = _probed(model, batch, [question], sites, [None], shuffled, pooled)[0]
+    if baseline is None:
+        return found
+    return _beside(found, _probed(baseline, batch, [question], sites, [None], False, pooled)[0])
 
 
 def probe_over(
     run: Any,
     batch: Batch,
-    features: str | Feature | Sequence[str | Feature],
+    features: str | Feature | Sequence[str | Feature] | Mapping[str, str | Feature],
     sites: str | Sequence[str] = RESIDUAL,
     *,
     steps: Sequence[int] | None = None,
     baseline: Any = None,
     C: float | Sequence[float] = (1.0, PAPER),
     fractions: tuple[float, float, float] = (0.6, 0.1, 0.3),
+    pooled: bool = False,
     shuffled: bool = True,
     seed: int = 0,
     progress: bool = True,
@@ -139,12 +156,13 @@ def probe_over(
     Args:
         run: a Run, or anything with `.steps` and `.model(step)`.
         batch: as in `probe`.
-        features: one, or several by name.
+        features: one, or several: the task's by name, your own as `{"mine": feature}`.
         sites: as in `probe`.
         steps: all checkpoints by default.
         baseline: a model; by default the network of step 0.
         C: as in `probe`.
         fractions: as in `probe`.
+        pooled: as in `probe`.
         shuffled: as in `probe`.
         seed: as in `probe`.
         progress: whether to show a progress bar.
@@ -158,26 +176,63 @@ def probe_over(
     """
     from tqdm.auto import tqdm
 
-    several = not isinstance(features, str | Feature)
-    asked = [features] if isinstance(features, str | Feature) else list(features)
-    parts = Parts.of(len(batch), fractions, C, seed)
-    questions = [Question.of(batch, feature, parts) for feature in asked]
+    questions = _asked(batch, features, Parts.of(len(batch), fractions, C, seed))
     chosen = list(run.steps if steps is None else steps)
     if not chosen or not questions:
         raise ValueError(f"nothing to probe: {len(chosen)} checkpoints of {run!r}, {len(questions)} features")
-    untrained = baseline if baseline is not None else run.model(0) if 0 in run.steps else run.new_model()
-    others = _probed(untrained, batch, questions, sites, [None] * len(questions), False)
     last: list[Probes | None] = [None] * len(questions)
+    untrained = _untrained(run) if baseline is None else baseline
+    others = _probed(untrained, batch, questions, sites, last, False, pooled)
     rows: list[list[xr.Dataset]] = [[] for _ in questions]
     for step in tqdm(chosen, unit="step", disable=not progress):
-        found = _probed(run.model(step), batch, questions, sites, last, shuffled)
+        found = _probed(run.model(step), batch, questions, sites, last, shuffled, pooled)
         for own, new, other in zip(rows, found, others, strict=True):
             own.append(_whole(_beside(new, other)))
         last = list(found)
     tables = [xr.concat(own, xr.Variable("step", chosen)) for own in rows]
-    if not several:
+    if isinstance(features, str | Feature):
         return tables[0]
     return xr.concat(tables, xr.Variable("feature", [q.name for q in questions]), join="outer")
+
+
+def probe_tokens(
+    batch: Batch,
+    feature: str | Feature,
+    seen: Int[Tensor, "batch offset token"] | None = None,
+    *,
+    C: float | Sequence[float] = (1.0, PAPER),
+    fractions: tuple[float, float, float] = (0.6, 0.1, 0.3),
+    seed: int = 0,
+) -> Probes:
+    """`probe` of one-hot tokens, without a model: what can be read once tokens are attended to and nothing is computed.
+
+    Position s_r of an addition sees a_r, b_r and s_r, and a linear threshold of these bits is the carry.
+
+    Args:
+        batch: as in `probe`; so are the other arguments, and with the same `fractions` and `seed` the tests.
+        feature: see `batch`.
+        seen: positions of the tokens that each offset is given, -1 for none; by default all up to its own.
+        C: see `batch`.
+        fractions: see `batch`.
+        seed: see `batch`.
+
+    Returns:
+        Probes of one site, "tokens", whose weights are of (token, value).
+
+    Raises:
+        ValueError: as `probe`, and for tokens after the position that they are given to.
+    """
+    question = _asked(batch, feature, Parts.of(len(batch), fractions, C, seed))[0]
+    own = question.positions.T[..., None]
+    if seen is None:
+        seen = torch.arange(batch.inputs.shape[1]).expand(*own.shape[:2], -1).transpose(0, 1)
+        seen = seen.where(seen <= own.transpose(0, 1), -1)
+    places = seen.cpu().transpose(0, 1)
+    if places.shape[:2] != own.shape[:2] or ((places > own) & (own >= 0)).any():
+        raise ValueError(f"seen= is [batch offset token], no token after its offset's position; got {list(seen.shape)}")
+    tokens = batch.tokens.cpu()[torch.arange(len(batch))[:, None], places.clamp(min=0)]
+    x = F.one_hot(tokens).float() * (places >= 0)[..., None]
+    return _answered(question, ("tokens",), x.flatten(2)[None], None, True, False)
 
 
 def logistic_fit(
@@ -191,9 +246,39 @@ def logistic_fit(
 def answer_tokens(batch: Batch) -> Feature:
     """The answer tokens where each is predicted, as classes.
 
-    The probe of arXiv 2506.13688 is `probe(model, batch, answer_tokens(batch), "blocks.0.hook_attn_out")`.
+    `probe(model, batch, answer_tokens(batch), "blocks.0.hook_attn_out", pooled=True)` asks what the probe of arXiv
+    2506.13688 asks, by a softmax on the attention's output. The paper's is a network of 256 hidden units (as of
+    `solvers.hidden_layer`) and splits rows, so that rows of one sequence are on both sides.
     """
     return Feature(batch.answers.clamp(min=0), batch.out, "classes")
+
+
+def _asked(
+    batch: Batch, features: str | Feature | Sequence[str | Feature] | Mapping[str, str | Feature], parts: Parts
+) -> list[Question]:
+    """Questions that have names of their own and labels that their kind allows."""
+    if not isinstance(features, Mapping):
+        each = [features] if isinstance(features, str | Feature) else list(features)
+        names = [feature if isinstance(feature, str) else "feature" for feature in each]
+        if len(set(names)) < len(names):
+            raise ValueError(f"features need names that differ, got {names}; name them: {{'mine': feature}}")
+        features = dict(zip(names, each, strict=True))
+    asked = [replace(Question.of(batch, feature, parts), name=name) for name, feature in features.items()]
+    for q in asked:
+        if q.kind != "integer" and not q.labels[q.there].sub(0.5).abs().eq(0.5).all():
+            raise ValueError(
+                f"labels of {q.name} are not 0 and 1; a feature of other numbers is 'integer' or 'classes'"
+            )
+        if q.kind != "integer" and max(parts.C) == np.inf:
+            raise ValueError(f"C=inf leaves separable labels without an optimum, and {q.name} is {q.kind}; try C=1e4")
+    return asked
+
+
+def _untrained(run: Any) -> Any:
+    """The network before its first step."""
+    if 0 not in run.steps and not hasattr(run, "new_model"):
+        raise ValueError(f"{run!r} has no step 0; pass an untrained network as baseline=")
+    return run.model(0) if 0 in run.steps else run.new_model()
 
 
 # One model.
@@ -206,10 +291,13 @@ def _probed(
     sites: str | Sequence[str],
     starts: Sequence[Probes | None],
     shuffled: bool,
+    pooled: bool,
 ) -> list[Probes]:
     names = matching(model, [sites] if isinstance(sites, str) else list(sites))
     states = states_at(model, batch, questions, names)
-    return [_answered(q, tuple(names), x, s, shuffled) for q, x, s in zip(questions, states, starts, strict=True)]
+    return [
+        _answered(q, tuple(names), x, s, shuffled, pooled) for q, x, s in zip(questions, states, starts, strict=True)
+    ]
 
 
 def _answered(
@@ -218,13 +306,14 @@ def _answered(
     states: Float[Tensor, "site offset batch d_model"],
     start: Probes | None,
     shuffled: bool,
+    pooled: bool,
 ) -> Probes:
-    shape, x = states.shape[:2], states.flatten(0, 1)
+    shape = states.shape[:2]
     first = None if start is None else Fit.of(start.weights.flatten(0, 1), start.biases.flatten(0, 1))
-    fit, scores, losses = best_fit(question, x, first)
-    control = (
-        best_fit(question.shuffled(), x, None)[1]["loss"] if shuffled else torch.full_like(scores["loss"], torch.nan)
-    )
+    fit, scores, losses = _best(question, states, first, pooled)
+    control = torch.full_like(scores["loss"], torch.nan)
+    if shuffled:
+        control = _best(question.shuffled(), states, None, pooled)[1]["loss"]
     scores |= {
         "shuffled": control,
         "selectivity": control - scores["loss"],
@@ -245,6 +334,24 @@ def _answered(
         baseline_losses=torch.full_like(own, torch.nan),
         test=question.parts.test,
     )
+
+
+def _best(
+    question: Question, states: Float[Tensor, "site offset batch d_model"], start: Fit | None, pooled: bool
+) -> tuple[Fit, dict[str, Tensor], Float[Tensor, "problem test"]]:
+    """`best_fit` of each site and offset; pooled, of a site's rows at all offsets, which keep losses of their own."""
+    if not pooled:
+        return best_fit(question, states.flatten(0, 1), start)
+    _, offsets, sequences, _ = states.shape
+    places = sequences * torch.arange(offsets)[:, None]
+    split = {name: (places + getattr(question.parts, name)).flatten() for name in ("train", "validation", "test")}
+    rows, labels = question.positions.T.reshape(-1, 1), question.labels.flatten(0, 1)[None]
+    whole = replace(question, positions=rows, labels=labels, parts=replace(question.parts, **split))
+    fit, scores, losses = best_fit(whole, states.flatten(1, 2), None if start is None else start[::offsets])
+    losses = losses.view(-1, len(question.parts.test))
+    tested = losses.isfinite().any(1)
+    each = {name: v.repeat_interleave(offsets).where(tested, torch.nan) for name, v in scores.items()}
+    return Fit(*(part.repeat_interleave(offsets, 0) for part in fit.parts)), each | {"loss": losses.nanmean(1)}, losses
 
 
 def _beside(found: Probes, other: Probes) -> Probes:

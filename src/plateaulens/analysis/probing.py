@@ -96,6 +96,8 @@ def states_at(
         some = batch[slice(i, i + PASS)]
         cache = trace(model, some, list(sites)).cache
         rows = torch.arange(len(some))
+        if wrong := [site for site in sites if cache[site].shape[:2] != some.inputs.shape]:
+            raise ValueError(f"a probe reads one state a position, and {', '.join(wrong)} has no such axes")
         for own, question in zip(found, questions, strict=True):
             places = question.positions[i : i + PASS].T.clamp(min=0)
             own.append(torch.stack([cache[site].flatten(2)[rows, places].cpu() for site in sites]))
@@ -192,7 +194,8 @@ def _scores(
     right = ((z > 0) == (y > 0)).float().where(z.isfinite(), torch.nan).nanmean(-1)
     together = (z.argmax(-1) == y.argmax(-1)).float().where(z.isfinite().all(-1), torch.nan)
     right = together.where(exclusive[:, None], right).where(there, torch.nan)
-    return {"accuracy": right.nanmean(1), "auroc": auroc(z, y > 0, there).nanmean(1)}
+    ranked = z.log_softmax(-1).where(exclusive[:, None, None], z)  # logits of a softmax have no zero of their own
+    return {"accuracy": right.nanmean(1), "auroc": auroc(ranked, y > 0, there).nanmean(1)}
 
 
 def auroc(

@@ -111,7 +111,9 @@ def quiet_or_loud(
     weights = np.concatenate([np.ones((1, tests)), draws])  # the tests as they are come first
     ratios = _by_third(_means(own, weights), offsets) / _by_third(_least(_means(other, weights), 1), offsets)[:, None]
     verdicts = _verdicts(ratios, quiet, unchanged, loud)
-    low, high = np.nanpercentile(ratios[1:], [2.5, 97.5], axis=0)
+    low, high = np.full((2, *ratios.shape[1:]), np.nan)
+    known = ~np.isnan(ratios[1:]).all(0)  # fewer than three offsets leave a third without one
+    low[known], high[known] = np.nanpercentile(ratios[1:][:, known], [2.5, 97.5], axis=0)
     axes = ("step", "third")
     table = xr.Dataset(
         {"ratio": (axes, ratios[0]), "low": (axes, low), "high": (axes, high)}, {"step": steps, "third": list(THIRDS)}

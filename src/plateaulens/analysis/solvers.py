@@ -8,7 +8,9 @@ gradient is small. Solvers see x in other coordinates, centred and alike in vari
 optimum and not the optimum: weights, biases and penalties are those of x as it was given.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,8 @@ from torch import Tensor
 from plateaulens.analysis.lbfgs import lbfgs
 from plateaulens.analysis.newton import HELD, JITTER, newton
 from plateaulens.hooked import without_gradients
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +47,11 @@ class Fit:
         """A fit to start from."""
         return cls(weights, biases, torch.full_like(biases, torch.inf))
 
+    @classmethod
+    def joined(cls, fits: Sequence["Fit"]) -> "Fit":
+        """The problems of several fits, one after another."""
+        return cls(*(torch.cat(parts) for parts in zip(*(fit.parts for fit in fits), strict=True)))
+
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.weights, self.biases, self.gradient
@@ -56,15 +65,23 @@ def least_squares(
     y: Float[Tensor, "problem n label"],
     l2: float | Float[Tensor, " problem"] = 0.0,
     mask: Bool[Tensor, "problem n"] | None = None,
+    bias: bool = True,
 ) -> Fit:
-    """The least mean (w . x + b - y)^2 / 2 + l2/2 |w|^2, in closed form and float64; of several, a short w."""
-    c = _Columns.of(x.double(), mask)
-    y = y.double().where(c.share > 0, 0.0)
-    gram = c.x.mT @ (c.share * c.x) + c.penalty(l2)
-    right = c.x.mT @ (c.share * y)
-    w = torch.linalg.pinv(gram, rtol=1e-12, hermitian=True) @ right
-    fit = c.back(w, (gram @ w - right).abs().amax(1))
-    return Fit(*(part.to(x) for part in fit.parts))
+    """The least mean (w . x + b - y)^2 / 2 + l2/2 |w|^2, in closed form and float64; of several, a short w.
+
+    Without `bias`, b is 0 (the probes of arXiv 2410.22244, whose targets have several entries: a label each).
+    """
+
+    def solve(part: slice) -> Fit:
+        c = _Columns.of(x[part].double(), None if mask is None else mask[part], centred=bias)
+        own = y[part].double().where(c.share > 0, 0.0)
+        gram = c.x.mT @ (c.share * c.x) + c.penalty(_each(l2, x)[part])
+        right = c.x.mT @ (c.share * own)
+        w = torch.linalg.pinv(gram, rtol=1e-12, hermitian=True) @ right
+        fit = c.back(w, (gram @ w - right).abs().amax(1))
+        return Fit(*(t.to(x) for t in fit.parts))
+
+    return Fit.joined(_in_parts(solve, x))
 
 
 @without_gradients
@@ -92,15 +109,14 @@ def logistic(
         tolerance: largest entry of the gradient to be left, for columns of variance 1.
         most: steps to take.
     """
-    size = max(1, HELD // max(1, x[:1].nbytes))
-    fits = []
-    for i in range(0, len(x), size):
-        part = slice(i, i + size)
+
+    def solve(part: slice) -> Fit:
         c = _Columns.of(x[part], None if mask is None else mask[part])
         w = c.forth(None if start is None else start[part], y.shape[-1])
         penalty = c.penalty(_each(l2, x)[part])
-        fits.append(c.back(*newton(w, c.x, y[part].to(x), c.share, penalty, tolerance, most)))
-    return Fit(*(torch.cat(parts) for parts in zip(*(fit.parts for fit in fits), strict=True)))
+        return c.back(*newton(w, c.x, y[part].to(x), c.share, penalty, tolerance, most))
+
+    return Fit.joined(_in_parts(solve, x))
 
 
 @without_gradients
@@ -118,21 +134,26 @@ def multinomial(
 
     By L-BFGS. Arguments as in `logistic`; y are numbers below `classes`.
     """
-    c = _Columns.of(x, mask, bound=l2)
-    shape, there = (c.x.shape[-1], classes), c.share[..., 0] > 0
-    varies = y.where(there, 0).amax(1) > y.where(there, classes).amin(1)
+    shape = (x.shape[-1] + 1, classes)
 
     def value(flat: Tensor, x: Tensor, y: Tensor, share: Tensor, penalty: Tensor) -> Float[Tensor, " problem"]:
         w = flat.unflatten(1, shape)
         return _mean_log_loss(x @ w, y, share) + (w * (penalty @ w)).sum((1, 2)) / 2
 
-    flat = c.forth(start, classes).flatten(1)
-    left = torch.full_like(flat[:, :1], torch.nan)
-    data = tuple(t[varies] for t in (c.x, y, c.share, c.penalty(l2)))
-    flat[varies], left[varies] = lbfgs(value, flat[varies], data, tolerance, most)
-    flat[~varies] = torch.nan
-    w = flat.unflatten(1, shape)
-    return c.back(w - w.mean(-1, keepdim=True), left.expand(-1, classes))  # what all classes share says nothing
+    def solve(part: slice) -> Fit:
+        own, l2s = y[part], _each(l2, x)[part]
+        c = _Columns.of(x[part], None if mask is None else mask[part], bound=l2s)
+        there = c.share[..., 0] > 0
+        varies = own.where(there, 0).amax(1) > own.where(there, classes).amin(1)
+        flat = c.forth(None if start is None else start[part], classes).flatten(1)
+        left = torch.full_like(flat[:, :1], torch.nan)
+        data = tuple(t[varies] for t in (c.x, own, c.share, c.penalty(l2s)))
+        flat[varies], left[varies] = lbfgs(value, flat[varies], data, tolerance, most)
+        flat[~varies] = torch.nan
+        w = flat.unflatten(1, shape)
+        return c.back(w - w.mean(-1, keepdim=True), left.expand(-1, classes))  # what all classes share says nothing
+
+    return Fit.joined(_in_parts(solve, x))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,11 +190,10 @@ def hidden_layer(
     By L-BFGS; every problem starts from the same Gaussian weights, which `seed` draws. Other arguments as in
     `multinomial`.
     """
-    c = _Columns.of(x, mask, bound=l2)  # of variance up to 4
-    d, rng = c.x.shape[-1], torch.Generator().manual_seed(seed)
+    d, rng = x.shape[-1] + 1, torch.Generator().manual_seed(seed)
     first = torch.randn(d, width, generator=rng) / (2 * d) ** 0.5
     second = torch.cat([torch.randn(width, classes, generator=rng) / width**0.5, torch.zeros(1, classes)])
-    start = torch.cat([first.flatten(), second.flatten()]).to(c.x).repeat(len(x), 1)
+    start = torch.cat([first.flatten(), second.flatten()]).to(x)
 
     def parts(flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """W and b, U, c."""
@@ -185,9 +205,22 @@ def hidden_layer(
         squares = (w * (penalty @ w)).sum((1, 2)) + l2s * u.square().sum((1, 2))
         return _mean_log_loss(torch.baddbmm(b[:, None], (x @ w).relu(), u), y, share) + squares / 2
 
-    flat, left = lbfgs(value, start, (c.x, y, c.share, c.penalty(l2), _each(l2, c.x)), tolerance, most)
-    w, u, b = parts(flat)
-    return Hidden(c.back(w, left.expand(-1, width)), Fit(u.mT, b, left.expand(-1, classes)))
+    def solve(part: slice) -> Hidden:
+        l2s = _each(l2, x)[part]
+        c = _Columns.of(x[part], None if mask is None else mask[part], bound=l2s)  # of variance up to 4
+        data = (c.x, y[part], c.share, c.penalty(l2s), l2s)
+        flat, left = lbfgs(value, start.repeat(len(l2s), 1), data, tolerance, most)
+        w, u, b = parts(flat)
+        return Hidden(c.back(w, left.expand(-1, width)), Fit(u.mT, b, left.expand(-1, classes)))
+
+    found = _in_parts(solve, x)
+    return Hidden(Fit.joined([h.inner for h in found]), Fit.joined([h.outer for h in found]))
+
+
+def _in_parts(solve: Callable[[slice], T], x: Float[Tensor, "problem n d"]) -> list[T]:
+    """Solve a few problems after another, so that what they make of x stays small."""
+    size = max(1, HELD // max(1, x[:1].nbytes))
+    return [solve(slice(i, i + size)) for i in range(0, len(x), size)]
 
 
 def _mean_log_loss(
@@ -214,6 +247,7 @@ class _Columns:
         x: Float[Tensor, "problem n d"],
         mask: Bool[Tensor, "problem n"] | None,
         bound: float | Float[Tensor, " problem"] | None = None,
+        centred: bool = True,
     ) -> "_Columns":
         """Columns of variance 1, but for those that do not vary; with `bound` without correlations too.
 
@@ -223,8 +257,8 @@ class _Columns:
         there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         share = (there / there.sum(1, keepdim=True).clamp(min=1)).to(x)[..., None]
         x = x if mask is None else x.where(mask[..., None], 0.0)
-        mean = share.mT @ x
-        columns = F.pad(x - mean, (0, 1), value=1.0)
+        mean = share.mT @ x * centred
+        columns = F.pad(x - mean, (0, 1), value=float(centred))
         if mask is not None:
             columns *= mask[..., None]
         scale = (share.mT @ columns.square())[..., :-1].sqrt()
