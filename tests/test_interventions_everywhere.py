@@ -324,6 +324,8 @@ def test_a_graft_has_the_donors_parts_and_its_own_rest(trainable, part):
 def test_frozen_parts_stay_and_the_rest_learns(trainable):
     cfg = pl.TrainConfig(steps=3, batch_size=4, weight_decay=0.1, optimizer="adamw")
     before = {n: p.clone() for n, p in parameters_of(trainable, ["*"]).items()}
+    learnt = {n for n, p in trainable.named_parameters() if p.requires_grad}
+    assert learnt == {n for n, _ in trainable.named_parameters() if n != "unembed.b_U"}, "ours has no bias there"
     training = pl.train(trainable, TASK, cfg)
     with pl.intervene(trainable, pl.Freeze(["qk", "embed"])):
         list(training.until(2))
@@ -331,7 +333,7 @@ def test_frozen_parts_stay_and_the_rest_learns(trainable):
     changed = {n for n, p in parameters_of(trainable, ["*"]).items() if not torch.equal(p, before[n])}
     assert changed and not changed & frozen
     assert {n for n in before if ".v." in n or "W_V" in n} <= changed
-    assert all(p.requires_grad for p in trainable.parameters())
+    assert {n for n, p in trainable.named_parameters() if p.requires_grad} == learnt
     list(training)
     assert {n for n in frozen if not torch.equal(parameters_of(trainable, ["*"])[n], before[n])}, "they learn again"
 
