@@ -94,10 +94,13 @@ def train(
     recipe = look_up("task", task, known)
     values = given_values(given)
     learner = build(type(recipe.task), {**asdict(recipe.task), **_take(values, TASK_OPTIONS)}, f"task {task!r}")
+    learning, schedule = _take(values, TRAIN_OPTIONS), recipe.train
+    if task in quiet.RECIPES and "steps" in learning:  # its warm-up is a share of the steps
+        schedule = quiet.schedule(learning["steps"], schedule.lr, schedule.batch_size)
     recipe = replace(
         recipe,
         task=learner,
-        train=replace(recipe.train, **_take(values, TRAIN_OPTIONS)),
+        train=replace(schedule, **learning),
         model={**recipe.model, **values},
         scale=scale,
         from_step=from_step,
