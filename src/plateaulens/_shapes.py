@@ -43,6 +43,7 @@ class Decoding:
 
 
 GREEDY = Decoding()
+COLUMNS = ("tokens", "out", "scored")  # the tensors of a Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +113,16 @@ class Batch:
             raise ValueError(f"rows have prompts of {low} to {high} tokens; take the batches of batch.by_length()")
         return int(first[0]) + 1
 
+    @property
+    def shared_prompt(self) -> Int[Tensor, "batch prompt"]:
+        """What of the prompts all have: up to the end of the shortest."""
+        return self.tokens[:, : int(self.out[:, 0].min()) + 1]
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether answers are generated token by token."""
+        return True
+
     def by_length(self) -> list["Batch"]:
         """The prompts in batches of equal length, shortest first, each in its order here."""
         ends = self.out[:, 0]
@@ -127,7 +138,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """A copy on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("tokens", "out", "scored")}
+        moved = {name: getattr(self, name).to(device) for name in COLUMNS}
         return replace(self, **moved)
 
     def __len__(self) -> int:

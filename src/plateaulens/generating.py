@@ -239,7 +239,7 @@ def _join(passes: list[Tensor], parts: list[Generation]) -> Generation:
     return Generation(join(lambda g: g.tokens), rows, logits, join(lambda g: g.unsure))
 
 
-def logits_of(outputs: Any) -> Float[Tensor, "batch pos d_vocab"]:
+def logits_of(outputs: Any) -> Float[Tensor, "batch pos *d_vocab"]:
     """The logits of a call: a tensor, or the field of a Hugging Face output."""
     return outputs if isinstance(outputs, Tensor) else outputs.logits
 

@@ -7,7 +7,7 @@ part_accuracy, repetition, entropy, alpha_1, count_check and those of n-grams. E
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from plateaulens import metrics
@@ -30,9 +30,38 @@ def reads(*names: str) -> Callable[[Measurement], Measurement]:
 
 @reads("outputs")
 def loss(t: Trace) -> Float[Tensor, " batch"]:
-    """Mean next-token cross-entropy in nats over all scored targets, random prompt tokens included."""
+    """Mean next-token cross-entropy in nats over all scored targets, random prompt tokens included.
+
+    Of a scalar read-out, mean squared error over all cells (arXiv 2410.22244).
+    """
     t.truth("loss")
+    if t.outputs.ndim == 2:
+        return (t.outputs - t.batch.values).square().mean(-1)
     return metrics.cross_entropy(t.outputs, t.batch.targets, t.batch.scored)
+
+
+@reads("outputs")
+def observed_loss(t: Trace) -> Float[Tensor, " batch"]:
+    """Mean squared error over the cells that are shown (arXiv 2410.22244, L_obs)."""
+    return metrics.mean_over_cells(*_squared_errors(t, "observed_loss", hidden=False))
+
+
+@reads("outputs")
+def masked_loss(t: Trace) -> Float[Tensor, " batch"]:
+    """Mean squared error over the hidden cells (arXiv 2410.22244, L_mask)."""
+    return metrics.mean_over_cells(*_squared_errors(t, "masked_loss", hidden=True))
+
+
+@reads("outputs")
+def masked_size(t: Trace) -> Float[Tensor, " batch"]:
+    """Mean magnitude of what is said of the hidden cells: about 0 while they are not completed."""
+    return metrics.mean_over_cells(t.outputs.abs(), _squared_errors(t, "masked_size", hidden=True)[1])
+
+
+def _squared_errors(t: Trace, name: str, hidden: bool) -> tuple[Float[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+    if t.batch.is_decoded:
+        raise ValueError(f"{name} is of matrices, whose cells are answered in one pass; measure loss")
+    return (t.outputs - t.batch.values).square(), t.batch.observed != hidden
 
 
 @reads("answer_outputs")
@@ -317,6 +346,8 @@ MEASUREMENTS: dict[str, Measurement] = {
         attention_sink,
     )
 }
+# Of matrices, which are answered in one pass by a number for each cell.
+OF_MATRICES: dict[str, Measurement] = {f.__name__: f for f in (observed_loss, masked_loss, masked_size)}
 # What a run of a sequence task records unless told otherwise.
 STANDARD = (loss, answer_loss, accuracy, position_accuracy, repetition, collapse, attention_progress, entropy)
 # What is measured of a language model unless told otherwise.

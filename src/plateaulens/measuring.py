@@ -19,6 +19,7 @@ from plateaulens.hooked import matching, n_layers, sites
 from plateaulens.measurements import (
     AT_SITES,
     MEASUREMENTS,
+    OF_MATRICES,
     OF_NGRAMS,
     STANDARD,
     Measurement,
@@ -84,11 +85,13 @@ def mean_over_prompts(values: Float[Tensor, "batch ..."], short: Bool[Tensor, " 
 
 
 def standard(batch: Batch, model: Any) -> list[Measurement | str]:
-    """What a run records unless told otherwise: `STANDARD` and what the task itself names.
+    """What a run records unless told otherwise: `STANDARD` (or the task's own) and what the task itself names.
 
     The task's maps belong to the last layers of a deeper model. Attention progress is left out for a task
     without an optimal map, and for a model with fewer layers than there are maps.
     """
+    if batch.task.standard is not None:
+        return [*batch.task.standard, *batch.task.watch]
     maps = batch.task.optimal_attention(batch[:1])
     deeper = n_layers(model) - len(maps) if maps is not None else -1
     watch: list[Measurement | str] = [m for m in STANDARD if deeper >= 0 or m is not attention_progress]
@@ -124,9 +127,9 @@ def named(measurement: Measurement | str) -> Measurement:
         raise unknown("measurement", measurement, [f"{metric}@2" for metric in OF_NGRAMS])
     if where:
         raise unknown("measurement at a site", name, [*AT_SITES, *OF_NGRAMS, "attention_progress"])
-    if name not in MEASUREMENTS:
-        raise unknown("measurement", name, [*MEASUREMENTS, *(f"{metric}@*" for metric in AT_SITES)])
-    return MEASUREMENTS[name]
+    if name not in (known := MEASUREMENTS | OF_MATRICES):
+        raise unknown("measurement", name, [*known, *(f"{metric}@*" for metric in AT_SITES)])
+    return known[name]
 
 
 def resolve(model: Any, watch: Sequence[Measurement | str]) -> list[Measurement]:

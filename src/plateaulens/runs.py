@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from plateaulens._lookup import build
-from plateaulens._shapes import Batch, Decoding
+from plateaulens._shapes import COLUMNS, Batch, Decoding
 from plateaulens.files import read_tensors, write_json, write_tensors, write_whole
 from plateaulens.models.config import ModelConfig
 from plateaulens.models.transformer import Transformer
@@ -115,7 +115,7 @@ class Run:
         }
         path.mkdir(parents=True, exist_ok=True)
         if held is not None:
-            columns = {name: getattr(held, name) for name in ("tokens", "out", "scored")}
+            columns = {name: getattr(held, name) for name in COLUMNS}
             write_tensors(path / "held.safetensors", {**columns, "n_new": torch.tensor(held.n_new)})
         for digest, tensor in (tensors or {}).items():
             write_tensors(path / "tensors" / f"{digest}.safetensors", {"tensor": tensor})
@@ -254,7 +254,8 @@ class Run:
             raise ValueError(f"{self.path} keeps no held-out batch; pass held= to Run.create, or sample one: run.task")
         held = _read(self.path / "held.safetensors")
         decoding = build(Decoding, self.config.get("decoding", {}), "decoding")
-        return Batch(held["tokens"], held["out"], held["scored"], self.task, int(held.get("n_new", 0)), decoding)
+        kind = Batch if self.task is None else self.task.batch_type
+        return kind(*(held[name] for name in COLUMNS), self.task, int(held.get("n_new", 0)), decoding)
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors of interventions, by digest."""

@@ -32,7 +32,7 @@ class Trace:
 
     batch: Batch
     cache: dict[str, Tensor]
-    _outputs: Float[Tensor, "batch pos d_vocab"] | None
+    _outputs: Float[Tensor, "batch pos *d_vocab"] | None
     _generated: Int[Tensor, "batch out"] | None
     n_layers: int
     d_vocab: int
@@ -42,8 +42,8 @@ class Trace:
     unsure: Bool[Tensor, "batch out"] | None = None
 
     @property
-    def outputs(self) -> Float[Tensor, "batch pos d_vocab"]:
-        """Teacher-forced logits."""
+    def outputs(self) -> Float[Tensor, "batch pos *d_vocab"]:
+        """Teacher-forced logits, or the numbers of a scalar read-out."""
         return _present(self._outputs, "outputs")
 
     @property
@@ -61,7 +61,7 @@ class Trace:
     @property
     def length(self) -> int:
         """Positions that activations are kept of: all that the model ran on, or the rows that answer a prompt."""
-        return self.batch.out.shape[1] if self._rows_only else self.batch.tokens.shape[1] - 1
+        return self.batch.out.shape[1] if self._rows_only else self.batch.inputs.shape[1]
 
     @property
     def valid(self) -> Bool[Tensor, "batch out"]:
@@ -82,7 +82,7 @@ class Trace:
         """
         names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in range(self.n_layers)}
         maps = {layer: self.cache[name] for layer, name in names.items() if name in self.cache}
-        return AttentionPattern(maps, self.batch.tokens[:, : int(self.batch.out[:, 0].min()) + 1])
+        return AttentionPattern(maps, self.batch.shared_prompt)
 
     def truth(self, what: str) -> Int[Tensor, "batch out"]:
         """The true answers; raises for prompts that have none."""
@@ -109,7 +109,10 @@ def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace
         TypeError: when the model has no hooks.
     """
     batch = batch.to(device_of(model))
-    wanted = ["outputs", "generated", *sites(model)] if reads is None else list(reads)
+    decoded = ["generated"] if batch.is_decoded else []
+    wanted = ["outputs", *decoded, *sites(model)] if reads is None else list(reads)
+    if "generated" in wanted and not batch.is_decoded:
+        raise ValueError(f"{batch.task!r} is answered in one pass and generates nothing; measure its losses")
     names = matching(model, [name for name in wanted if name not in ("outputs", "answer_outputs", "generated")])
     has_truth, unsure = not batch.n_new, None
     if batch.n_new:

@@ -1,6 +1,7 @@
 """`ModelConfig`: every size and choice of a `Transformer`, under TransformerLens's field names."""
 
 from dataclasses import dataclass, replace
+from math import sqrt
 from typing import Any
 
 from plateaulens._lookup import look_up
@@ -11,7 +12,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "act_fn": ("gelu_new", "gelu", "relu", "silu"),
     "normalization_type": ("LN", "RMS"),
     "positional_embedding_type": ("standard", "rotary"),
-    "init": ("gpt2", "pytorch"),
+    "norm_position": ("pre", "post"),
+    "readout": ("tokens", "scalar"),
+    "init": ("gpt2", "bert", "pytorch"),
 }
 
 
@@ -30,10 +33,15 @@ class ModelConfig:
         normalization_type: "LN" or "RMS", with a learned scale.
         positional_embedding_type: "standard" (learned, absolute) or "rotary" (whole heads, adjacent pairs).
         rotary_base: the slowest pair turns by about 1 / rotary_base a position.
-        biases: of the projections, and of an MLP that is not gated; the read-out has none.
-        init: "gpt2", or "pytorch", whose defaults are N(0, 1) for embeddings and U(+-1/sqrt(inputs)) for linear maps.
-        initializer_range: standard deviation of the initial weights of "gpt2"; residual-writing matrices get
-            1 / sqrt(2 n_layers) of it.
+        norm_position: "pre", or "post": the embedding is normalised, and the sum after attention and after the MLP,
+            and there is no final norm (BERT).
+        biases: of the projections, and of an MLP that is not gated; a read-out of tokens has none.
+        readout: "tokens" (logits), or "scalar": one number a position, with a bias.
+        padding_idx: a token whose embedding is zero and stays so, as torch and BERT have it; None for none.
+        init: "gpt2", "bert" (the same for all matrices but a scalar read-out, which is torch's), or "pytorch", whose
+            defaults are N(0, 1) for embeddings and U(+-1/sqrt(inputs)) for linear maps.
+        initializer_range: standard deviation of the initial weights of "gpt2" and "bert"; of "gpt2",
+            residual-writing matrices get 1 / sqrt(2 n_layers) of it.
         init_scale: one factor on all initial weights.
         seed: of the initial weights; construction leaves the global generator alone.
 
@@ -55,7 +63,10 @@ class ModelConfig:
     normalization_type: str = "LN"
     positional_embedding_type: str = "standard"
     rotary_base: int = 10_000
+    norm_position: str = "pre"
     biases: bool = True
+    readout: str = "tokens"
+    padding_idx: int | None = None
     init: str = "gpt2"
     eps: float = 1e-5
     initializer_range: float = 0.02
@@ -78,6 +89,8 @@ class ModelConfig:
             look_up(name, getattr(self, name), {choice: choice for choice in allowed})
         if self.positional_embedding_type == "rotary" and self.d_head % 2:
             raise ValueError(f"rotary positions turn pairs: d_head must be even, got {self.d_head}")
+        if self.padding_idx is not None and not 0 <= self.padding_idx < self.d_vocab:
+            raise ValueError(f"padding_idx is a token, 0..{self.d_vocab - 1}, got {self.padding_idx}")
 
     @classmethod
     def for_task(cls, task: Any, **fields: Any) -> "ModelConfig":
@@ -118,7 +131,7 @@ class ModelConfig:
 
     @property
     def d_vocab_out(self) -> int:
-        return self.d_vocab
+        return self.d_vocab if self.readout == "tokens" else 1
 
 
 def transformer_pp(d_model: int = 64, n_layers: int = 4) -> dict[str, Any]:
@@ -132,3 +145,16 @@ def transformer_pp(d_model: int = 64, n_layers: int = 4) -> dict[str, Any]:
     kind = {"attention": "softmax", "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS"}
     more = {"positional_embedding_type": "rotary", "biases": False, "init": "pytorch"}
     return {"d_model": d_model, "n_layers": n_layers, "n_heads": 4, "d_mlp": width + width % 2, **kind, **more}
+
+
+def bert(d_model: int = 768, n_layers: int = 4, n_heads: int = 8) -> dict[str, Any]:
+    """The fields of the bidirectional model of arXiv 2410.22244: BERT, one number a position; MASK (token 0) is zero.
+
+        ModelConfig.for_task(task, **bert(d_model=64, n_layers=2, n_heads=4))
+
+    Initial weights are as large beside their inputs as those of width 768: N(0, 0.02^2 * 768 / d_model).
+    """
+    kind = {"attention": "softmax", "attention_dir": "bidirectional", "act_fn": "gelu", "norm_position": "post"}
+    more = {"eps": 1e-12, "readout": "scalar", "padding_idx": 0, "init": "bert"}
+    size = {"d_model": d_model, "n_layers": n_layers, "n_heads": n_heads}
+    return {**size, **kind, **more, "initializer_range": 0.02 * sqrt(768 / d_model)}

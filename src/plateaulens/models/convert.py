@@ -52,7 +52,15 @@ def config_to_tl(cfg: ModelConfig) -> Any:
 
     `init_scale` is multiplied into `initializer_range`; kind of attention and lack of biases go into `model_name`;
     `init` is left out, for it says nothing about given weights.
+
+    Raises:
+        ValueError: for post-norm, a scalar read-out or a padding token, which TransformerLens's own models lack.
     """
+    for name, has in (("norm_position", "pre"), ("readout", "tokens"), ("padding_idx", None)):
+        if (got := getattr(cfg, name)) != has:
+            raise ValueError(
+                f"TransformerLens's own models have {name}={has!r} only, got {got!r}; keep the Transformer"
+            )
     try:
         from transformer_lens import HookedTransformerConfig as Config
     except ImportError:

@@ -56,9 +56,10 @@ class Embed(nn.Module):
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
         self.W_E = nn.Parameter(torch.empty(cfg.d_vocab, cfg.d_model))
+        self.padding_idx = cfg.padding_idx
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        return F.embedding(tokens, self.W_E)
+        return F.embedding(tokens, self.W_E, self.padding_idx)
 
 
 class PosEmbed(nn.Module):
@@ -268,23 +269,43 @@ class Block(nn.Module):
         return self.hook_resid_post(x + self.hook_mlp_out(self.mlp(self.ln2(x))))
 
 
+class PostNormBlock(Block):
+    """Attention, then MLP, each added to the residual stream, which is normalised after it (post-norm, BERT).
+
+    `hook_resid_mid` and `hook_resid_post` are before the norm, as in TransformerLens's `BertBlock`.
+    """
+
+    def __init__(self, cfg: ModelConfig, layer: int) -> None:
+        super().__init__(cfg, layer)
+        self.hook_normalized_resid_mid, self.hook_normalized_resid_post = HookPoint(), HookPoint()
+
+    def forward(
+        self, x: Float[Tensor, "batch pos d_model"], cache: KeyValueCache | None
+    ) -> Float[Tensor, "batch pos d_model"]:
+        x = self.hook_resid_pre(x)
+        x = self.hook_resid_mid(x + self.hook_attn_out(self.attn(x, cache)))
+        x = self.hook_normalized_resid_mid(self.ln1(x))
+        x = self.hook_resid_post(x + self.hook_mlp_out(self.mlp(x)))
+        return self.hook_normalized_resid_post(self.ln2(x))
+
+
 class Unembed(nn.Module):
-    """The read-out; `hook_in` is the residual stream after the final norm."""
+    """The read-out; `hook_in` is the residual stream after the final norm, or after the last one of post-norm."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        self.w = nn.Linear(cfg.d_model, cfg.d_vocab, bias=False)
+        self.w = nn.Linear(cfg.d_model, cfg.d_vocab_out, bias=cfg.readout == "scalar")
         self.hook_in, self.hook_out = HookPoint(), HookPoint()
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab_out"]:
         return self.hook_out(self.w(self.hook_in(x)))
 
     @property
-    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+    def W_U(self) -> Float[Tensor, "d_model d_vocab_out"]:
         return self.w.weight.T
 
     @property
-    def b_U(self) -> Float[Tensor, " d_vocab"]:
+    def b_U(self) -> Float[Tensor, " d_vocab_out"]:
         return bias_of(self.w)
 
 

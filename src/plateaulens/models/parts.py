@@ -20,6 +20,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "qk": ("*.attn.[qk].*", "*.attn.[Wb]_[QK]"),
     "ov": ("*.attn.[vo].*", "*.attn.[Wb]_[VO]"),
     "mlp": ("*.mlp.*",),
+    "ln_embed": ("ln_embed.*",),
     "ln1": ("*.ln1.*",),
     "ln2": ("*.ln2.*",),
     "ln_final": ("ln_final.*", "ln_out.*"),

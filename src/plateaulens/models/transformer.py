@@ -19,7 +19,7 @@ from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from plateaulens.models.config import ModelConfig
-from plateaulens.models.layers import Block, Embed, KeyValueCache, Norm, PosEmbed, Unembed
+from plateaulens.models.layers import Block, Embed, KeyValueCache, Norm, PosEmbed, PostNormBlock, Unembed
 
 
 class Transformer(HookedRootModule):
@@ -37,8 +37,12 @@ class Transformer(HookedRootModule):
             self.embed, self.hook_embed = Embed(cfg), HookPoint()
             if cfg.positional_embedding_type == "standard":
                 self.pos_embed, self.hook_pos_embed = PosEmbed(cfg), HookPoint()
-            self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.n_layers))
-            self.ln_final, self.unembed = Norm(cfg), Unembed(cfg)
+            post = cfg.norm_position == "post"
+            self.ln_embed = Norm(cfg) if post else nn.Identity()
+            kind = PostNormBlock if post else Block
+            self.blocks = nn.ModuleList(kind(cfg, layer) for layer in range(cfg.n_layers))
+            self.ln_final = nn.Identity() if post else Norm(cfg)
+            self.unembed = Unembed(cfg)
         self.setup()
         self._initialise()
         self.to(device)
@@ -49,12 +53,13 @@ class Transformer(HookedRootModule):
         """Draw the initial weights as `cfg.init` says, from a generator of their own."""
         generator, scale = torch.Generator().manual_seed(self.cfg.seed), self.cfg.init_scale
         for name, weight in self.named_parameters():
-            if self.cfg.init == "gpt2":
+            torch_readout = name.startswith("unembed") and self.cfg.init == "bert" and self.cfg.readout == "scalar"
+            if self.cfg.init in ("gpt2", "bert") and not torch_readout:
                 if name.endswith("bias"):
                     weight.zero_()
                 elif weight.ndim == 2:
                     std = self.cfg.initializer_range * scale
-                    if name.endswith(("attn.o.weight", "mlp.w_out.weight")):
+                    if self.cfg.init == "gpt2" and name.endswith(("attn.o.weight", "mlp.w_out.weight")):
                         std /= sqrt(2 * self.cfg.n_layers)
                     weight.normal_(0, std, generator=generator)
             elif name.startswith(("embed", "pos_embed")):
@@ -63,6 +68,8 @@ class Transformer(HookedRootModule):
                 inputs = self.get_submodule(name.rpartition(".")[0]).in_features
                 bound = scale / sqrt(inputs)  # type: ignore[arg-type]
                 weight.uniform_(-bound, bound, generator=generator)
+        if self.cfg.padding_idx is not None:
+            self.embed.W_E[self.cfg.padding_idx] = 0
 
     def forward(
         self,
@@ -70,7 +77,9 @@ class Transformer(HookedRootModule):
         return_type: str | None = "logits",
         past_kv_cache: KeyValueCache | None = None,
     ) -> Any:
-        """Logits [batch pos d_vocab]; with `return_type="loss"` the mean next-token loss, with None nothing.
+        """Logits [batch pos d_vocab], or of a scalar read-out [batch pos]; with `return_type=None` nothing.
+
+        With `return_type="loss"` it is the mean next-token loss, which a scalar read-out does not have.
 
         With `past_kv_cache`, `tokens` continue the sequence that the cache holds.
 
@@ -82,12 +91,17 @@ class Transformer(HookedRootModule):
             raise ValueError(f"{start + tokens.shape[1]} tokens do not fit n_ctx={self.cfg.n_ctx}; shorten the input")
         if return_type not in ("logits", "loss", None):
             raise ValueError(f"return_type must be 'logits', 'loss' or None, got {return_type!r}")
+        if return_type == "loss" and self.cfg.readout == "scalar":
+            raise ValueError("a scalar read-out has no next-token loss; take task.loss(model(batch.inputs), batch)")
         x = self.hook_embed(self.embed(tokens))
         if self.cfg.positional_embedding_type == "standard":
             x = x + self.hook_pos_embed(self.pos_embed(tokens, start))
+        x = self.ln_embed(x)
         for block in self.blocks:
             x = block(x, past_kv_cache)
         logits = self.unembed(self.ln_final(x))
+        if self.cfg.readout == "scalar":
+            logits = logits.squeeze(-1)
         if return_type == "loss":
             return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
         return logits if return_type == "logits" else None

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from plateaulens import plots
-from plateaulens.analysis import Evolution, Plateau, evolve, find_plateau, patch_across_steps
+from plateaulens.analysis import Evolution, Plateau, evolve, patch_across_steps
 from plateaulens.report.page import write_page
+from plateaulens.report.results import plateau_of, results
 from plateaulens.runs import Run
 
 EXAMPLES = 4
@@ -36,7 +37,7 @@ def run_report(run: Run) -> Path:
     if any(str(column).startswith("collapse@") for column in metrics):
         figures["sites"] = plots.sites(run)
     samples: list[dict[str, Any]] = []
-    if run.steps and run.task is not None and run.model_config is not None and run.has_held:
+    if run.steps and run.task is not None and run.model_config is not None and run.has_held and run.held().is_decoded:
         held = run.held()[:64]
         evolution = evolve(run, held)
         _, layers, heads = evolution.pattern.shape[:3]
@@ -50,12 +51,14 @@ def run_report(run: Run) -> Path:
             grid = patch_across_steps(run, held, sources=steps, targets=steps, progress=False)
             figures["step_grid"] = plots.step_grid(grid)
         samples = _samples(run, evolution, plateau)
+    kept = results(run)
     return write_page(
         run.path / "report.html",
         "run.html.j2",
         title=f"{run.config['task']['task']} · {run.path.name}",
         headline=headline(run, plateau),
-        figures=figures,
+        figures=figures | {result.name: result.figure for result in kept},
+        results=kept,
         samples=samples,
         heads=run.config["model"].get("n_heads", 1),
         provenance=_provenance(run),
@@ -80,14 +83,9 @@ def headline(run: Run, plateau: Plateau | None) -> dict[str, str]:
             lines[label] = f"{metrics[name].max():.3f} at step {metrics[name].idxmax()}"
     if "accuracy" in metrics:
         lines["final accuracy"] = f"{metrics.accuracy.iloc[-1]:.3f}"
+    if "exact_match" in metrics:
+        lines["final exact match"] = f"{metrics.exact_match.iloc[-1]:.3f}"
     return lines
-
-
-def plateau_of(run: Run) -> Plateau | None:
-    """The plateau where the task knows its loss levels, else None."""
-    task = run.task
-    known = task is not None and task.loss_plateau() is not None and task.loss_floor() is not None
-    return find_plateau(run) if known and "loss" in run.metrics else None
 
 
 def _evenly(steps: list[int], most: int) -> list[int]:

@@ -18,6 +18,7 @@ from plateaulens.tasks.graphs import (
     TopologicalSort,
 )
 from plateaulens.tasks.histogram import Histogram
+from plateaulens.tasks.matrices import MatrixBatch, MatrixCompletion, MatrixMixture, MatrixSequence
 from plateaulens.tasks.permutation import Permutation
 from plateaulens.tasks.prefix_sum import PrefixSum
 from plateaulens.tasks.repeat import Repeat
@@ -44,6 +45,9 @@ TASKS: dict[str, type[Task]] = {
     "path": ShortestPath,
     "topological": TopologicalSort,
     "mst": MinimumSpanningTree,
+    "matrix": MatrixCompletion,
+    "matrix-mixture": MatrixMixture,
+    "matrix-sequence": MatrixSequence,
 }
 
 
@@ -70,6 +74,10 @@ __all__ = [
     "Feature",
     "Histogram",
     "MajorityOfMajorities",
+    "MatrixBatch",
+    "MatrixCompletion",
+    "MatrixMixture",
+    "MatrixSequence",
     "MaximumSubarray",
     "MinimumSpanningTree",
     "MovingWindowSum",

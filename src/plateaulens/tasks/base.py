@@ -6,11 +6,11 @@ the easy ones, and what the loss is before and after the task is understood.
 
 from dataclasses import dataclass
 from math import log
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from plateaulens._shapes import Batch
@@ -25,7 +25,8 @@ def generator(seed: int | torch.Generator, device: torch.device | str) -> torch.
     return torch.Generator(device=device).manual_seed(seed)
 
 
-KINDS = ("binary", "labels", "integer", "classes")
+KINDS = ("binary", "labels", "integer", "real", "classes")
+NUMBERS = ("integer", "real")  # what is regressed
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +36,12 @@ class Feature:
     Attributes:
         labels: at each offset; of kind "labels" a row of 0s and 1s that are probed one by one.
         positions: of the residual stream at which each offset is read, example by example; -1 where there is none.
-        kind: "binary" (0 or 1), "labels", "integer" (regressed), or "classes" (numbers from 0).
+        kind: "binary" (0 or 1), "labels", "integer" (regressed), "real" (regressed: a number, or a vector as a row), or
+            "classes" (numbers from 0).
         published: "quiet" or "loud" in the figures of arXiv 2505.03997; "" for what is not in them.
     """
 
-    labels: Int[Tensor, "batch offset *label"]
+    labels: Real[Tensor, "batch offset *label"]
     positions: Int[Tensor, "batch offset"]
     kind: str = "binary"
     published: str = ""
@@ -48,7 +50,7 @@ class Feature:
         require(self.kind in KINDS, f"a feature is of kind {', '.join(KINDS)}; got {self.kind!r}")
         shape = (*self.positions.shape, *self.labels.shape[2:])
         require(
-            self.labels.shape == shape and (self.labels.ndim == 3) == (self.kind == "labels"),
+            self.labels.shape == shape and self.labels.ndim in {"labels": (3,), "real": (2, 3)}.get(self.kind, (2,)),
             f"labels {list(self.labels.shape)} do not belong to positions {list(self.positions.shape)} ({self.kind})",
         )
 
@@ -60,6 +62,9 @@ class Task:
     A subclass gives `prompt_len` (separator included), `n_out`, `d_vocab`, `sample`, and whatever it
     knows of its optimal attention and loss levels.
     """
+
+    batch_type: ClassVar[type[Batch]] = Batch
+    standard: ClassVar[tuple[str, ...] | None] = None  # what a run records, where it is not what all tasks do
 
     @property
     def prompt_len(self) -> int:
