@@ -173,6 +173,24 @@ def test_sampling_follows_the_softmax(neox):
     assert torch.equal(generate(bridge, prompts(sample=True, top_k=1)).tokens, generate(bridge, prompts()).tokens)
 
 
+@pytest.mark.parametrize("d_vocab", [1, 7, 128, 300, 512])
+def test_the_likeliest_and_the_next_are_found_in_blocks_as_in_one(d_vocab):
+    """Few different scores, so that ties lie within a block and between them."""
+    scores = torch.randint(0, 4, (200, d_vocab), generator=torch.Generator().manual_seed(d_vocab)).float()
+    token, best, second = generating._likeliest(scores)
+    assert token[:, 0].tolist() == scores.numpy().argmax(1).tolist()
+    ranked = F.pad(scores, (0, 1), value=-torch.inf).sort(1, descending=True).values
+    assert torch.equal(best, ranked[:, :1]) and torch.equal(second, ranked[:, 1:2])
+
+
+def test_choosing_leaves_the_logits_as_they_were():
+    logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0))
+    for decoding in (pl.Decoding(forbidden=(3, 7)), pl.Decoding(forbidden=(3, 7), sample=True)):
+        before = logits.clone()
+        generating._choose(logits, decoding, torch.zeros(5, 50) if decoding.sample else None)
+        assert torch.equal(logits, before)
+
+
 def test_draws_belong_to_the_seed_and_leave_the_global_generator_alone(neox):
     state = torch.get_rng_state()
     one, same, other = (

@@ -18,6 +18,7 @@ FLOORS = {
     "hooked": 1,
     "files": 1,
     "models": 2,
+    "unhooked": 2,
     "generating": 2,
     "tracing": 2,
     "measurements": 2,
@@ -34,6 +35,7 @@ FLOORS = {
     "cli": 8,
 }
 NEIGHBOURS = {
+    ("generating", "unhooked"),
     ("tracing", "generating"),
     ("measurements", "tracing"),
     ("measuring", "tracing"),

@@ -263,7 +263,7 @@ def test_edits_act_after_the_norm_and_before_it():
 
 
 def test_what_transformerlens_lacks_is_refused():
-    with pytest.raises(ValueError, match="norm_position='pre' only"):
+    with pytest.raises(ValueError, match="know norm_position='pre' only"):
         pl.to_tl(tiny_model())
     with pytest.raises(ValueError, match="no next-token loss"):
         tiny_model()(TINY.sample(2, seed=0).inputs, return_type="loss")

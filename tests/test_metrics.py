@@ -246,6 +246,15 @@ def test_prediction_entropy_of_a_flat_and_of_a_certain_prediction():
     torch.testing.assert_close(metrics.prediction_entropy(both, valid), torch.full((3,), log(50)))
 
 
+@pytest.mark.parametrize("at_once", [1, 120, 10**6])
+def test_prediction_entropy_is_the_sum_over_the_vocabulary_however_many_rows_at_once(at_once, monkeypatch):
+    monkeypatch.setattr(metrics.outputs, "IN_CACHE", at_once)
+    logits, valid = torch.randn(3, 4, 50, generator=rng(0)) * 5, torch.ones(3, 4, dtype=torch.bool)
+    logits[1, 2, :30] = -torch.inf
+    expected = torch.special.entr(logits.double().softmax(-1)).sum(-1).mean(-1).float()
+    torch.testing.assert_close(metrics.prediction_entropy(logits, valid), expected, rtol=1e-6, atol=1e-6)
+
+
 def test_anisotropy_is_the_loop_over_other_examples():
     h = torch.randn(2, 4, 3, 5, generator=rng(0)) + 1.0
     got, centred = metrics.anisotropy(h), metrics.centred_anisotropy(h)

@@ -12,7 +12,7 @@ import plateaulens as pl
 from plateaulens.cli import main
 from plateaulens.files import write_tensors
 from plateaulens.models.parts import parameters_of
-from plateaulens.papers import plateau, quiet
+from plateaulens.papers import matrices, plateau, quiet
 from plateaulens.papers.effects import effects
 
 # Vocabulary, positions, tokens fed, layers, steps, clipping: the table of the released configs.
@@ -31,7 +31,8 @@ SIZES = {
 
 def test_every_recipe_has_its_size_and_its_small_twin():
     assert tuple(SIZES) == plateau.GROUPS["tasks"] and plateau.RECIPES.keys() == plateau.SMALL.keys()
-    assert {type(r.task) for r in (plateau.RECIPES | quiet.RECIPES).values()} == set(pl.TASKS.values())
+    every = plateau.RECIPES | quiet.RECIPES | matrices.RECIPES
+    assert {type(recipe.task) for recipe in every.values()} == set(pl.TASKS.values())
     assert quiet.TASKS.keys() == quiet.RECIPES.keys()
     assert set(plateau.RECIPES) == {name for group in plateau.GROUPS.values() for name in group}
 

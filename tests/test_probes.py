@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 import plateaulens as pl
 from plateaulens.analysis.ablations import ablate_feature
+from plateaulens.analysis.hidden import hidden_layer
 from plateaulens.analysis.probes import (
     answer_tokens,
     logistic_fit,
@@ -22,7 +23,7 @@ from plateaulens.analysis.probes import (
     thirds,
 )
 from plateaulens.analysis.probing import Parts, Question, auroc, best_fit, states_at
-from plateaulens.analysis.solvers import Fit, hidden_layer, least_squares, logistic, multinomial
+from plateaulens.analysis.solvers import Fit, least_squares, logistic, multinomial
 from plateaulens.tasks.graphs import BreadthFirstSearch
 
 N = 300
@@ -150,12 +151,79 @@ def test_each_problem_is_solved_as_if_alone(name, monkeypatch):
         torch.testing.assert_close(result, together, rtol=1e-4, atol=1e-5)
 
 
-def test_hidden_layers_too_are_solved_as_if_alone(monkeypatch):
-    x, y = problems(5)
-    args = dict(classes=2, l2=torch.logspace(-3, -1, 5).double(), width=3, most=8)
-    together = hidden_layer(x, y[..., 0].long(), **args)(x)
-    monkeypatch.setattr("plateaulens.analysis.solvers.HELD", 2 * x[0].nbytes)
-    torch.testing.assert_close(hidden_layer(x, y[..., 0].long(), **args)(x), together, rtol=1e-6, atol=1e-6)
+LOSSES = {
+    "softmax": lambda z, y: -(z.log_softmax(-1) * y).sum(-1),
+    "sigmoid": lambda z, y: F.binary_cross_entropy_with_logits(z, y, reduction="none").sum(-1),
+    "squares": lambda z, y: (z - y).square().sum(-1) / 2,
+}
+EACH_LOSS = pytest.mark.parametrize("loss", LOSSES)
+
+
+def hidden_problems(loss, count):
+    """Labels of which no line tells half, and a classes' last one is all else."""
+    x, y = problems(count)
+    z = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
+    y = torch.stack([y[..., 0], (z[..., 0] * z[..., 1] > 0).double()], -1)
+    if loss == "softmax":
+        y = F.one_hot((y[..., 0] + 2 * y[..., 1]).long(), 4).double()
+    return x, 5 * y + 3 if loss == "squares" else y
+
+
+def penalised(loss, fit, x, y, l2):
+    """What is minimised, of each problem."""
+    squares = sum(layer.weights.square().sum((1, 2)) for layer in (fit.inner, fit.outer))
+    return LOSSES[loss](fit(x), y).mean(1) + l2 / 2 * squares
+
+
+@EACH_LOSS
+def test_hidden_layers_too_are_solved_as_if_alone(loss, monkeypatch):
+    x, y = hidden_problems(loss, 5)
+    keep = torch.rand(5, N, generator=rng(1)) < 0.7
+    l2, options = torch.logspace(-3, -1, 5).double(), dict(width=4, together=loss == "softmax", most=40)
+    fit = hidden_layer(x.where(keep[..., None], torch.nan), y, LOSSES[loss], l2, mask=keep, **options)
+    for i in range(5):
+        own = keep[i]
+        alone = hidden_layer(x[i : i + 1, own], y[i : i + 1, own], LOSSES[loss], l2[i : i + 1], **options)
+        torch.testing.assert_close(fit(x)[i], alone(x[i : i + 1])[0], rtol=1e-3, atol=1e-3)
+        if loss != "softmax":  # and each label as if it were the only one
+            first = hidden_layer(x[i : i + 1, own], y[i : i + 1, own, 1:], LOSSES[loss], l2[i : i + 1], **options)
+            torch.testing.assert_close(fit(x)[i, :, 1:], first(x[i : i + 1])[0], rtol=1e-3, atol=1e-3)
+    for place in ("solvers", "newton"):
+        monkeypatch.setattr(f"plateaulens.analysis.{place}.HELD", 4 * x[0].nbytes)
+    parted = hidden_layer(x, y, LOSSES[loss], l2, mask=keep, **options)
+    torch.testing.assert_close(parted(x), fit(x), rtol=1e-3, atol=1e-3)
+
+
+@EACH_LOSS
+def test_a_hidden_layer_loses_no_more_than_torchs(loss):
+    x, y = hidden_problems(loss, 2)
+    l2, width = 1e-3, 32
+    fit = hidden_layer(x, y, LOSSES[loss], l2, width=width, together=loss == "softmax")
+    ours = penalised(loss, fit, x, y, l2)
+    z = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
+    theirs = 0.0
+    for i in range(2):
+        for part in [slice(None)] if loss == "softmax" else [slice(j, j + 1) for j in range(y.shape[-1])]:
+            labels = y[i, :, part]
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                layers = [torch.nn.Linear(6, width), torch.nn.ReLU(), torch.nn.Linear(width, labels.shape[-1])]
+                twin = torch.nn.Sequential(*layers).double()
+            descent = torch.optim.LBFGS(twin.parameters(), max_iter=300, line_search_fn="strong_wolfe")
+
+            def value(labels=labels, twin=twin, i=i):
+                squares = (twin[0].weight / x[i].std(0)).square().sum() + twin[2].weight.square().sum()
+                return LOSSES[loss](twin(z[i]), labels).mean() + l2 / 2 * squares
+
+            def closure(descent=descent, twin=twin, value=value):
+                descent.zero_grad()
+                found = value()
+                found.backward(inputs=list(twin.parameters()))
+                return found
+
+            descent.step(closure)
+            theirs += value().item()
+    assert float(ours.sum()) < theirs
 
 
 @pytest.mark.parametrize("name", ["logistic", "multinomial"])
@@ -222,10 +290,12 @@ def test_columns_that_do_not_vary_or_repeat_do_no_harm():
 def test_a_hidden_layer_solves_what_no_line_can():
     x = torch.randn(3, 400, 2, generator=rng(0))
     y = (x[..., 0] * x[..., 1] > 0).long()
-    fit = hidden_layer(x, y, 2, 1e-5, width=16)
-    assert (fit(x).argmax(-1) == y).float().mean() > 0.98
-    assert (logistic(x, y[..., None].float(), 1e-5)(x).sign() == 2 * y[..., None] - 1).float().mean() < 0.6
-    torch.testing.assert_close(hidden_layer(x, y, 2, 1e-5, width=16)(x), fit(x), rtol=0, atol=0)
+    y = y[..., None].float()
+    fit = hidden_layer(x, y, LOSSES["sigmoid"], 1e-5, width=16)
+    assert ((fit(x) > 0) == (y > 0)).float().mean() > 0.98
+    assert ((logistic(x, y, 1e-5)(x) > 0) == (y > 0)).float().mean() < 0.6
+    assert hidden_layer(x, y, LOSSES["sigmoid"], 1e-5, width=16)(x).equal(fit(x))
+    assert not hidden_layer(x, y, LOSSES["sigmoid"], 1e-5, width=16, seed=1)(x).equal(fit(x))
 
 
 def test_auroc_is_scikit_learns():
@@ -444,6 +514,76 @@ def test_probes_and_their_fit_are_what_an_ablation_takes():
     torch.testing.assert_close(w, logistic(problems(dtype=torch.float)[0], problems()[1], 0.01 / N).weights[:, 0])
 
 
+@pytest.fixture
+def xor(monkeypatch):
+    """Activations that hold two bits along directions of their own at all sites, and the feature "they differ"."""
+    batch = ADDITION.sample(700, seed=0)
+    places = ADDITION.features(batch)["carry"].positions
+    bits, directions = torch.randint(2, (700, 4, 2), generator=rng(1)), torch.eye(16)[:2]
+    x = torch.randn(*batch.inputs.shape, 16, generator=rng(2))
+    x[torch.arange(700)[:, None], places] += 4 * (2.0 * bits - 1) @ directions
+    starts = []
+
+    def trace(model, some, sites):
+        start = sum(starts) % 700
+        starts.append(len(some))
+        return SimpleNamespace(cache={site: x[start : start + len(some)] for site in sites})
+
+    monkeypatch.setattr("plateaulens.analysis.probing.trace", trace)
+    return batch, pl.Feature(bits[..., 0] ^ bits[..., 1], places)
+
+
+def test_a_hidden_layer_reads_the_xor_of_two_bits_and_a_line_does_not(xor, monkeypatch):
+    batch, feature = xor
+    line = probe(transformer(ADDITION), batch, feature, SITE)
+    found = probe(transformer(ADDITION), batch, feature, SITE, hidden=8, C=100.0)
+    assert (
+        (line.table.loss > 0.65).all() and (line.table.auroc < 0.65).all() and (abs(line.table.selectivity) < 0.1).all()
+    )
+    assert (found.table.loss < 0.1).all() and (found.table.accuracy > 0.97).all() and (found.table.auroc > 0.99).all()
+    assert (found.table.shuffled > 0.6).all() and (found.table.selectivity > 0.5).all()
+    monkeypatch.setattr("plateaulens.analysis.solvers.HELD", 2**16)
+    monkeypatch.setattr("plateaulens.analysis.probing.PASS", 100)
+    parted = probe(transformer(ADDITION), batch, feature, SITE, hidden=8, C=100.0, shuffled=False)
+    np.testing.assert_allclose(parted.losses, found.losses, atol=1e-3)
+    pooled = probe(transformer(ADDITION), batch, feature, SITE, hidden=8, C=100.0, pooled=True, shuffled=False)
+    assert (pooled.table.loss < 0.1).all() and pooled.fit.inner.weights.shape == (4, 8, 16)
+    wanted = dict(train=batch, draws=1, progress=False)
+    for method in ("hyperplane", "nullspace"):
+        with pytest.raises(ValueError, match="a hidden layer has no direction; probe without hidden="):
+            ablate_feature(transformer(ADDITION), batch, "carry", found, method=method, **wanted)
+
+
+def test_what_a_hidden_layer_scores_is_what_it_says():
+    task = BreadthFirstSearch(nodes=5)
+    batch, model = task.sample(400, seed=0), transformer(task)
+    feature = task.features(batch)["queue"]
+    labels = feature.labels.clone()
+    labels[:, 1, 2] = 0  # does not vary: it does not count
+    feature = pl.Feature(labels, feature.positions, feature.kind)
+    found = probe(model, batch, feature, SITE, C=1.0, hidden=4, shuffled=False)
+    _, cache = model.run_with_cache(batch.inputs)
+    x = cache[SITE][found.test[:, None], feature.positions[found.test].clamp(min=0)].transpose(0, 1)
+    there, y, z = feature.positions[found.test].T >= 0, labels[found.test].transpose(0, 1).float(), found.fit(x)
+    one = labels.sum(-1).eq(1).all(0)
+    assert one.tolist() == [False] * (len(one) - 1) + [
+        True
+    ]  # the last queue is one node, so that its probe is a softmax
+    assert z[1, :, 2].isnan().all() and z.isnan().any(1).sum() == 1
+    loss = F.binary_cross_entropy_with_logits(z, y, reduction="none").nanmean(-1)
+    loss[one] = LOSSES["softmax"](z[one], y[one])
+    torch.testing.assert_close(found.losses[0], loss.where(there, torch.nan), rtol=1e-3, atol=1e-4, equal_nan=True)
+    line = probe(model, batch, feature, SITE, C=1.0, shuffled=False)
+    assert found.table.C.equals(line.table.C) and found.test.equal(line.test)
+
+
+def test_a_hidden_layer_reads_integers_and_tokens():
+    batch = pl.MaximumSubarray(length=4).sample(1200, seed=0)
+    line, found = (probe_tokens(batch, "max_ending_here", C=100.0, hidden=hidden) for hidden in (None, 16))
+    assert (found.table.loss.values[0, 2:] < line.table.loss.values[0, 2:] / 2).all()  # a maximum bends
+    assert (found.table.r2 > 0.8).all()
+
+
 def test_the_auroc_of_a_softmax_is_that_of_its_probabilities():
     g, batch = rng(4), ADDITION.sample(2000, seed=0)
     y = torch.randint(3, (2000, 1), generator=g)
@@ -491,6 +631,10 @@ def test_every_checkpoint_is_probed_as_if_alone(run):
                 np.testing.assert_allclose(own[value], alone.table[value], atol=2e-3, err_msg=value)
             np.testing.assert_allclose(own.losses, alone.losses, atol=0.05)
             np.testing.assert_allclose(thirds(over).sel(feature=name, step=step).loss, alone.thirds().loss, rtol=0.02)
+    bent = probe_over(run, batch, "carry", steps=[10, 20], C=1.0, hidden=2, shuffled=False, progress=False)
+    alone = probe(run.model(20), batch, "carry", C=1.0, hidden=2, shuffled=False, baseline=run.model(0))
+    np.testing.assert_allclose(bent.sel(step=20).losses, alone.losses, atol=1e-4)
+    np.testing.assert_allclose(bent.baseline_losses[0], alone.baseline_losses, atol=1e-4)
     single = probe_over(run, batch, "carry", steps=[20], C=1.0, shuffled=False, progress=False)
     assert single.loss.dims == ("step", "site", "offset")
     verdict = quiet_or_loud(over, "carry", plateau_steps=[0, 10], after_step=20, resamples=50)
@@ -596,6 +740,7 @@ def test_errors_say_what_to_do(run):
         (dict(feature=answer_tokens(batch[:9])), "50"),
         (dict(C=0.0), "above 0"),
         (dict(C=np.inf), "C=inf"),
+        (dict(hidden=0), "at least 1"),
         (dict(feature=pl.Feature(2 * torch.ones(50, 1, dtype=torch.long), torch.zeros(50, 1).long())), "not 0 and 1"),
     ]:
         with pytest.raises(ValueError, match=what):

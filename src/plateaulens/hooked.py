@@ -156,7 +156,7 @@ def past_length(kwargs: Mapping[str, Any]) -> int:
     return int(cache.length if hasattr(cache, "length") else cache[0].past_keys.shape[1])  # ours, or 3.9's
 
 
-def active(model: nn.Module) -> list[Any]:
+def active(model: Any) -> list[Any]:
     """The interventions that are on, outermost first."""
     return [value for value, _ in _OWN.get(model, [])]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from plateaulens import metrics
 from plateaulens._lookup import look_up
 from plateaulens.hooked import PATTERNS
+from plateaulens.tasks import MatrixBatch
 from plateaulens.tracing import FINAL, Trace
 
 Measurement = Callable[[Trace], Tensor]
@@ -35,7 +36,7 @@ def loss(t: Trace) -> Float[Tensor, " batch"]:
     Of a scalar read-out, mean squared error over all cells (arXiv 2410.22244).
     """
     t.truth("loss")
-    if t.outputs.ndim == 2:
+    if isinstance(t.batch, MatrixBatch):
         return (t.outputs - t.batch.values).square().mean(-1)
     return metrics.cross_entropy(t.outputs, t.batch.targets, t.batch.scored)
 
@@ -59,7 +60,7 @@ def masked_size(t: Trace) -> Float[Tensor, " batch"]:
 
 
 def _squared_errors(t: Trace, name: str, hidden: bool) -> tuple[Float[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-    if t.batch.is_decoded:
+    if not isinstance(t.batch, MatrixBatch):
         raise ValueError(f"{name} is of matrices, whose cells are answered in one pass; measure loss")
     return (t.outputs - t.batch.values).square(), t.batch.observed != hidden
 

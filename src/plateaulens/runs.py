@@ -255,7 +255,8 @@ class Run:
         held = _read(self.path / "held.safetensors")
         decoding = build(Decoding, self.config.get("decoding", {}), "decoding")
         kind = Batch if self.task is None else self.task.batch_type
-        return kind(*(held[name] for name in COLUMNS), self.task, int(held.get("n_new", 0)), decoding)
+        columns = {name: held[name] for name in COLUMNS}
+        return kind(**columns, task=self.task, n_new=int(held.get("n_new", 0)), decoding=decoding)
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors of interventions, by digest."""

@@ -31,7 +31,7 @@ def lbfgs(
         The parameters, and the largest entry of each gradient that was left.
     """
 
-    def both(w: Tensor) -> tuple[Tensor, Tensor]:
+    def both(w: Tensor, data: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             w = w.detach().requires_grad_()
             f = value(w, *data)
@@ -39,7 +39,7 @@ def lbfgs(
 
     w, places = start, torch.arange(len(start), device=start.device)
     found, left = torch.empty_like(start), torch.empty_like(start[:, :1])
-    f, g = both(w)
+    f, g = both(w, data)
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # s, y, and 1 / (s . y) or 0 where they say nothing
     values, least = [f], 8 * torch.finfo(f.dtype).eps
     for step in range(most + 1):
@@ -54,11 +54,13 @@ def lbfgs(
         direction = -_two_loops(g, pairs)
         slope = _dot(g, direction)
         size = torch.ones_like(slope) if pairs else 1 / g.norm(dim=1, keepdim=True).clamp(min=1)
+        new, change = both(w + size * direction, data)
         for _ in range(20):
-            new, change = both(w + size * direction)
-            if (fine := new <= f + 1e-4 * size * slope + least * f.abs()).all():
+            far = ~(new <= f + 1e-4 * size * slope + least * f.abs())[:, 0]  # NaN too is too far
+            if not far.any():
                 break
-            size = size.where(fine, size / 2)
+            size = size.where(~far[:, None], size / 2)
+            new[far], change[far] = both((w + size * direction)[far], tuple(t[far] for t in data))
         s, y = size * direction, change - g
         inner = _dot(s, y)
         pairs = [*pairs, (s, y, (1 / inner).where(inner > 1e-10 * _dot(y, y), 0.0))][-memory:]

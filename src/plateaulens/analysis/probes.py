@@ -1,9 +1,10 @@
-"""Linear probes: what can be read from activations, layer by layer and position by position, and when it could be.
+"""Probes: what can be read from activations, layer by layer and position by position, and when it could be.
 
     found = probe(model, batch, "carry", baseline=untrained)       # -> Probes
     found.thirds()                                                 # test loss beside the untrained network's
     over = probe_over(run, batch, ["carry", "first_operand"])      # every checkpoint -> xarray
     print(quiet_or_loud(over, "carry", plateau_steps=[64, 96], after_step=420))
+    probe(model, batch, "carry", hidden=32)                        # one hidden layer: what no line tells
 
 After arXiv 2505.03997, whose probes are independent logistic regressions, one a site, offset and label. Sequences are
 split, not rows. A probe on an untrained network is no chance level: give a `baseline`. Nor does a probe that succeeds
@@ -11,7 +12,7 @@ show a computation, where the tokens that the position can see tell the label to
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from plateaulens._shapes import Batch
-from plateaulens.analysis.probing import Parts, Question, best_fit, states_at
+from plateaulens.analysis.probed import Probes, answered
+from plateaulens.analysis.probing import Parts, Question, states_at
 from plateaulens.analysis.quiet import Verdict, quiet_or_loud, thirds
-from plateaulens.analysis.solvers import Fit, logistic
+from plateaulens.analysis.solvers import logistic
 from plateaulens.hooked import matching
-from plateaulens.tasks.base import Feature
+from plateaulens.tasks.base import NUMBERS, Feature
 
 __all__ = [
     "Probes",
@@ -44,56 +46,6 @@ RESIDUAL = "blocks.*.hook_resid_post"
 PAPER = 100.0  # scikit-learn's C in arXiv 2505.03997
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Probes:
-    """Probes of one feature in one model: w . x + b at each site and offset.
-
-    Attributes:
-        feature: its name.
-        kind: see `Feature`.
-        sites: hook names.
-        positions: where each offset was read in each sequence of the batch.
-        weights: w, for activations as they are; 0 where a label does not vary.
-        biases: b.
-        table: by site and offset: `loss` on the test sequences in nats (of integers, the mean squared error),
-            `train_loss`, `accuracy` and `auroc` (of integers, `r2`), the `C` that was taken; `shuffled`, the loss of
-            probes trained and tested on labels shuffled among sequences, and `selectivity`, shuffled - loss; and
-            `baseline`, the loss in another model. Means over labels; NaN where labels do not vary.
-        losses: of each test sequence, NaN where it has none: what a bootstrap resamples.
-        baseline_losses: in the other model; all NaN without one.
-        test: which sequences of the batch the tests are.
-    """
-
-    feature: str
-    kind: str
-    sites: tuple[str, ...]
-    positions: Int[Tensor, "batch offset"]
-    weights: Float[Tensor, "site offset label d_model"]
-    biases: Float[Tensor, "site offset label"]
-    table: xr.Dataset
-    losses: Float[Tensor, "site offset test"]
-    baseline_losses: Float[Tensor, "site offset test"]
-    test: Int[Tensor, " test"]
-
-    @property
-    def train_loss(self) -> Float[np.ndarray, "site offset"]:
-        """The loss by which sites are chosen."""
-        return self.table.train_loss.values
-
-    def best_site(self) -> list[str | None]:
-        """Of each offset the site of the lowest train loss (arXiv 2505.03997); None where nothing varies."""
-        best = np.nan_to_num(self.train_loss, nan=np.inf).argmin(0)
-        return [None if np.isnan(self.train_loss[:, i]).all() else self.sites[b] for i, b in enumerate(best)]
-
-    def thirds(self) -> xr.Dataset:
-        """As the function `thirds`."""
-        return thirds(self.table)
-
-    def __repr__(self) -> str:
-        rows = self.thirds().to_dataframe().round(4)
-        return f"Probes of {self.feature} ({self.kind}), {len(self.sites)} sites, {len(self.test)} tests\n{rows}"
-
-
 def probe(
     model: Any,
     batch: Batch,
@@ -101,6 +53,8 @@ def probe(
     sites: str | Sequence[str] = RESIDUAL,
     *,
     baseline: Any = None,
+    hidden: int | None = None,
+    bias: bool = True,
     C: float | Sequence[float] = (1.0, PAPER),
     fractions: tuple[float, float, float] = (0.6, 0.1, 0.3),
     pooled: bool = False,
@@ -109,9 +63,11 @@ def probe(
 ) -> Probes:
     """Fit a probe of `feature` at every site and offset, and test it on sequences that it has not seen.
 
-    A probe has the least mean loss + |w|^2 / (2 C n) over n examples, b being free. Of several C each probe takes the
-    one of the least loss on the validation sequences; of one alone these are trained on too. Labels are probed one by
-    one, but classes of which each example has exactly one together (a softmax).
+    A probe has the least mean loss + |w|^2 / (2 C n) over n examples, b being free; of numbers the loss is half the
+    squared error. Of several C each probe takes the one of the least loss on the validation sequences; of one alone
+    these are trained on too. Labels are probed one by one, but classes of which each example has exactly one together
+    (a softmax). With `hidden` a probe is a network of one layer of so many rectified units, w all its weights, and what
+    is found a local optimum, from weights that `seed` draws.
 
     Args:
         model: any hooked model.
@@ -119,21 +75,24 @@ def probe(
         feature: a name of the task's, or the feature of this batch.
         sites: hook names or globs.
         baseline: another model to probe in the same way, best an untrained one.
-        C: the inverse strength of the penalty, as in scikit-learn; 100 is the paper's, inf (of integers) for none.
+        hidden: units of the hidden layer; None for linear probes.
+        bias: whether linear probes of numbers have b; those of arXiv 2410.22244 have none.
+        C: the inverse strength of the penalty, as in scikit-learn; 100 is the paper's, inf (of numbers) for none.
         fractions: of the sequences to train on, to choose C by and to test on.
         pooled: one probe a site for all offsets, each row of a sequence an example; `loss` is still by offset.
         shuffled: whether to fit shuffled labels too, as a control.
-        seed: of the split and the shuffling.
+        seed: of the split, the shuffling and the weights that a hidden layer starts from.
 
     Raises:
-        ValueError: for an unknown feature or site, prompts without a task, labels that are not of their kind,
-            fractions that leave a part empty, or positions that the model does not reach.
+        ValueError: for an unknown feature or site, prompts without a task, labels that are not of their kind, `hidden`
+            below 1, no `bias` where it is needed, fractions that leave a part empty, or positions that the model does
+            not reach.
     """
-    question = _asked(batch, feature, Parts.of(len(batch), fractions, C, seed))[0]
+    question = _asked(batch, feature, Parts.of(len(batch), fractions, C, seed, hidden, bias))[0]
     found = _probed(model, batch, [question], sites, [None], shuffled, pooled)[0]
     if baseline is None:
         return found
-    return _beside(found, _probed(baseline, batch, [question], sites, [None], False, pooled)[0])
+    return found.beside(_probed(baseline, batch, [question], sites, [None], False, pooled)[0])
 
 
 def probe_over(
@@ -144,6 +103,8 @@ def probe_over(
     *,
     steps: Sequence[int] | None = None,
     baseline: Any = None,
+    hidden: int | None = None,
+    bias: bool = True,
     C: float | Sequence[float] = (1.0, PAPER),
     fractions: tuple[float, float, float] = (0.6, 0.1, 0.3),
     pooled: bool = False,
@@ -151,7 +112,7 @@ def probe_over(
     seed: int = 0,
     progress: bool = True,
 ) -> xr.Dataset:
-    """`probe` at every checkpoint, each fit starting from the one before.
+    """`probe` at every checkpoint, each linear fit starting from the one before.
 
     Args:
         run: a Run, or anything with `.steps` and `.model(step)`.
@@ -160,6 +121,8 @@ def probe_over(
         sites: as in `probe`.
         steps: all checkpoints by default.
         baseline: a model; by default the network of step 0.
+        hidden: as in `probe`.
+        bias: as in `probe`.
         C: as in `probe`.
         fractions: as in `probe`.
         pooled: as in `probe`.
@@ -176,7 +139,7 @@ def probe_over(
     """
     from tqdm.auto import tqdm
 
-    questions = _asked(batch, features, Parts.of(len(batch), fractions, C, seed))
+    questions = _asked(batch, features, Parts.of(len(batch), fractions, C, seed, hidden, bias))
     chosen = list(run.steps if steps is None else steps)
     if not chosen or not questions:
         raise ValueError(f"nothing to probe: {len(chosen)} checkpoints of {run!r}, {len(questions)} features")
@@ -187,7 +150,7 @@ def probe_over(
     for step in tqdm(chosen, unit="step", disable=not progress):
         found = _probed(run.model(step), batch, questions, sites, last, shuffled, pooled)
         for own, new, other in zip(rows, found, others, strict=True):
-            own.append(_whole(_beside(new, other)))
+            own.append(new.beside(other).whole())
         last = list(found)
     tables = [xr.concat(own, xr.Variable("step", chosen)) for own in rows]
     if isinstance(features, str | Feature):
@@ -200,6 +163,7 @@ def probe_tokens(
     feature: str | Feature,
     seen: Int[Tensor, "batch offset token"] | None = None,
     *,
+    hidden: int | None = None,
     C: float | Sequence[float] = (1.0, PAPER),
     fractions: tuple[float, float, float] = (0.6, 0.1, 0.3),
     seed: int = 0,
@@ -212,6 +176,7 @@ def probe_tokens(
         batch: as in `probe`; so are the other arguments, and with the same `fractions` and `seed` the tests.
         feature: see `batch`.
         seen: positions of the tokens that each offset is given, -1 for none; by default all up to its own.
+        hidden: see `batch`.
         C: see `batch`.
         fractions: see `batch`.
         seed: see `batch`.
@@ -222,7 +187,7 @@ def probe_tokens(
     Raises:
         ValueError: as `probe`, and for tokens after the position that they are given to.
     """
-    question = _asked(batch, feature, Parts.of(len(batch), fractions, C, seed))[0]
+    question = _asked(batch, feature, Parts.of(len(batch), fractions, C, seed, hidden))[0]
     own = question.positions.T[..., None]
     if seen is None:
         seen = torch.arange(batch.inputs.shape[1]).expand(*own.shape[:2], -1).transpose(0, 1)
@@ -232,7 +197,7 @@ def probe_tokens(
         raise ValueError(f"seen= is [batch offset token], no token after its offset's position; got {list(seen.shape)}")
     tokens = batch.tokens.cpu()[torch.arange(len(batch))[:, None], places.clamp(min=0)]
     x = F.one_hot(tokens).float() * (places >= 0)[..., None]
-    return _answered(question, ("tokens",), x.flatten(2)[None], None, True, False)
+    return answered(question, ("tokens",), x.flatten(2)[None], None, True, False)
 
 
 def logistic_fit(
@@ -246,9 +211,9 @@ def logistic_fit(
 def answer_tokens(batch: Batch) -> Feature:
     """The answer tokens where each is predicted, as classes.
 
-    `probe(model, batch, answer_tokens(batch), "blocks.0.hook_attn_out", pooled=True)` asks what the probe of arXiv
-    2506.13688 asks, by a softmax on the attention's output. The paper's is a network of 256 hidden units (as of
-    `solvers.hidden_layer`) and splits rows, so that rows of one sequence are on both sides.
+    `probe(model, batch, answer_tokens(batch), "blocks.0.hook_attn_out", hidden=256, pooled=True)` asks what the probe
+    of arXiv 2506.13688 asks of the attention's output. The paper's splits rows, so that rows of one sequence are on
+    both sides.
     """
     return Feature(batch.answers.clamp(min=0), batch.out, "classes")
 
@@ -265,11 +230,17 @@ def _asked(
         features = dict(zip(names, each, strict=True))
     asked = [replace(Question.of(batch, feature, parts), name=name) for name, feature in features.items()]
     for q in asked:
-        if q.kind != "integer" and not q.labels[q.there].sub(0.5).abs().eq(0.5).all():
+        if q.kind in NUMBERS:
+            if not q.labels[q.there].isfinite().all():
+                raise ValueError(f"labels of {q.name} are not finite; give positions of -1 where it has no value")
+            continue
+        if not q.labels[q.there].sub(0.5).abs().eq(0.5).all():
             raise ValueError(
-                f"labels of {q.name} are not 0 and 1; a feature of other numbers is 'integer' or 'classes'"
+                f"labels of {q.name} are not 0 and 1; a feature of other numbers is 'integer', 'real' or 'classes'"
             )
-        if q.kind != "integer" and max(parts.C) == np.inf:
+        if not parts.bias:
+            raise ValueError(f"bias=False is for least squares, and {q.name} is {q.kind}; leave bias out")
+        if max(parts.C) == np.inf:
             raise ValueError(f"C=inf leaves separable labels without an optimum, and {q.name} is {q.kind}; try C=1e4")
     return asked
 
@@ -296,73 +267,5 @@ def _probed(
     names = matching(model, [sites] if isinstance(sites, str) else list(sites))
     states = states_at(model, batch, questions, names)
     return [
-        _answered(q, tuple(names), x, s, shuffled, pooled) for q, x, s in zip(questions, states, starts, strict=True)
+        answered(q, tuple(names), x, s, shuffled, pooled) for q, x, s in zip(questions, states, starts, strict=True)
     ]
-
-
-def _answered(
-    question: Question,
-    sites: tuple[str, ...],
-    states: Float[Tensor, "site offset batch d_model"],
-    start: Probes | None,
-    shuffled: bool,
-    pooled: bool,
-) -> Probes:
-    shape = states.shape[:2]
-    first = None if start is None else Fit.of(start.weights.flatten(0, 1), start.biases.flatten(0, 1))
-    fit, scores, losses = _best(question, states, first, pooled)
-    control = torch.full_like(scores["loss"], torch.nan)
-    if shuffled:
-        control = _best(question.shuffled(), states, None, pooled)[1]["loss"]
-    scores |= {
-        "shuffled": control,
-        "selectivity": control - scores["loss"],
-        "baseline": torch.full_like(control, torch.nan),
-    }
-    values: dict[str, Any] = {name: (("site", "offset"), v.view(shape).numpy()) for name, v in scores.items()}
-    table = xr.Dataset({**values, "offsets": shape[1]}, {"site": list(sites), "offset": range(shape[1])})
-    own = losses.view(*shape, -1)
-    return Probes(
-        feature=question.name,
-        kind=question.kind,
-        sites=sites,
-        positions=question.positions,
-        weights=fit.weights.nan_to_num().view(*shape, *fit.weights.shape[1:]),
-        biases=fit.biases.nan_to_num().view(*shape, -1),
-        table=table,
-        losses=own,
-        baseline_losses=torch.full_like(own, torch.nan),
-        test=question.parts.test,
-    )
-
-
-def _best(
-    question: Question, states: Float[Tensor, "site offset batch d_model"], start: Fit | None, pooled: bool
-) -> tuple[Fit, dict[str, Tensor], Float[Tensor, "problem test"]]:
-    """`best_fit` of each site and offset; pooled, of a site's rows at all offsets, which keep losses of their own."""
-    if not pooled:
-        return best_fit(question, states.flatten(0, 1), start)
-    _, offsets, sequences, _ = states.shape
-    places = sequences * torch.arange(offsets)[:, None]
-    split = {name: (places + getattr(question.parts, name)).flatten() for name in ("train", "validation", "test")}
-    rows, labels = question.positions.T.reshape(-1, 1), question.labels.flatten(0, 1)[None]
-    whole = replace(question, positions=rows, labels=labels, parts=replace(question.parts, **split))
-    fit, scores, losses = best_fit(whole, states.flatten(1, 2), None if start is None else start[::offsets])
-    losses = losses.view(-1, len(question.parts.test))
-    tested = losses.isfinite().any(1)
-    each = {name: v.repeat_interleave(offsets).where(tested, torch.nan) for name, v in scores.items()}
-    return Fit(*(part.repeat_interleave(offsets, 0) for part in fit.parts)), each | {"loss": losses.nanmean(1)}, losses
-
-
-def _beside(found: Probes, other: Probes) -> Probes:
-    """With the losses of a baseline."""
-    if found.sites != other.sites:
-        raise ValueError(f"the baseline has {', '.join(other.sites)}, and the model {', '.join(found.sites)}")
-    return replace(found, table=found.table.assign(baseline=other.table.loss), baseline_losses=other.losses)
-
-
-def _whole(found: Probes) -> xr.Dataset:
-    """The table, and the losses of each test sequence."""
-    axes = ("site", "offset", "test")
-    named = {"losses": found.losses, "baseline_losses": found.baseline_losses}
-    return found.table.assign({name: (axes, value.numpy()) for name, value in named.items()})

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from plateaulens._lookup import look_up
 from plateaulens._shapes import Batch
+from plateaulens.analysis.hidden import Hidden, hidden_layer
 from plateaulens.analysis.solvers import Fit, least_squares, logistic, multinomial
-from plateaulens.tasks.base import Feature
+from plateaulens.tasks.base import NUMBERS, Feature
 from plateaulens.tracing import trace
 
 PASS = 1024  # sequences that a model runs on at once
@@ -20,17 +21,33 @@ PASS = 1024  # sequences that a model runs on at once
 
 @dataclass(frozen=True)
 class Parts:
-    """Sequences to train on, to choose C by, and to test on; what C may be; a seed."""
+    """Sequences to train on, to choose C by and to test on; the Cs; a seed; units of a hidden layer, if any; b."""
 
     train: Int[Tensor, " train"]
     validation: Int[Tensor, " validation"]
     test: Int[Tensor, " test"]
     C: tuple[float, ...]
     seed: int
+    hidden: int | None = None
+    bias: bool = True
 
     @classmethod
-    def of(cls, n: int, fractions: tuple[float, float, float], C: float | Sequence[float], seed: int) -> "Parts":
+    def of(
+        cls,
+        n: int,
+        fractions: tuple[float, float, float],
+        C: float | Sequence[float],
+        seed: int,
+        hidden: int | None = None,
+        bias: bool = True,
+    ) -> "Parts":
         """A random split."""
+        if hidden is not None and hidden < 1:
+            raise ValueError(
+                f"hidden= is how many units a probe has, at least 1 or None for a linear one; got {hidden}"
+            )
+        if hidden is not None and not bias:
+            raise ValueError("a hidden layer keeps its biases; leave out hidden= or bias=False")
         grid = tuple(sorted([C] if isinstance(C, int | float) else C))
         order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
         first, second = (round(n * f) for f in (fractions[0], fractions[0] + fractions[1]))
@@ -41,7 +58,7 @@ class Parts:
             raise ValueError(f"{n} sequences split into {fractions} with C={C}: fractions add up to 1, C is above 0")
         if len(grid) > 1 and len(validation) == 0:
             raise ValueError(f"to choose among C={C} some sequences must be for validation, got fractions={fractions}")
-        return cls(train, validation, test, grid, seed)
+        return cls(train, validation, test, grid, seed, hidden, bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,26 +125,26 @@ def states_at(
 
 
 def best_fit(
-    question: Question, x: Float[Tensor, "problem batch d_model"], start: Fit | None
-) -> tuple[Fit, dict[str, Tensor], Float[Tensor, "problem test"]]:
+    question: Question, x: Float[Tensor, "problem batch d_model"], start: Fit | Hidden | None
+) -> tuple[Fit | Hidden, dict[str, Tensor], Float[Tensor, "problem test"]]:
     """The fits of the C that validation likes best, each problem's own; what they score; each test sequence's loss."""
     repeats, parts = len(x) // len(question.labels), question.parts
     y, there = question.labels.repeat(repeats, 1, 1), question.there.repeat(repeats, 1)
     x_train, y_train, fits_in = x[:, parts.train], y[:, parts.train], there[:, parts.train]
     exclusive = (y_train.shape[-1] > 1) & ((y_train.sum(-1) == 1) & (y_train.amax(-1) == 1) | ~fits_in).all(1)
-    exclusive |= question.kind == "classes"
+    exclusive = exclusive & (question.kind not in NUMBERS) | (question.kind == "classes")
 
-    def losses(fit: Fit, part: Int[Tensor, " part"]) -> Float[Tensor, "problem part"]:
+    def losses(fit: Fit | Hidden, part: Int[Tensor, " part"]) -> Float[Tensor, "problem part"]:
         return _losses(fit(x[:, part]), y[:, part], exclusive, question.kind).where(there[:, part], torch.nan)
 
-    fits = []
+    fits: list[Any] = []
     for C in parts.C:
-        start = _fitted(x_train, y_train, fits_in, exclusive, question.kind, C, start)
+        start = _fitted(x_train, y_train, fits_in, exclusive, question, C, start)
         fits.append(start)
     which = torch.zeros(len(x), dtype=torch.long)
     if len(fits) > 1:
         which = torch.stack([losses(fit, parts.validation).nanmean(1).nan_to_num(torch.inf) for fit in fits]).argmin(0)
-    best = Fit(*(torch.stack(each)[which, torch.arange(len(x))] for each in zip(*(fit.parts for fit in fits))))
+    best = type(fits[0]).chosen(fits, which)
     chosen = torch.tensor(parts.C)[which]
     own, z, y_test, tested = (losses(best, parts.test), best(x[:, parts.test]), y[:, parts.test], there[:, parts.test])
     scores = {"loss": own.nanmean(1), "train_loss": losses(best, parts.train).nanmean(1)}
@@ -140,26 +157,33 @@ def _fitted(
     y: Float[Tensor, "problem n label"],
     there: Bool[Tensor, "problem n"],
     exclusive: Bool[Tensor, " problem"],
-    kind: str,
+    question: Question,
     C: float,
-    start: Fit | None,
-) -> Fit:
-    l2, mask = 1 / (C * there.sum(1).clamp(min=1)), None if there.all() else there
-    if kind == "integer":
-        fit, some = least_squares(x, y, l2, mask), y.where(there[..., None], torch.nan)
+    start: Any,
+) -> Any:
+    """A Fit, from a start; or a Hidden, whose optima are local, so that it always starts anew."""
+    l2, mask, hidden = 1 / (C * there.sum(1).clamp(min=1)), None if there.all() else there, question.parts.hidden
+    if question.kind in NUMBERS and hidden is None:
+        fit, some = least_squares(x, y, l2, mask, question.parts.bias), y.where(there[..., None], torch.nan)
         varies = ((some - some.nanmean(1, keepdim=True)).abs().nan_to_num().amax(1) > 0) & (there.sum(1) > 1)[:, None]
-        return _where(varies[:, 0], fit, Fit(*(torch.full_like(t, torch.nan) for t in fit.parts)))
-    if exclusive.all() or not exclusive.any():
-        if not exclusive.any():
-            return logistic(x, y, l2, mask, start)
+        return _where(varies.any(1), fit, Fit(*(torch.full_like(t, torch.nan) for t in fit.parts)))
+    if exclusive.any() and not exclusive.all():
+        sides = [side.nonzero()[:, 0] for side in (exclusive, ~exclusive)]
+        fits = [
+            _fitted(x[i], y[i], there[i], exclusive[i], question, C, None if start is None else start[i]) for i in sides
+        ]
+        return type(fits[0]).joined(fits)[torch.cat(sides).argsort()]
+    together = bool(exclusive.any())
+    if hidden is not None:
+
+        def loss(z: Tensor, y: Tensor) -> Tensor:
+            each = _losses(z, y, torch.full((len(z),), together), question.kind)
+            return each / 2 if question.kind in NUMBERS else each
+
+        return hidden_layer(x, y, loss, l2, hidden, mask, together, question.parts.seed)
+    if together:
         return multinomial(x, y.argmax(-1), y.shape[-1], l2, mask, start)
-    fit = Fit(x.new_empty(len(x), y.shape[-1], x.shape[-1]), x.new_empty(y.shape[::2]), x.new_empty(y.shape[::2]))
-    for some in (exclusive, ~exclusive):
-        first = None if start is None else start[some]
-        own = _fitted(x[some], y[some], there[some], exclusive[some], kind, C, first)
-        for whole, part in zip(fit.parts, own.parts, strict=True):
-            whole[some] = part
-    return fit
+    return logistic(x, y, l2, mask, start)
 
 
 def _where(some: Bool[Tensor, " problem"], a: Fit, b: Fit) -> Fit:
@@ -173,7 +197,7 @@ def _losses(
     kind: str,
 ) -> Float[Tensor, "problem n"]:
     """Of each example, over the labels that vary."""
-    if kind == "integer":
+    if kind in NUMBERS:
         return (z - y).square().mean(-1)
     each = (F.softplus(z) - y * z).nanmean(-1)
     return (-(z.log_softmax(-1) * y).sum(-1)).where(exclusive[:, None], each) if exclusive.any() else each
@@ -187,10 +211,15 @@ def _scores(
     kind: str,
 ) -> dict[str, Float[Tensor, " problem"]]:
     """What a test says beside the loss."""
-    if kind == "integer":
+    if kind in NUMBERS:
         truth = y.where(there[..., None], torch.nan)
         rest, whole = (z - truth).square().nanmean(1), (truth - truth.nanmean(1, keepdim=True)).square().nanmean(1)
-        return {"r2": (1 - rest / whole).where(whole > 0, torch.nan).mean(1)}
+        found = {"r2": (1 - rest / whole).where(whole > 0, torch.nan).nanmean(1)}
+        if kind == "real":
+            vector = y.shape[-1] > 1  # the cosine of numbers is a sign
+            cosine = F.cosine_similarity(z, truth, dim=-1) if vector else torch.full_like(z[..., 0], torch.nan)
+            found |= {"cosine": cosine.nanmean(1), "absolute_cosine": cosine.abs().nanmean(1)}
+        return found
     right = ((z > 0) == (y > 0)).float().where(z.isfinite(), torch.nan).nanmean(-1)
     together = (z.argmax(-1) == y.argmax(-1)).float().where(z.isfinite().all(-1), torch.nan)
     right = together.where(exclusive[:, None], right).where(there, torch.nan)

@@ -1,4 +1,4 @@
-"""Fits of many probes at once: least squares, logistic regressions, and networks of one hidden layer.
+"""Fits of many linear probes at once: least squares and logistic regressions.
 
     fit = logistic(x, y, l2=1 / (100 * n))          # x [problem n d], y [problem n label]; scikit-learn's C = 100
     fit = logistic(later, y, l2=1 / (100 * n), start=fit)
@@ -52,6 +52,12 @@ class Fit:
         """The problems of several fits, one after another."""
         return cls(*(torch.cat(parts) for parts in zip(*(fit.parts for fit in fits), strict=True)))
 
+    @classmethod
+    def chosen(cls, fits: Sequence["Fit"], which: Int[Tensor, " problem"]) -> "Fit":
+        """Of each problem one of several fits."""
+        each = torch.arange(len(which))
+        return cls(*(torch.stack(parts)[which, each] for parts in zip(*(fit.parts for fit in fits), strict=True)))
+
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.weights, self.biases, self.gradient
@@ -73,15 +79,15 @@ def least_squares(
     """
 
     def solve(part: slice) -> Fit:
-        c = _Columns.of(x[part].double(), None if mask is None else mask[part], centred=bias)
+        c = Columns.of(x[part].double(), None if mask is None else mask[part], centred=bias)
         own = y[part].double().where(c.share > 0, 0.0)
-        gram = c.x.mT @ (c.share * c.x) + c.penalty(_each(l2, x)[part])
+        gram = c.x.mT @ (c.share * c.x) + c.penalty(each(l2, x)[part])
         right = c.x.mT @ (c.share * own)
         w = torch.linalg.pinv(gram, rtol=1e-12, hermitian=True) @ right
         fit = c.back(w, (gram @ w - right).abs().amax(1))
         return Fit(*(t.to(x) for t in fit.parts))
 
-    return Fit.joined(_in_parts(solve, x))
+    return Fit.joined(in_parts(solve, x))
 
 
 @without_gradients
@@ -111,12 +117,12 @@ def logistic(
     """
 
     def solve(part: slice) -> Fit:
-        c = _Columns.of(x[part], None if mask is None else mask[part])
+        c = Columns.of(x[part], None if mask is None else mask[part])
         w = c.forth(None if start is None else start[part], y.shape[-1])
-        penalty = c.penalty(_each(l2, x)[part])
+        penalty = c.penalty(each(l2, x)[part])
         return c.back(*newton(w, c.x, y[part].to(x), c.share, penalty, tolerance, most))
 
-    return Fit.joined(_in_parts(solve, x))
+    return Fit.joined(in_parts(solve, x))
 
 
 @without_gradients
@@ -141,8 +147,8 @@ def multinomial(
         return _mean_log_loss(x @ w, y, share) + (w * (penalty @ w)).sum((1, 2)) / 2
 
     def solve(part: slice) -> Fit:
-        own, l2s = y[part], _each(l2, x)[part]
-        c = _Columns.of(x[part], None if mask is None else mask[part], bound=l2s)
+        own, l2s = y[part], each(l2, x)[part]
+        c = Columns.of(x[part], None if mask is None else mask[part], bound=l2s)
         there = c.share[..., 0] > 0
         varies = own.where(there, 0).amax(1) > own.where(there, classes).amin(1)
         flat = c.forth(None if start is None else start[part], classes).flatten(1)
@@ -153,73 +159,12 @@ def multinomial(
         w = flat.unflatten(1, shape)
         return c.back(w - w.mean(-1, keepdim=True), left.expand(-1, classes))  # what all classes share says nothing
 
-    return Fit.joined(_in_parts(solve, x))
+    return Fit.joined(in_parts(solve, x))
 
 
-@dataclass(frozen=True, eq=False)
-class Hidden:
-    """Networks U relu(W x + b) + c.
-
-    Attributes:
-        inner: W and b.
-        outer: U and c.
-    """
-
-    inner: Fit
-    outer: Fit
-
-    def __call__(self, x: Float[Tensor, "problem n d"]) -> Float[Tensor, "problem n label"]:
-        """The logits of the classes."""
-        return self.outer(self.inner(x).relu())
-
-
-@without_gradients
-def hidden_layer(
-    x: Float[Tensor, "problem n d"],
-    y: Int[Tensor, "problem n"],
-    classes: int,
-    l2: float | Float[Tensor, " problem"],
-    width: int = 32,
-    mask: Bool[Tensor, "problem n"] | None = None,
-    seed: int = 0,
-    tolerance: float = 1e-4,
-    most: int = 500,
-) -> Hidden:
-    """Softmax on one hidden layer of `width` rectified units; l2/2 |weights|^2 is added to the mean -log p(y).
-
-    By L-BFGS; every problem starts from the same Gaussian weights, which `seed` draws. Other arguments as in
-    `multinomial`.
-    """
-    d, rng = x.shape[-1] + 1, torch.Generator().manual_seed(seed)
-    first = torch.randn(d, width, generator=rng) / (2 * d) ** 0.5
-    second = torch.cat([torch.randn(width, classes, generator=rng) / width**0.5, torch.zeros(1, classes)])
-    start = torch.cat([first.flatten(), second.flatten()]).to(x)
-
-    def parts(flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """W and b, U, c."""
-        u = flat[:, d * width :].unflatten(1, (width + 1, classes))
-        return flat[:, : d * width].unflatten(1, (d, width)), u[:, :-1], u[:, -1]
-
-    def value(flat: Tensor, x: Tensor, y: Tensor, share: Tensor, penalty: Tensor, l2s: Tensor) -> Tensor:
-        w, u, b = parts(flat)
-        squares = (w * (penalty @ w)).sum((1, 2)) + l2s * u.square().sum((1, 2))
-        return _mean_log_loss(torch.baddbmm(b[:, None], (x @ w).relu(), u), y, share) + squares / 2
-
-    def solve(part: slice) -> Hidden:
-        l2s = _each(l2, x)[part]
-        c = _Columns.of(x[part], None if mask is None else mask[part], bound=l2s)  # of variance up to 4
-        data = (c.x, y[part], c.share, c.penalty(l2s), l2s)
-        flat, left = lbfgs(value, start.repeat(len(l2s), 1), data, tolerance, most)
-        w, u, b = parts(flat)
-        return Hidden(c.back(w, left.expand(-1, width)), Fit(u.mT, b, left.expand(-1, classes)))
-
-    found = _in_parts(solve, x)
-    return Hidden(Fit.joined([h.inner for h in found]), Fit.joined([h.outer for h in found]))
-
-
-def _in_parts(solve: Callable[[slice], T], x: Float[Tensor, "problem n d"]) -> list[T]:
-    """Solve a few problems after another, so that what they make of x stays small."""
-    size = max(1, HELD // max(1, x[:1].nbytes))
+def in_parts(solve: Callable[[slice], T], x: Float[Tensor, "problem n d"], times: float = 1.0) -> list[T]:
+    """Solve a few problems after another, so that what they make of x, `times` its size, stays small."""
+    size = max(1, int(HELD / max(1.0, x[:1].nbytes * times)))
     return [solve(slice(i, i + size)) for i in range(0, len(x), size)]
 
 
@@ -233,7 +178,7 @@ def _mean_log_loss(
 
 
 @dataclass(frozen=True, eq=False)
-class _Columns:
+class Columns:
     """(x - mean) A and a column of ones; `share` is 1 / n for the n rows that count, and 0 for the rest."""
 
     x: Float[Tensor, "problem n column"]
@@ -248,7 +193,7 @@ class _Columns:
         mask: Bool[Tensor, "problem n"] | None,
         bound: float | Float[Tensor, " problem"] | None = None,
         centred: bool = True,
-    ) -> "_Columns":
+    ) -> "Columns":
         """Columns of variance 1, but for those that do not vary; with `bound` without correlations too.
 
         Then A makes S / 4 + l2, of which S is the covariance, the identity, l2 being `bound`: the Hessian at w = 0,
@@ -268,7 +213,7 @@ class _Columns:
         a = torch.diag_embed(1 / scale[:, 0])
         if bound is not None:
             covariance = (columns.mT @ (columns * share))[:, :-1, :-1].double()
-            hessian = covariance / 4 + (_each(bound, x)[:, None, None] * a.square()).double()
+            hessian = covariance / 4 + (each(bound, x)[:, None, None] * a.square()).double()
             hessian += torch.diag_embed(JITTER * torch.ones_like(hessian[:, 0]))
             turn = torch.linalg.inv(torch.linalg.cholesky_ex(hessian).L).mT.to(x)
             columns = torch.cat([columns[..., :-1] @ turn, columns[..., -1:]], -1)
@@ -277,7 +222,7 @@ class _Columns:
 
     def penalty(self, l2: float | Float[Tensor, " problem"]) -> Float[Tensor, "problem column column"]:
         """P of w' P w = l2 |A w|^2; the bias goes free."""
-        return F.pad(_each(l2, self.x)[:, None, None] * (self.a.mT @ self.a), (0, 1, 0, 1))
+        return F.pad(each(l2, self.x)[:, None, None] * (self.a.mT @ self.a), (0, 1, 0, 1))
 
     def forth(self, start: Fit | None, labels: int) -> Float[Tensor, "problem column label"]:
         """Coefficients of the columns for weights of x; 0 for want of them."""
@@ -293,6 +238,6 @@ class _Columns:
         return Fit(weights, w[:, -1] - (self.mean @ weights.mT)[:, 0], gradient)
 
 
-def _each(l2: float | Tensor, x: Float[Tensor, "problem n d"]) -> Float[Tensor, " problem"]:
+def each(l2: float | Tensor, x: Float[Tensor, "problem n d"]) -> Float[Tensor, " problem"]:
     """A penalty for each problem."""
     return torch.as_tensor(l2).to(x).expand(len(x))

@@ -13,6 +13,7 @@ from plateaulens.cli.base import given_values, main, option, usable
 TASK_OPTIONS = (
     *("n", "k", "p", "max_value", "mix", "compose", "no_repeat", "reverse"),
     *("bits", "groups", "length", "largest", "nodes", "answer_only"),
+    *("rows", "cols", "rank", "p_mask", "mask", "factors", "precision", "limit"),
 )
 TRAIN_OPTIONS = (
     *("steps", "batch_size", "lr", "optimizer", "momentum", "adam_lr", "schedule", "warmup", "decay"),
@@ -41,6 +42,14 @@ TRAIN_OPTIONS = (
 @option("--largest", type=int, help="Number of subarray.")
 @option("--nodes", type=int, help="Of bfs, dfs, path, topological and mst.")
 @option("--answer-only", is_flag=True, default=None, help="Do not score the `=` of those from binary-addition on.")
+@option("--rows", type=int, help="Of matrix.")
+@option("--cols", type=int, help="Of matrix.")
+@option("--rank", type=int, help="Of matrix.")
+@option("--p-mask", type=float, help="Probability that a cell of matrix is hidden.")
+@option("--mask", help="What of matrix is hidden: random, row, column or block.")
+@option("--factors", help="Distribution of matrix: uniform, gaussian, laplace, signs or bounded.")
+@option("--precision", type=float, help="To which entries of matrix are rounded.")
+@option("--limit", type=float, help="Largest entry of matrix that has a token.")
 @option("--attention", help="linear or softmax.  [default: linear]")
 @option("--layers", "n_layers", type=int, help="[default: what the task needs]")
 @option("--heads", "n_heads", type=int, help="[default: 1]")
@@ -86,10 +95,11 @@ def train(
     """
     import plateaulens as pl
     from plateaulens._lookup import build, look_up
-    from plateaulens.papers import plateau, quiet
+    from plateaulens.papers import matrices, plateau, quiet
 
     table = plateau.SMALL if small else plateau.RECIPES
-    known = {name: table[name] for name in plateau.GROUPS["tasks"]} | quiet.RECIPES
+    known = {name: table[name] for name in plateau.GROUPS["tasks"]} | quiet.RECIPES | matrices.RECIPES
+    task = f"{task}-small" if small and task in matrices.RECIPES else task
     task = "binary-addition" if task == "addition" and given["bits"] is not None else task
     recipe = look_up("task", task, known)
     values = given_values(given)

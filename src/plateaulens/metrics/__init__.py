@@ -16,6 +16,7 @@ from plateaulens.metrics.geometry import (
     participation_ratio,
     stable_rank,
 )
+from plateaulens.metrics.matrices import disconnected
 from plateaulens.metrics.outputs import (
     accuracy,
     count_check,
@@ -40,6 +41,7 @@ __all__ = [
     "cosine_matrix",
     "count_check",
     "cross_entropy",
+    "disconnected",
     "distinct_ngrams",
     "effective_rank",
     "exact_match",

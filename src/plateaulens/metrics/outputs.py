@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+IN_CACHE = 2**18  # logits that are worked on at once: what is made of them stays in the processor's cache
+
 
 def _masked_mean(values: Float[Tensor, "*batch out"], mask: Bool[Tensor, "*batch out"]) -> Float[Tensor, "*batch"]:
     return values.where(mask, 0.0).sum(-1) / mask.sum(-1)
@@ -80,7 +82,17 @@ def prediction_entropy(
     logits: Float[Tensor, "*batch out d_vocab"], valid: Bool[Tensor, "*batch out"]
 ) -> Float[Tensor, "*batch"]:
     """Entropy in nats of the predicted distribution, mean over an answer's positions."""
-    return _masked_mean(torch.special.entr(logits.float().softmax(-1)).sum(-1), valid)
+    rows = logits.flatten(0, -2).split(max(1, IN_CACHE // logits.shape[-1]))
+    return _masked_mean(torch.cat([_entropy(some.float()) for some in rows]).view(logits.shape[:-1]), valid)
+
+
+def _entropy(logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, " row"]:
+    r"""\ln s - \sum_v z_v e^{z_v} / s with s = \sum_v e^{z_v}, z the logits less the largest."""
+    # clamped, as -inf times 0 is not 0; e^{-200} is none that float32 has
+    z = (logits - logits.amax(-1, keepdim=True)).clamp(min=-200.0)
+    e = z.exp()
+    s = e.sum(-1)
+    return s.log() - torch.linalg.vecdot(e, z) / s
 
 
 def sequence_entropy(tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]) -> Float[Tensor, "*batch"]:

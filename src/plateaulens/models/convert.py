@@ -58,9 +58,7 @@ def config_to_tl(cfg: ModelConfig) -> Any:
     """
     for name, has in (("norm_position", "pre"), ("readout", "tokens"), ("padding_idx", None)):
         if (got := getattr(cfg, name)) != has:
-            raise ValueError(
-                f"TransformerLens's own models have {name}={has!r} only, got {got!r}; keep the Transformer"
-            )
+            raise ValueError(f"TransformerLens's own models know {name}={has!r} only, got {got!r}; keep ours")
     try:
         from transformer_lens import HookedTransformerConfig as Config
     except ImportError:

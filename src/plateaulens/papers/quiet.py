@@ -66,14 +66,14 @@ TASKS: dict[str, Task] = {
     "topological": TopologicalSort(),
     "mst": MinimumSpanningTree(),
 }
-# Ours, for a CPU. The schedule is planned for more steps than a look needs; `until=` stops it early.
+# Ours, for a CPU: docs/quiet.md. The schedule is planned for more steps than a look needs; `until=` stops it early.
 RECIPES: dict[str, Recipe] = {
     "binary-addition": _recipe(BinaryAddition(bits=10), 64, 3, 1500, 3e-3),
-    "multiplication": _recipe(Multiplication(bits=4), 64, 3, 1500, 3e-3),
-    "majority": _recipe(MajorityOfMajorities(bits=20), 64, 2, 1500, 1e-3),
-    "subarray": _recipe(MaximumSubarray(length=12), 64, 3, 1500, 1e-3),
+    "multiplication": _recipe(Multiplication(bits=4), 64, 3, 1500, 1e-3),
+    "majority": _recipe(MajorityOfMajorities(bits=20), 64, 2, 2000, 1e-3),
+    "subarray": _recipe(MaximumSubarray(length=12), 32, 2, 6000, 2e-3),
     "activities": _recipe(ActivitySelection(n=6), 64, 3, 1500, 1e-3),
-    "bfs": _recipe(BreadthFirstSearch(nodes=6, answer_only=True), 64, 3, 1500, 1e-3),
+    "bfs": _recipe(BreadthFirstSearch(nodes=6, answer_only=True), 64, 3, 1500, 2e-3),
     "dfs": _recipe(DepthFirstSearch(nodes=6, answer_only=True), 64, 3, 1500, 1e-3),
     "path": _recipe(ShortestPath(nodes=6, answer_only=True), 64, 3, 1500, 1e-3),
     "topological": _recipe(TopologicalSort(nodes=5, answer_only=True), 64, 3, 1500, 1e-3),

@@ -61,7 +61,7 @@ def layer_maps(evolution: Any) -> go.Figure:
     figure.update_yaxes(title="query", showticklabels=True, col=1)
     figure.update_annotations(font_size=max(8, 16 - heads))  # a title must fit above its map
     height = 200 + layers * max(110, min(400, 800 // heads))
-    styled(figure, height=height, title="attention patterns", sliders=[_slider_of(evolution.steps)])
+    styled(figure, height=height, title="attention patterns", sliders=[slider_of(evolution.steps)])
     return figure.update_layout(margin_t=90)  # the titles of the first row lie below the figure's
 
 
@@ -77,14 +77,14 @@ def _slider(
     figure = go.Figure(_heat(maps[0], *limits[0]), frames=frames)
     figure.update_xaxes(title=x, constrain="domain")
     figure.update_yaxes(title=y, autorange="reversed", scaleanchor="x", constrain="domain")
-    return styled(figure, height=560, title=title, sliders=[_slider_of(steps)])
+    return styled(figure, height=560, title=title, sliders=[slider_of(steps)])
 
 
 def _heat(z: Float[np.ndarray, "row column"], low: float, high: float) -> go.Heatmap:
     return go.Heatmap(z=z, zmin=low, zmax=high, colorscale="RdBu", reversescale=True)
 
 
-def _slider_of(steps: list[int]) -> dict[str, Any]:
+def slider_of(steps: list[int]) -> dict[str, Any]:
     """A slider over frames that are named by their step."""
     jump = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
     marks = [{"label": str(s), "method": "animate", "args": [[str(s)], jump]} for s in steps]

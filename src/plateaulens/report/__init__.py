@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from plateaulens.checkpoints.survey import Survey
-from plateaulens.report.run import headline, plateau_of, run_report
+from plateaulens.report.results import plateau_of
+from plateaulens.report.run import headline, run_report
 from plateaulens.report.survey import survey_report
 from plateaulens.runs import Run
 

@@ -5,13 +5,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 import torch
 
 from plateaulens import plots
-from plateaulens.analysis import Evolution, Plateau, evolve, patch_across_steps
+from plateaulens._shapes import Batch
+from plateaulens.analysis import (
+    Evolution,
+    Plateau,
+    completions,
+    evolve,
+    head_atlas,
+    over_steps,
+    patch_across_steps,
+)
 from plateaulens.report.page import write_page
 from plateaulens.report.results import plateau_of, results
 from plateaulens.runs import Run
+from plateaulens.tasks import MatrixCompletion
 
 EXAMPLES = 4
 GRID = 8  # steps on each side of the patching grid
@@ -28,7 +39,9 @@ def run_report(run: Run) -> Path:
         raise ValueError(f"{run.path} has no metrics yet; train it first")
     plateau = plateau_of(run)
     figures = {}
-    if plots.curves.panels_of(map(str, metrics)):
+    if {"loss", "observed_loss", "masked_loss"} <= set(metrics):
+        figures["completion"] = plots.completion(run, plateau)
+    elif plots.curves.panels_of(map(str, metrics)):
         figures["dynamics"] = plots.dynamics(run, plateau)
     if "position_accuracy" in metrics:
         figures["positions"] = plots.position_accuracy(run)
@@ -37,8 +50,11 @@ def run_report(run: Run) -> Path:
     if any(str(column).startswith("collapse@") for column in metrics):
         figures["sites"] = plots.sites(run)
     samples: list[dict[str, Any]] = []
-    if run.steps and run.task is not None and run.model_config is not None and run.has_held and run.held().is_decoded:
-        held = run.held()[:64]
+    inside = run.steps and run.task is not None and run.model_config is not None and run.has_held
+    if inside and not (held := run.held()).is_decoded:
+        figures |= _of_matrices(run, held)
+    elif inside:
+        held = held[:64]
         evolution = evolve(run, held)
         _, layers, heads = evolution.pattern.shape[:3]
         if layers * heads == 1:
@@ -65,6 +81,15 @@ def run_report(run: Run) -> Path:
     )
 
 
+def _of_matrices(run: Run, held: Batch) -> dict[str, go.Figure]:
+    """A matrix at each checkpoint, and what heads attend to; nothing for matrices of several sizes."""
+    if not isinstance(run.task, MatrixCompletion):
+        return {}
+    steps = _evenly(run.steps, GRID)
+    atlas = over_steps(run, lambda model: head_atlas(model, held[:256]), steps)
+    return {"matrices": plots.matrix_steps(completions(run, held[:1], steps)), "heads": plots.head_maps(atlas)}
+
+
 def headline(run: Run, plateau: Plateau | None) -> dict[str, str]:
     """The run in a few numbers."""
     metrics = run.metrics
@@ -81,6 +106,8 @@ def headline(run: Run, plateau: Plateau | None) -> dict[str, str]:
     for name, label in (("collapse", "peak collapse"), ("repetition", "peak repetition")):
         if name in metrics and metrics[name].notna().any():
             lines[label] = f"{metrics[name].max():.3f} at step {metrics[name].idxmax()}"
+    if "masked_loss" in metrics:
+        lines["final loss, hidden cells"] = f"{metrics.masked_loss.iloc[-1]:.4f}"
     if "accuracy" in metrics:
         lines["final accuracy"] = f"{metrics.accuracy.iloc[-1]:.3f}"
     if "exact_match" in metrics:

@@ -105,8 +105,9 @@ class MatrixCompletion(_InOnePass, Matrices):
 
     The partial solution copies what is shown and says 0 for what is hidden.
 
-    >>> print(MatrixCompletion(rows=2, cols=3, rank=1, precision=0.1, limit=1.0).example(seed=0))
-    shown   -0.3   ?  0.4
+    >>> print(MatrixCompletion(rows=2, cols=3, rank=1, precision=0.1, limit=1.0).example(seed=3))
+    shown     ? 0.9 0.1 | 0.3 0.7 0.0
+    answer  0.4 0.9 0.1 | 0.3 0.7 0.0
 
     Args:
         rows: of a matrix.
@@ -152,20 +153,21 @@ class MatrixCompletion(_InOnePass, Matrices):
         """What arXiv 2410.22244 probes for at every cell (fig. 6 and appendix), hidden cells included.
 
         "element" is the true entry, "row" the shown entries of the cell's row and 0 for the others, "svd" the first
-        left singular vector of the whole matrix, its greatest entry positive; of "svd_any_sign" the sign is what the
-        solver gives, as in the released code.
+        left singular vector of the whole matrix, its greatest entry (of equal ones the first) positive; of
+        "svd_any_sign" the sign is what the solver gives, as in the released code.
         """
         assert isinstance(batch, MatrixBatch)
         size = (self.rows, self.cols)
         x = batch.values.unflatten(1, size)
         shown = batch.values.where(batch.observed, 0.0).unflatten(1, size)
-        vectors = torch.linalg.svd(x.double())[0][..., 0].to(x)
-        greatest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
+        vectors = torch.linalg.svd(x.double())[0][..., 0]
+        first = (vectors.abs() > vectors.abs().amax(1, keepdim=True) - 1e-9).long().argmax(1, keepdim=True)
+        fixed = vectors * vectors.gather(1, first).sign()
         found = {
             "element": batch.values,
             "row": shown.repeat_interleave(self.cols, 1),
-            "svd": (vectors * greatest.sign())[:, None].expand(-1, self.n_ctx, -1),
-            "svd_any_sign": vectors[:, None].expand(-1, self.n_ctx, -1),
+            "svd": fixed.to(x)[:, None].expand(-1, self.n_ctx, -1),
+            "svd_any_sign": vectors.to(x)[:, None].expand(-1, self.n_ctx, -1),
         }
         positions = torch.arange(self.n_ctx, device=x.device).expand(len(batch), -1)
         return {name: Feature(labels, positions, "real") for name, labels in found.items()}

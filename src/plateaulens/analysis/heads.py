@@ -1,0 +1,117 @@
+"""What attention heads look at in a matrix with hidden cells (arXiv 2410.22244, figs. 4, 22, 23).
+
+atlas = head_atlas(run.model(10_000), batch)                       # maps, attention by category, labels
+head_atlas(model, replace(task, mask="row").sample(256, seed=0))   # the same under a structured mask
+pl.plots.head_maps(atlas)
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from einops import einsum
+from jaxtyping import Bool
+from torch import Tensor
+
+from plateaulens._lookup import look_up
+from plateaulens._shapes import Batch
+from plateaulens.hooked import PATTERNS, without_gradients
+from plateaulens.tasks.matrices import MatrixBatch
+from plateaulens.tracing import trace
+
+NONE = "none"  # the label of a head without a category
+LEAST = 2.0  # how often chance a category must be to give its name to a head
+NEAR = 0.95  # of the largest ratio; see `head_atlas`
+
+
+@without_gradients
+def head_atlas(model: Any, batch: Batch, queries: str = "masked") -> xr.Dataset:
+    """Each head's mean map, and how much of its attention goes to which keys.
+
+    Chance is what even attention over all keys would give to a category, on the masks of this very batch. A head is
+    labelled by the category with the largest ratio of mass to chance, if that is above 2. A category that holds
+    another has nearly the ratio of it where the head does not tell their keys apart; hence the first of the
+    categories, the wider ones before the narrower, that has 95 % of the largest.
+
+    Args:
+        model: any hooked model.
+        batch: of `MatrixCompletion`; 256 matrices in the paper.
+        queries: the cells whose attention is counted: "masked", "observed" or "all". Maps always show all queries.
+
+    Returns:
+        `pattern` (layer head query key), the mean over the batch; `mass` (layer head category), the mean over the
+        queries; `chance` (category); `ratio` of these two; `label` (layer head); `masked` (key), the share of the
+        batch that hides a cell. Attributes: `rows`, `cols`, `queries`.
+
+    Raises:
+        ValueError: for other batches, an unknown kind of queries, or matrices without such a cell.
+    """
+    batch = matrices_of(batch)
+    t = trace(model, batch, [PATTERNS])
+    seen = t.batch.observed  # type: ignore[attr-defined]
+    kinds = {"masked": ~seen, "observed": seen, "all": torch.ones_like(seen)}
+    asked = look_up("kind of queries", queries, kinds).float()
+    if not asked.any():
+        raise ValueError(f"none of these {len(batch)} matrices has {queries} cells; choose other queries= or p_mask=")
+    members = categories(t.batch)  # type: ignore[arg-type]
+    member = torch.stack(list(members.values()), 1).float()
+    sums = "batch head query key, batch category query key, batch query -> head category"
+    maps = t.pattern().maps
+    mass = torch.stack([einsum(pattern, member, asked, sums) for pattern in maps.values()]) / asked.sum()
+    chance = einsum(member.mean(-1), asked, "batch category query, batch query -> category") / asked.sum()
+    found = xr.Dataset(
+        {
+            "pattern": (("layer", "head", "query", "key"), np.stack([m.mean(0).cpu().numpy() for m in maps.values()])),
+            "mass": (("layer", "head", "category"), mass.cpu().numpy()),
+            "chance": ("category", chance.cpu().numpy()),
+            "masked": ("key", 1 - seen.float().mean(0).cpu().numpy()),
+        },
+        coords={"layer": list(maps), "head": range(mass.shape[1]), "category": list(members)},
+        attrs={"rows": batch.task.rows, "cols": batch.task.cols, "queries": queries},
+    )
+    found["ratio"] = found.mass / found.chance.where(found.chance > 0)
+    best = found.ratio.max("category")
+    first = (found.ratio >= NEAR * best).argmax("category")
+    found["label"] = found.category[first].where(best > LEAST, NONE).drop_vars("category")
+    return found
+
+
+def head_groups(atlas: xr.Dataset) -> dict[str, list[tuple[int, int]]]:
+    """Label -> its (layer, head) pairs, those without a label left out; what `head_ablations` takes."""
+    groups: dict[str, list[tuple[int, int]]] = {}
+    for (layer, head), label in np.ndenumerate(atlas.label.values):
+        if label != NONE:
+            groups.setdefault(str(label), []).append((int(atlas["layer"][layer]), int(atlas["head"][head])))
+    return groups
+
+
+def categories(batch: MatrixBatch) -> dict[str, Bool[Tensor, "batch query key"]]:
+    """Which keys of each query belong to a category, the wider categories first; they overlap."""
+    observed = batch.observed
+    cell = torch.arange(observed.shape[1], device=observed.device)
+    row, column = cell // batch.task.cols, cell % batch.task.cols
+    itself = cell[:, None] == cell
+    in_row, in_column = ((of[:, None] == of) & ~itself for of in (row, column))
+    shown = observed[:, None]
+    found = {
+        "masked": ~shown,
+        "observed": shown,
+        "same row": in_row,
+        "same column": in_column,
+        "observed same row": in_row & shown,
+        "observed same column": in_column & shown,
+        "self": itself,
+    }
+    return {name: keys.expand(len(observed), len(cell), -1) for name, keys in found.items()}
+
+
+def matrices_of(batch: Batch) -> MatrixBatch:
+    """The batch, once it is one of matrices with hidden cells.
+
+    Raises:
+        ValueError: for any other.
+    """
+    if not isinstance(batch, MatrixBatch):
+        raise ValueError(f"this needs matrices with hidden cells, a batch of MatrixCompletion; got {batch!r}")
+    return batch

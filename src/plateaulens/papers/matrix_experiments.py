@@ -1,0 +1,250 @@
+"""The experiments of arXiv 2410.22244 on a run of matrix completion, by name: a table and a figure each.
+
+    for shown in EXPERIMENTS["ablate"](Setting.of(run)):
+        print(shown.said)
+        shown.figure.show()
+
+`plateaulens matrix NAME RUN` is the same from a shell.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import xarray as xr
+
+from plateaulens import plots
+from plateaulens.analysis import (
+    copy_check,
+    find_plateau,
+    head_ablations,
+    head_atlas,
+    head_groups,
+    out_of_distribution,
+    over_steps,
+    patch_negated,
+    permute_positions,
+    position_embeddings,
+    probe_cells,
+    switch,
+    token_embeddings,
+    values_of,
+)
+from plateaulens.runs import Run
+from plateaulens.tasks import MatrixBatch, MatrixCompletion
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A table with its figure, and what it is about."""
+
+    title: str
+    said: str
+    figure: go.Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A run, two of its steps, and how many matrices to look at.
+
+    Attributes:
+        run: of matrix completion.
+        before: a step on the plateau.
+        after: a step after the drop.
+        n: matrices.
+        seed: of the matrices.
+    """
+
+    run: Run
+    before: int
+    after: int
+    n: int = 1024
+    seed: int = 5
+
+    @classmethod
+    def of(
+        cls, run: Run, before: int | None = None, after: int | None = None, n: int = 1024, seed: int = 5
+    ) -> "Setting":
+        """By default the last saved step on the plateau and the last saved one.
+
+        Raises:
+            ValueError: for a run of another task, one without checkpoints, one whose plateau has no checkpoint, or
+                a step that was not saved.
+        """
+        if not isinstance(run.task, MatrixCompletion):
+            raise ValueError(f"{run.path} trained {run.config['task']['task']}; this is for runs of `train matrix`")
+        if not run.steps:
+            raise ValueError(f"{run.path} has no checkpoints; train with --save-every")
+        after = run.steps[-1] if after is None else after
+        if before is None:
+            plateau = find_plateau(run)
+            end = plateau.end if plateau.end is not None else after
+            on = [s for s in run.steps if plateau.start is not None and plateau.start <= s < end]
+            if not on:
+                raise ValueError(f"no saved step of {run.path} lies on its plateau; say one of {run.steps} (--before)")
+            before = on[-1]
+        for step in (before, after):
+            run.weights(step)
+        return cls(run=run, before=before, after=after, n=n, seed=seed)
+
+    @property
+    def task(self) -> MatrixCompletion:
+        """What was learnt."""
+        assert isinstance(self.run.task, MatrixCompletion)
+        return self.run.task
+
+    def batch(self, **changes: Any) -> MatrixBatch:
+        """Fresh matrices, of the task with some fields changed."""
+        return replace(self.task, **changes).sample(self.n, seed=self.seed)
+
+    @property
+    def steps(self) -> dict[str, int]:
+        """Both steps by name."""
+        return {"before": self.before, "after": self.after}
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """The models of both steps."""
+        return {name: self.run.model(step) for name, step in self.steps.items()}
+
+
+def attention(s: Setting) -> list[Shown]:
+    """What heads look at, under random and under structured masks (figs. 4, 12, 22, 23)."""
+    shown = []
+    for mask in ("random", "row", "column"):
+        batch = s.batch(mask=mask)
+        atlas = over_steps(s.run, lambda model, b=batch: head_atlas(model, b), list(s.steps.values()))  # type: ignore[misc]
+        last = atlas.sel(step=s.after)
+        named = last.ratio.fillna(0).argmax("category")
+        best = {name: last[name].isel(category=named, drop=True) for name in ("ratio", "mass")}
+        said = _table(xr.Dataset({"label": last.label, **best}).to_dataframe()[["label", *best]])
+        shown.append(Shown(f"Mean attention, {mask} mask", said, plots.head_maps(atlas)))
+        shown.append(Shown(f"What heads attend to at step {s.after}, {mask} mask", "", plots.head_categories(last)))
+    return shown
+
+
+def ablate(s: Setting) -> list[Shown]:
+    """Heads, layers and groups of heads taken out in three modes; "mean" is the paper's code."""
+    model, batch = s.run.model(s.after), s.batch()
+    found = head_ablations(model, batch, head_groups(head_atlas(model, batch)))
+    table = found.to_dataframe().unstack("mode").reindex(found.ablated.values)
+    return [Shown(f"Heads taken out of the model of step {s.after}", _table(table), plots.head_ablations(found))]
+
+
+def patch(s: Setting) -> list[Shown]:
+    """Attention outputs of X put into the run on -X."""
+    found = patch_negated(s.run.model(s.after), s.batch())
+    patched = found.distance.stack(patch=["layer", "positions"])
+    rows = {f"layer {layer}, {at}": patched.sel(patch=(layer, at)) for layer, at in patched.patch.values}
+    rows |= {"no patch": found.unpatched, "the run on X": found.clean}
+    columns = [f"{cells} to {to}" for to in found["to"].values for cells in found.cells.values]
+    table = pd.DataFrame({name: grid.values.reshape(-1) for name, grid in rows.items()}, index=columns).T
+    said = f"4 Var = {found.attrs['four_variance']:.3f}\n{_table(table)}"
+    return [Shown(f"From X into -X, step {s.after}: mean squared distance", said, plots.negation(found))]
+
+
+def switches(s: Setting) -> list[Shown]:
+    """Parts exchanged between the model before the drop and the one after it."""
+    found = switch(s.run.model(s.before), s.run.model(s.after), s.batch())
+    title = f"The model of step {s.before} and of step {s.after}, each with parts of the other"
+    return [Shown(title, _table(found.to_dataframe()), plots.switching(found))]
+
+
+def copy(s: Setting) -> list[Shown]:
+    """Tokens put into the hidden cells, and whether they are copied (table 1)."""
+    shown: list[Shown] = []
+    values: list[float | None] | None = None  # of the first, for both
+    for name, batch in (("low-rank", s.batch()), ("full-rank", s.batch(rank=None))):
+        found = copy_check(s.run, batch, values)
+        values = [None if value == "MASK" else float(value) for value in found["value"].values]
+        table = found.sel(step=_few(s.run.steps)).to_dataframe().unstack("value")
+        shown.append(Shown(f"Copying, {name} matrices", _table(table), plots.copying(found)))
+    return shown
+
+
+def probe(s: Setting) -> list[Shown]:
+    """What linear probes read at the cells after each layer (fig. 6)."""
+    batch = s.task.sample(9 * s.n, seed=s.seed)
+    shown = []
+    for step in s.steps.values():
+        found = probe_cells(s.run.model(step), batch)
+        table = found.to_dataframe()
+        shown.append(Shown(f"Probes of the model of step {step}", _table(table), plots.cell_probes(found)))
+    return shown
+
+
+def embeddings(s: Setting) -> list[Shown]:
+    """Norms and components of the embeddings of tokens and positions (fig. 7)."""
+    shown, values = [], values_of(s.task)
+    for step, model in zip(s.steps.values(), s.models.values(), strict=True):
+        tokens = token_embeddings(model, values)
+        share = ", ".join(f"{x:.2f}" for x in tokens.explained.values)
+        said = f"norm(v) with norm(-v): {float(tokens.symmetry):.3f}; two components explain {share}"
+        shown.append(Shown(f"Embeddings of tokens, step {step}", said, plots.token_embeddings(tokens)))
+        places = position_embeddings(model, s.task.rows, s.task.cols)
+        said = _table(places[["explained", "chance"]].to_dataframe())
+        shown.append(Shown(f"Embeddings of positions, step {step}", said, plots.position_embeddings(places)))
+    return shown
+
+
+def permute(s: Setting) -> list[Shown]:
+    """Losses with the position embeddings in another order."""
+    batch = s.batch()
+    tables = {name: permute_positions(model, batch, repeats=8) for name, model in s.models.items()}
+    table = pd.concat({name: t.groupby(t.index == "intact").mean() for name, t in tables.items()})
+    kinds = {True: "intact", False: "permuted (mean of 8)"}
+    table.index = [f"{name} (step {s.steps[name]}), {kinds[whole]}" for name, whole in table.index]
+    return [Shown("Position embeddings in another order", _table(table), _bars(table, "masked_loss"))]
+
+
+def shift(s: Setting) -> list[Shown]:
+    """Matrices unlike those of the training, beside completion by the least nuclear norm (figs. 3, 19)."""
+    task, model = s.task, s.run.model(s.after)
+    sizes = range(2, 1 + min(task.rows, task.cols))
+    sweeps: dict[str, dict[Any, MatrixCompletion]] = {
+        "probability that a cell is hidden": {p / 100: replace(task, p_mask=p / 100) for p in range(10, 61, 10)},
+        "rank": {rank: replace(task, rank=rank) for rank in sizes},
+        "rows": {rows: replace(task, rows=rows) for rows in sizes},
+        "columns": {cols: replace(task, cols=cols) for cols in sizes},
+        "distribution of factors": {f: replace(task, factors=f) for f in ("uniform", "bounded", "signs")},
+    }
+    shown = []
+    for name, tasks in sweeps.items():
+        found = out_of_distribution(model, tasks, n=s.n, seed=s.seed)
+        columns = found[["loss", "observed_loss", "masked_loss", "size"]].to_dataframe().unstack("by")
+        shown.append(Shown(f"Other {name}", _table(columns.reindex(list(tasks))), plots.shifts(found)))
+    return shown
+
+
+EXPERIMENTS: dict[str, Callable[[Setting], list[Shown]]] = {
+    "attention": attention,
+    "ablate": ablate,
+    "patch": patch,
+    "switch": switches,
+    "copy": copy,
+    "probe": probe,
+    "embeddings": embeddings,
+    "permute": permute,
+    "shift": shift,
+}
+
+
+def _few(steps: list[int], most: int = 6) -> list[int]:
+    """At most so many of the steps, the first and the last among them."""
+    if len(steps) <= most:
+        return steps
+    return [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]
+
+
+def _table(frame: Any) -> str:
+    return str(frame.to_string(float_format="{:.4f}".format))
+
+
+def _bars(table: pd.DataFrame, column: str) -> go.Figure:
+    from plateaulens.plots.style import BLUE, styled
+
+    figure = go.Figure(go.Bar(x=list(table.index), y=table[column], marker_color=BLUE))
+    figure.update_yaxes(title=column)
+    return styled(figure, height=360)
