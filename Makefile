@@ -51,6 +51,7 @@ bench: .venv/.ready
 	.venv/bin/python benchmarks/interventions.py
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python benchmarks/checkpoints.py
 	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/probes.py
+	OMP_NUM_THREADS=1 .venv/bin/python benchmarks/nuclear_norm.py
 
 clean:
 	rm -rf .venv .venv-tl3 .pytest_cache .mypy_cache .ruff_cache .hypothesis

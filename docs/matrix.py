@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 import matrix_circuits
-import matrix_probes
 
 import plateaulens as pl
 from plateaulens.papers.matrices import RECIPES
+from plateaulens.papers.matrix_experiments import EXPERIMENTS, Setting
 
 NOTE = "{title}\n\n{table}\n\n"
 
@@ -21,7 +21,9 @@ def main(folder: str, seeds: str) -> None:
     write("The curves, 1024 held-out matrices.", curves(runs))
     for run in runs:
         write(f"Seed {run.path.name}: heads, parts, tokens.", matrix_circuits.tables(run))
-        write(f"Seed {run.path.name}: probes, embeddings, other matrices.", matrix_probes.tables(run))
+        for name in ("probe", "embeddings", "permute", "shift"):
+            for shown in EXPERIMENTS[name](Setting.of(run)):
+                write(f"Seed {run.path.name}: {shown.title}.", shown.said)
 
 
 def curves(runs: list[pl.Run]) -> str:
