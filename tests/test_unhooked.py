@@ -19,22 +19,26 @@ def prompts(lengths=(5, 11, 3, 5, 8, 1, 14), n_new=6):
     return pl.Batch.prompts([torch.randint(1, 50, (n,), generator=rng).tolist() for n in lengths], n_new)
 
 
-@pytest.fixture
-def bridge(neox):
-    """One of its own, to be spoilt."""
+def fresh(model):
+    """A bridge around a new model like `model`: other tests leave their marks on those that all share."""
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
-    from transformers import GPTNeoXForCausalLM
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        hf = GPTNeoXForCausalLM(neox[0].config).eval()
-        return build_bridge_from_module(hf, "GPTNeoXForCausalLM", hf_config=hf.config)
+        hf = type(model)(model.config).eval()
+        return build_bridge_from_module(hf, type(hf).__name__, hf_config=hf.config)
+
+
+@pytest.fixture
+def bridge(neox):
+    """One of its own, to be spoilt."""
+    return fresh(neox[0])
 
 
 @pytest.mark.parametrize("kind", ["neox", "olmo2"])
 @pytest.mark.parametrize("padding", [0, 20, 10**6])
 def test_without_hooks_everything_is_as_with_them(kind, padding, request, monkeypatch):
-    model = request.getfixturevalue(kind)[1]
+    model = fresh(request.getfixturevalue(kind)[0])
     assert unhooked(model, SITES) is not None
     monkeypatch.setattr(room, "PADDING", padding)
     monkeypatch.setattr(room, "ROOM", 2)  # of 5 tokens that need it

@@ -177,7 +177,8 @@ def probe(s: Setting) -> list[Shown]:
 
 def embeddings(s: Setting) -> list[Shown]:
     """Norms and components of the embeddings of tokens and positions (fig. 7)."""
-    shown, values = [], values_of(s.task)
+    occur = set(s.batch().tokens.unique().tolist())  # the others keep their first embedding
+    shown, values = [], {token: v for token, v in values_of(s.task).items() if token in occur}
     for step, model in zip(s.steps.values(), s.models.values(), strict=True):
         tokens = token_embeddings(model, values)
         share = ", ".join(f"{x:.2f}" for x in tokens.explained.values)
