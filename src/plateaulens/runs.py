@@ -171,9 +171,10 @@ class Run:
     def _trim(self, last: int) -> None:
         """Drop the lines after step `last`, and one that was cut short."""
         path = self.path / "metrics.jsonl"
-        if path.exists():
-            lines = [line for line in path.read_text().splitlines(keepends=True) if _step_of(line) <= last]
-            write_whole(path, lambda p: p.write_text("".join(lines)))
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= last]
+        if kept != lines:  # a run that is whole is only read
+            write_whole(path, lambda p: p.write_text("".join(kept)))
         self._last, self._trimmed = self._last_step(), True
 
     def _last_step(self) -> int:
