@@ -137,17 +137,17 @@ def test_near_ties_are_run_again_alone_and_uncached_and_counted(neox, monkeypatc
 def test_a_token_that_comes_out_otherwise_alone_changes_all_after_it(neox):
     """The wrong twin is put in by hand: what is said again is what the prompt says alone, everything after it too."""
     bridge, batch = neox[1], prompts()
-    right = generate(bridge, batch, SITES, logits=True)
-    wrong = generate(bridge, batch, SITES, logits=True)
+    right, wrong = (generate(bridge, batch, SITES, logits=True, entropy=True) for _ in range(2))
     wrong.tokens[1, 2:] = (wrong.tokens[1, 2:] + 1) % 50
-    for tensor in (*wrong.rows.values(), wrong.logits):
+    for tensor in (*wrong.rows.values(), wrong.logits, wrong.entropy):
         tensor[1, 2:] = 0
     wrong.unsure[1, [2, 4]] = True
     generating._run_again(bridge, batch[1:2], wrong, 1)
     assert torch.equal(wrong.tokens, right.tokens)
     for name in SITES:
         torch.testing.assert_close(wrong.rows[name], right.rows[name], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(wrong.logits, right.logits, rtol=1e-5, atol=1e-5)
+    for name in ("logits", "entropy"):
+        torch.testing.assert_close(getattr(wrong, name), getattr(right, name), rtol=1e-5, atol=1e-5)
 
 
 def test_sampling_follows_the_softmax(neox):
@@ -227,7 +227,7 @@ def test_interventions_act_on_cached_decoding_as_on_full_passes(kind, request):
     for change in (pl.FixAttention(uniform, layer=0), pl.AblateHeads([(1, 0)], mode="uniform")):
         with pl.intervene(bridge, change):
             cached = generate(bridge, batch, SITES, logits=True)
-            full = generating._decode_batch(bridge, batch, False, SITES, True)
+            full = generating._decode_batch(bridge, batch, False, generating.Reading(tuple(SITES), logits=True))
         assert torch.equal(cached.tokens, full.tokens)
         for name in SITES:
             torch.testing.assert_close(cached.rows[name], full.rows[name], rtol=1e-5, atol=2e-5)

@@ -19,12 +19,25 @@ from torch import Tensor
 
 from plateaulens._shapes import GREEDY, Batch, Decoding
 from plateaulens.hooked import active, has_raw_hooks, is_native, whole, without_gradients
+from plateaulens.metrics import token_entropy
 from plateaulens.unhooked import PADDING, TOKENS, alike, unhooked
 
 NEAR = 1e-3  # logits whose difference is below this are not told apart
 BLOCK = 128  # tokens; vocabularies are multiples of it, as a rule
 MAPS = ("hook_pattern", "hook_attn_scores")  # have no axis of positions alone
 ROWS = 128  # prompts a pass
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read while tokens are generated: hooks by name, all logits, the entropy of what these say."""
+
+    sites: tuple[str, ...] = ()
+    logits: bool = False
+    entropy: bool = False
+
+
+NOTHING = Reading()
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +48,14 @@ class Generation:
         tokens: the generated tokens.
         rows: activations by hook name, at the rows that predict the tokens.
         logits: of those rows, or None when they were not asked for.
+        entropy: of the distributions that these are of, in nats, or None.
         unsure: which tokens rounding could have changed, two of them being nearly as likely.
     """
 
     tokens: Int[Tensor, "batch out"]
     rows: dict[str, Float[Tensor, "batch out *rest"]]
     logits: Float[Tensor, "batch out d_vocab"] | None
+    entropy: Float[Tensor, "batch out"] | None
     unsure: Bool[Tensor, "batch out"]
 
 
@@ -63,7 +78,9 @@ def greedy_decode(model: Any, batch: Batch) -> Int[Tensor, "batch out"]:
 
 
 @without_gradients
-def generate(model: Any, batch: Batch, sites: Sequence[str] = (), logits: bool = False) -> Generation:
+def generate(
+    model: Any, batch: Batch, sites: Sequence[str] = (), logits: bool = False, entropy: bool = False
+) -> Generation:
     """Let `model` answer the prompts of `batch`, and read `sites` at the rows that predict the answers.
 
     Under interventions, which may be made for these very prompts, all go through together, of equal length,
@@ -73,9 +90,9 @@ def generate(model: Any, batch: Batch, sites: Sequence[str] = (), logits: bool =
         ValueError: for prompts of unequal length under an intervention or a hook of the caller's, and for a
             site without positions on its second axis.
     """
-    cached = remembers(model)
+    cached, reading = remembers(model), Reading(tuple(sites), logits, entropy)
     if active(model) or has_raw_hooks(model):
-        return _decode_batch(model, batch, cached, sites, logits)
+        return _decode_batch(model, batch, cached, reading)
     lengths, plain = (batch.out[:, 0] + 1).tolist(), unhooked(model, sites) if cached else None
     if plain is not None:
         model, passes = plain, alike(lengths, rows=ROWS)
@@ -84,10 +101,10 @@ def generate(model: Any, batch: Batch, sites: Sequence[str] = (), logits: bool =
     else:
         passes = alike(lengths, rows=ROWS, padding=0)
     if len(passes) == 1:
-        found = _decode_batch(model, batch, cached, sites, logits)
+        found = _decode_batch(model, batch, cached, reading)
     else:
         parts = [batch[torch.tensor(rows, device=batch.out.device)] for rows in passes]
-        found = _join(passes, [_decode_batch(model, part, cached, sites, logits) for part in parts])
+        found = _join(passes, [_decode_batch(model, part, cached, reading) for part in parts])
     for i in found.unsure.any(1).nonzero()[:, 0].tolist():
         _run_again(model, batch[i : i + 1], found, i)
     return found
@@ -100,7 +117,7 @@ def remembers(model: Any) -> bool:
     return (hasattr(model, "kv_cache") or theirs) and causal and not has_raw_hooks(model)
 
 
-def _decode_batch(model: Any, batch: Batch, cached: bool, sites: Sequence[str], logits: bool) -> Generation:
+def _decode_batch(model: Any, batch: Batch, cached: bool, reading: Reading) -> Generation:
     lengths = (batch.out[:, 0] + 1).tolist()
     longest, mask, tokens = max(lengths), None, batch.tokens[:, : max(lengths)]
     if min(lengths) < longest:
@@ -109,7 +126,7 @@ def _decode_batch(model: Any, batch: Batch, cached: bool, sites: Sequence[str], 
         tokens = torch.stack([F.pad(row[:n], (longest - n, 0)) for row, n in zip(tokens, lengths, strict=True)])
         mask = torch.stack([(torch.arange(longest) >= longest - n).long() for n in lengths]).to(tokens.device)
     noise = _noise(batch, lengths, int(model.cfg.d_vocab)) if batch.decoding.sample else None
-    return _decode(model, tokens, batch.out.shape[1], cached, mask, sites, logits, batch.decoding, noise)
+    return _decode(model, tokens, batch.out.shape[1], cached, mask, reading, batch.decoding, noise)
 
 
 def _run_again(model: Any, prompt: Batch, found: Generation, i: int) -> None:
@@ -119,12 +136,12 @@ def _run_again(model: Any, prompt: Batch, found: Generation, i: int) -> None:
     """
     length, total = prompt.prompt_len, found.tokens.shape[1]
     noise = _noise(prompt, [length], int(model.cfg.d_vocab)) if prompt.decoding.sample else None
+    reading = Reading(tuple(found.rows), found.logits is not None, found.entropy is not None)
 
     def decode(k: int, count: int) -> Generation:
         tokens = torch.cat([prompt.tokens[:, :length], found.tokens[i : i + 1, :k]], 1)
         draws = None if noise is None else noise[:, k : k + count]
-        wanted = list(found.rows), found.logits is not None
-        return _decode(model, tokens, count, False, None, *wanted, prompt.decoding, draws)
+        return _decode(model, tokens, count, False, None, reading, prompt.decoding, draws)
 
     for k in found.unsure[i].nonzero()[:, 0].tolist():
         again = decode(k, 1)
@@ -142,8 +159,7 @@ def _decode(
     count: int,
     cached: bool,
     mask: Int[Tensor, "batch pos"] | None = None,
-    sites: Sequence[str] = (),
-    logits: bool = False,
+    reading: Reading = NOTHING,
     decoding: Decoding = GREEDY,
     noise: Float[Tensor, "batch out d_vocab"] | None = None,
     given: Int[Tensor, "batch given"] | None = None,
@@ -151,12 +167,15 @@ def _decode(
     """`count` tokens after each row of `tokens`; those that are `given`, and not -1, are taken as they are."""
     call = _caller(model, len(tokens), mask, cached)
     start, fresh, kept = tokens.shape[1], tokens, None
-    seen: dict[str, list[Tensor]] = {name: [] for name in sites}
+    seen: dict[str, list[Tensor]] = {name: [] for name in reading.sites}
     near: list[Tensor] = []
+    entropies: list[Tensor] = []
     with whole(model.hooks(fwd_hooks=[(name, _last_row(name, len(tokens), rows)) for name, rows in seen.items()])):
         for i in range(count):
             scores = logits_of(call(tokens, fresh))[:, -1]
-            if logits:
+            if reading.entropy:
+                entropies.append(token_entropy(scores))
+            if reading.logits:
                 kept = scores.new_empty(len(scores), count, scores.shape[1]) if kept is None else kept
                 kept[:, i] = scores
             fresh, unsure = _choose(scores, decoding, None if noise is None else noise[:, i])
@@ -165,7 +184,8 @@ def _decode(
                 fresh = torch.where(given[:, i : i + 1] < 0, fresh, given[:, i : i + 1])
             tokens = torch.cat([tokens, fresh], 1)
     rows = {name: torch.stack(found, 1) for name, found in seen.items()}
-    return Generation(tokens[:, start:].clone(), rows, kept, torch.stack(near, 1))
+    entropy = torch.stack(entropies, 1) if reading.entropy else None
+    return Generation(tokens[:, start:].clone(), rows, kept, entropy, torch.stack(near, 1))
 
 
 def _caller(model: Any, n: int, mask: Int[Tensor, "batch pos"] | None, cached: bool) -> Callable[[Tensor, Tensor], Any]:
@@ -253,7 +273,7 @@ def _noise(batch: Batch, lengths: list[int], d_vocab: int) -> Float[Tensor, "bat
 
 
 def _tensors(g: Generation) -> list[Tensor]:
-    return [g.tokens, *g.rows.values(), *([] if g.logits is None else [g.logits])]
+    return [g.tokens, *g.rows.values(), *(t for t in (g.logits, g.entropy) if t is not None)]
 
 
 def _join(passes: list[list[int]], parts: list[Generation]) -> Generation:
@@ -268,7 +288,8 @@ def _join(passes: list[list[int]], parts: list[Generation]) -> Generation:
 
     rows = {name: join(lambda g, name=name: g.rows[name]) for name in parts[0].rows}
     logits = None if parts[0].logits is None else join(lambda g: g.logits)
-    return Generation(join(lambda g: g.tokens), rows, logits, join(lambda g: g.unsure))
+    entropy = None if parts[0].entropy is None else join(lambda g: g.entropy)
+    return Generation(join(lambda g: g.tokens), rows, logits, entropy, join(lambda g: g.unsure))
 
 
 def logits_of(outputs: Any) -> Float[Tensor, "batch pos *d_vocab"]:

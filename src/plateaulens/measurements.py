@@ -20,7 +20,11 @@ Measurement = Callable[[Trace], Tensor]
 
 
 def reads(*names: str) -> Callable[[Measurement], Measurement]:
-    """State what a measurement needs of the trace: hook names or globs, "outputs", "answer_outputs", "generated"."""
+    """State what a measurement needs of the trace: hook names or globs, and what it has without hooks.
+
+    That is "outputs", "answer_outputs", "answer_entropy" and "generated". The entropy is taken while a model answers,
+    so that no logits need be kept for it.
+    """
 
     def mark(function: Measurement) -> Measurement:
         function.reads = names  # type: ignore[attr-defined]
@@ -114,10 +118,10 @@ def entropy(t: Trace) -> Float[Tensor, " batch"]:
     return metrics.sequence_entropy(t.generated, t.valid)
 
 
-@reads("answer_outputs")
+@reads("answer_entropy")
 def prediction_entropy(t: Trace) -> Float[Tensor, " batch"]:
     """Entropy in nats of the next-token distribution, mean over the rows that predict the answer."""
-    return metrics.prediction_entropy(t.answer_outputs, t.valid)
+    return metrics.mean_over_answer(t.answer_entropy, t.valid)
 
 
 def of_ngrams(metric: str, n: int) -> Measurement:

@@ -13,7 +13,9 @@ from torch import Tensor
 from plateaulens._shapes import Batch
 from plateaulens.generating import MAPS, generate, greedy_decode, logits_of
 from plateaulens.hooked import AttentionPattern, device_of, matching, n_layers, sites, whole, without_gradients
+from plateaulens.metrics import token_entropy
 
+OWN = ("outputs", "answer_outputs", "answer_entropy", "generated")  # what is read without a hook
 FINAL = "unembed.hook_in"  # the residual stream after the final norm, on every kind of model
 
 
@@ -38,6 +40,7 @@ class Trace:
     d_vocab: int
     has_truth: bool = True
     _answer_outputs: Float[Tensor, "batch out d_vocab"] | None = None
+    _answer_entropy: Float[Tensor, "batch out"] | None = None
     _rows_only: bool = False
     unsure: Bool[Tensor, "batch out"] | None = None
 
@@ -52,6 +55,13 @@ class Trace:
         if self._answer_outputs is not None:
             return self._answer_outputs
         return self.at_out(_present(self._outputs, "answer_outputs"))
+
+    @property
+    def answer_entropy(self) -> Float[Tensor, "batch out"]:
+        """Entropy in nats of the distributions that predict answer tokens."""
+        if self._answer_entropy is not None:
+            return self._answer_entropy
+        return token_entropy(self.answer_outputs)
 
     @property
     def generated(self) -> Int[Tensor, "batch out"]:
@@ -102,7 +112,7 @@ def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace
     Args:
         model: any hooked model.
         batch: a task's batch, or `Batch.prompts(...)`, which the model then answers itself.
-        reads: hook names or globs, "outputs", "answer_outputs", "generated"; everything when None.
+        reads: hook names or globs, "outputs", "answer_outputs", "answer_entropy", "generated"; everything when None.
 
     Raises:
         ValueError: for a hook name that the model does not have (with the nearest names).
@@ -113,21 +123,24 @@ def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace
     wanted = ["outputs", *decoded, *sites(model)] if reads is None else list(reads)
     if "generated" in wanted and not batch.is_decoded:
         raise ValueError(f"{batch.task!r} is answered in one pass and generates nothing; measure its losses")
-    names = matching(model, [name for name in wanted if name not in ("outputs", "answer_outputs", "generated")])
+    names = matching(model, [name for name in wanted if name not in OWN])
     has_truth, unsure = not batch.n_new, None
     if batch.n_new:
         rows_only = "outputs" not in wanted and not any(name.endswith(MAPS) for name in names)
-        own = generate(model, batch, names if rows_only else (), rows_only and "answer_outputs" in wanted)
+        asked = {name: rows_only and name in wanted for name in OWN}
+        own = generate(
+            model, batch, names if rows_only else (), logits=asked["answer_outputs"], entropy=asked["answer_entropy"]
+        )
         generated, unsure, batch = own.tokens, own.unsure, batch.answered(own.tokens)
         if rows_only:
             sizes = n_layers(model), int(model.cfg.d_vocab)
-            return Trace(batch, own.rows, None, generated, *sizes, False, own.logits, True, unsure)
+            return Trace(batch, own.rows, None, generated, *sizes, False, own.logits, own.entropy, True, unsure)
         batch.prompt_len  # noqa: B018 (raises: prompts of unequal length)
     else:
         generated = greedy_decode(model, batch) if "generated" in wanted else None
     cache: dict[str, Tensor] = {}
     outputs = None
-    if names or "outputs" in wanted or "answer_outputs" in wanted:
+    if names or any(name in wanted for name in OWN[:3]):
         hooks = [(name, _saver(cache, name)) for name in names]
         with whole(model.hooks(fwd_hooks=hooks)):
             outputs = logits_of(model(batch.inputs))

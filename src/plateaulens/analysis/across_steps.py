@@ -40,7 +40,7 @@ from plateaulens.tracing import Trace, trace
 
 HELD = 2**30  # bytes of source activations or weights that are kept at once
 STACKED = 2**27  # bytes of activations that stacked sources may take in one pass, estimated
-QUICK = {"answer_outputs", "generated"}  # what the answer rows alone can give
+QUICK = {"answer_outputs", "answer_entropy", "generated"}  # what the answer rows alone can give
 # Sites of `Transformer` which the keys and values of the same layer do not depend on.
 BEHIND = (
     *("attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_z", "hook_attn_out"),
@@ -216,7 +216,8 @@ class _AnswerRows:
     def trace(self, stacked: Batch, reads: Sequence[str] | None) -> Trace:
         """What `reads` names of `QUICK`, for copies of the batch, under the patches that are on."""
         count = len(stacked) // len(self.batch)
-        answers = self._teacher_forced(stacked, count) if reads and "answer_outputs" in reads else None
+        forced = {"answer_outputs", "answer_entropy"} & set(reads or ())
+        answers = self._teacher_forced(stacked, count) if forced else None
         generated = self._decoded(stacked, count) if reads and "generated" in reads else None
         depth, d_vocab = n_layers(self.model), int(self.model.cfg.d_vocab)
         return Trace(stacked, {}, None, generated, depth, d_vocab, _answer_outputs=answers)

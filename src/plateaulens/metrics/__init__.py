@@ -24,12 +24,14 @@ from plateaulens.metrics.outputs import (
     distinct_ngrams,
     exact_match,
     first_share,
+    mean_over_answer,
     mean_over_cells,
     ngram_repetition,
     prediction_entropy,
     repetition_frequency,
     sequence_entropy,
     sequence_log_prob,
+    token_entropy,
 )
 
 __all__ = [
@@ -47,8 +49,9 @@ __all__ = [
     "exact_match",
     "first_share",
     "mean_cosine_of",
-    "mean_over_cells",
     "mean_norm",
+    "mean_over_answer",
+    "mean_over_cells",
     "mean_pairwise_cosine",
     "ngram_repetition",
     "participation_ratio",
@@ -58,4 +61,5 @@ __all__ = [
     "sequence_log_prob",
     "softmax_pattern",
     "stable_rank",
+    "token_entropy",
 ]

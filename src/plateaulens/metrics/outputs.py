@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-IN_CACHE = 2**18  # logits that are worked on at once: what is made of them stays in the processor's cache
+IN_CACHE = 2**16  # logits that are worked on at once: what is made of them stays in the processor's cache
 
 
-def _masked_mean(values: Float[Tensor, "*batch out"], mask: Bool[Tensor, "*batch out"]) -> Float[Tensor, "*batch"]:
-    return values.where(mask, 0.0).sum(-1) / mask.sum(-1)
+def mean_over_answer(values: Float[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]) -> Float[Tensor, "*batch"]:
+    """Mean of the values that an answer has."""
+    return values.where(valid, 0.0).sum(-1) / valid.sum(-1)
 
 
 def cross_entropy(
@@ -21,7 +22,7 @@ def cross_entropy(
 ) -> Float[Tensor, "*batch"]:
     """Mean of -log p(target) in nats over the valid positions of each row."""
     log_p = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-    return _masked_mean(-log_p, valid)
+    return mean_over_answer(-log_p, valid)
 
 
 def mean_over_cells(values: Float[Tensor, "batch cell"], cells: Bool[Tensor, "batch cell"]) -> Float[Tensor, " batch"]:
@@ -36,7 +37,7 @@ def accuracy(
     predicted: Int[Tensor, "*batch out"], answers: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]
 ) -> Float[Tensor, "*batch"]:
     """Share of answer tokens that are right, each token counted by itself (arXiv 2506.13688, not exact match)."""
-    return _masked_mean((predicted == answers).float(), valid)
+    return mean_over_answer((predicted == answers).float(), valid)
 
 
 def exact_match(
@@ -51,7 +52,7 @@ def repetition_frequency(
 ) -> Float[Tensor, "*batch"]:
     """rho: share of neighbours that are equal, over the G-1 pairs of an answer (arXiv 2506.13688)."""
     equal = tokens[..., 1:] == tokens[..., :-1]
-    return _masked_mean(equal.float(), valid[..., 1:] & valid[..., :-1])
+    return mean_over_answer(equal.float(), valid[..., 1:] & valid[..., :-1])
 
 
 def _grams(tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"], n: int) -> tuple[Tensor, Tensor]:
@@ -68,7 +69,7 @@ def distinct_ngrams(
     if n > tokens.shape[-1]:
         return torch.full(tokens.shape[:-1], float("nan"), device=tokens.device)
     equal, exist = _grams(tokens, valid, n)
-    return _masked_mean((~equal.tril(-1).any(-1)).float(), exist)
+    return mean_over_answer((~equal.tril(-1).any(-1)).float(), exist)
 
 
 def ngram_repetition(
@@ -82,8 +83,13 @@ def prediction_entropy(
     logits: Float[Tensor, "*batch out d_vocab"], valid: Bool[Tensor, "*batch out"]
 ) -> Float[Tensor, "*batch"]:
     """Entropy in nats of the predicted distribution, mean over an answer's positions."""
-    rows = logits.flatten(0, -2).split(max(1, IN_CACHE // logits.shape[-1]))
-    return _masked_mean(torch.cat([_entropy(some.float()) for some in rows]).view(logits.shape[:-1]), valid)
+    return mean_over_answer(token_entropy(logits), valid)
+
+
+def token_entropy(logits: Float[Tensor, "*batch d_vocab"]) -> Float[Tensor, "*batch"]:
+    """Entropy in nats of each predicted distribution."""
+    rows = logits.reshape(-1, logits.shape[-1]).split(max(1, IN_CACHE // logits.shape[-1]))
+    return torch.cat([_entropy(some.float()) for some in rows]).view(logits.shape[:-1])
 
 
 def _entropy(logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, " row"]:
@@ -103,7 +109,7 @@ def sequence_entropy(tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*ba
     """
     equal, exist = _grams(tokens, valid, 1)
     p = equal.sum(-1) / exist.sum(-1, keepdim=True)
-    return _masked_mean(-(p + 1e-6).log(), exist)
+    return mean_over_answer(-(p + 1e-6).log(), exist)
 
 
 def sequence_log_prob(
@@ -119,7 +125,7 @@ def sequence_log_prob(
 
 def first_share(tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]) -> Float[Tensor, "*batch"]:
     """alpha_1: share of tokens equal to the first one, itself included (arXiv 2506.13688, Repeat tasks)."""
-    return _masked_mean((tokens == tokens[..., :1]).float(), valid)
+    return mean_over_answer((tokens == tokens[..., :1]).float(), valid)
 
 
 def count_check(
