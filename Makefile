@@ -27,8 +27,10 @@ setup: .venv/.ready
 demo: .venv/.ready
 	.venv/bin/plateaulens train mws --steps 400 --seed 0 --out $(RUN) --overwrite
 
+# What pretends to be a second device would show in other tests: it has processes of its own.
 test: .venv/.ready
 	$(call TEST,.venv)
+	$(call TEST,.venv) tests/on_another_device.py
 
 test-slow: .venv/.ready
 	$(call TEST,.venv) -m slow

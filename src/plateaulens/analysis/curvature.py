@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from plateaulens._shapes import Batch
+from plateaulens.hooked import device_of
 
 
 def largest_hessian_eigenvalue(
@@ -29,7 +30,7 @@ def largest_hessian_eigenvalue(
     Raises:
         ValueError: when the eigenvalue has not settled after `iterations`.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters, batch = [p for p in model.parameters() if p.requires_grad], batch.to(device_of(model))
     with torch.enable_grad():
         loss = batch.task.loss(model(batch.inputs), batch)
         gradient = torch.autograd.grad(loss, parameters, create_graph=True)

@@ -105,19 +105,19 @@ def answered(
     pooled: bool,
 ) -> Probes:
     """The probes of a question, and where asked of its shuffled labels; linear ones may start from others."""
-    shape = states.shape[:2]
-    fit, scores, losses = _best(question, states, None if start is None else start.fit, pooled)
+    shape, asked = states.shape[:2], question.to(states.device)
+    fit, scores, losses = _best(asked, states, None if start is None else start.fit, pooled)
     control = torch.full_like(scores["loss"], torch.nan)
     if shuffled:
-        control = _best(question.shuffled(), states, None, pooled)[1]["loss"]
+        control = _best(question.shuffled().to(states.device), states, None, pooled)[1]["loss"]
     scores |= {
         "shuffled": control,
         "selectivity": control - scores["loss"],
         "baseline": torch.full_like(control, torch.nan),
     }
-    values: dict[str, Any] = {name: (("site", "offset"), v.view(shape).numpy()) for name, v in scores.items()}
+    values: dict[str, Any] = {name: (("site", "offset"), v.view(shape).cpu().numpy()) for name, v in scores.items()}
     table = xr.Dataset({**values, "offsets": shape[1]}, {"site": list(sites), "offset": range(shape[1])})
-    own = losses.view(*shape, -1)
+    own = losses.view(*shape, -1).cpu()
     return Probes(
         feature=question.name,
         kind=question.kind,

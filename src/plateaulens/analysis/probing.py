@@ -13,6 +13,7 @@ from plateaulens._lookup import look_up
 from plateaulens._shapes import Batch
 from plateaulens.analysis.hidden import Hidden, hidden_layer
 from plateaulens.analysis.solvers import Fit, least_squares, logistic, multinomial
+from plateaulens.hooked import device_of
 from plateaulens.tasks.base import NUMBERS, Feature
 from plateaulens.tracing import trace
 
@@ -84,9 +85,13 @@ class Question:
             raise ValueError(f"the feature is of {len(found.positions)} sequences, the batch has {len(batch)}")
         if (last := int(found.positions.max())) >= (length := batch.inputs.shape[1]):
             raise ValueError(f"{name} is read at position {last}, and the model runs on {length}")
-        labels = found.labels.cpu().transpose(0, 1)
+        labels = found.labels.transpose(0, 1)
         labels = F.one_hot(labels) if found.kind == "classes" else labels.reshape(*labels.shape[:2], -1)
-        return cls(name, found.kind, found.positions.cpu(), labels.float(), parts)
+        return cls(name, found.kind, found.positions, labels.float(), parts).to("cpu")
+
+    def to(self, device: torch.device | str) -> "Question":
+        """The same on another device; splits and shuffles are the same on all."""
+        return replace(self, positions=self.positions.to(device), labels=self.labels.to(device))
 
     @property
     def there(self) -> Bool[Tensor, "offset batch"]:
@@ -107,7 +112,9 @@ class Question:
 def states_at(
     model: Any, batch: Batch, questions: Sequence[Question], sites: Sequence[str]
 ) -> list[Float[Tensor, "site offset batch d_model"]]:
-    """Activations at each question's positions; anything where it has none."""
+    """Activations at each question's positions, where they are to be fitted; anything where it has none."""
+    device = device_of(model)
+    device = torch.device("cpu") if device.type == "mps" else device  # has no float64
     found: list[list[Tensor]] = [[] for _ in questions]
     for i in range(0, len(batch), PASS):
         some = batch[slice(i, i + PASS)]
@@ -117,7 +124,7 @@ def states_at(
             raise ValueError(f"a probe reads one state a position, and {', '.join(wrong)} has no such axes")
         for own, question in zip(found, questions, strict=True):
             places = question.positions[i : i + PASS].T.clamp(min=0)
-            own.append(torch.stack([cache[site].flatten(2)[rows, places].cpu() for site in sites]))
+            own.append(torch.stack([cache[site].flatten(2)[rows, places].to(device) for site in sites]))
     return [torch.cat(own, 2) for own in found]
 
 
@@ -141,11 +148,11 @@ def best_fit(
     for C in parts.C:
         start = _fitted(x_train, y_train, fits_in, exclusive, question, C, start)
         fits.append(start)
-    which = torch.zeros(len(x), dtype=torch.long)
+    which = torch.zeros(len(x), dtype=torch.long, device=x.device)
     if len(fits) > 1:
         which = torch.stack([losses(fit, parts.validation).nanmean(1).nan_to_num(torch.inf) for fit in fits]).argmin(0)
     best = type(fits[0]).chosen(fits, which)
-    chosen = torch.tensor(parts.C)[which]
+    chosen = torch.tensor(parts.C, device=x.device)[which]
     own, z, y_test, tested = (losses(best, parts.test), best(x[:, parts.test]), y[:, parts.test], there[:, parts.test])
     scores = {"loss": own.nanmean(1), "train_loss": losses(best, parts.train).nanmean(1)}
     scores |= _scores(z, y_test, tested, exclusive, question.kind)
@@ -177,7 +184,7 @@ def _fitted(
     if hidden is not None:
 
         def loss(z: Tensor, y: Tensor) -> Tensor:
-            each = _losses(z, y, torch.full((len(z),), together), question.kind)
+            each = _losses(z, y, torch.full((len(z),), together, device=z.device), question.kind)
             return each / 2 if question.kind in NUMBERS else each
 
         return hidden_layer(x, y, loss, l2, hidden, mask, together, question.parts.seed)

@@ -55,7 +55,7 @@ class Fit:
     @classmethod
     def chosen(cls, fits: Sequence["Fit"], which: Int[Tensor, " problem"]) -> "Fit":
         """Of each problem one of several fits."""
-        each = torch.arange(len(which))
+        each = torch.arange(len(which), device=which.device)
         return cls(*(torch.stack(parts)[which, each] for parts in zip(*(fit.parts for fit in fits), strict=True)))
 
     @property

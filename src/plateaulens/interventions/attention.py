@@ -228,7 +228,7 @@ def _maps_by_layer(task: Task, model: Any) -> dict[int, _Map]:
         )
     first = n_layers(model) - len(maps)
     return {
-        first + i: _Map(task, i, omega if len(omega) == 1 else None)
+        first + i: _Map(task, i, omega.to(device_of(model)) if len(omega) == 1 else None)
         for i, omega in enumerate(maps)
         if omega is not None
     }
