@@ -25,7 +25,7 @@ from plateaulens.files import write_whole
 from plateaulens.papers.quiet import RECIPES
 
 SPLIT = (0.65, 0.1, 0.25)  # of 1,600 sequences 1,200 to fit to and 400 to test on, there being one C alone
-NEAR = 0.02  # nats from chance that count as the plateau
+NEAR = 0.05  # of a level, which is left where three measurements in a row are further below it
 DRAWS = 8  # of each control of an ablation
 
 
@@ -160,11 +160,13 @@ def flattest(loss: "pd.Series[float]") -> Flat | None:
 
 
 def plateau_of(run: pl.Run, look: Look) -> tuple[list[int], float]:
-    """The probed steps on the plateau, and its level: near the one known beforehand, or in the flattest stretch."""
+    """The probed steps on the plateau, and its level: at the one known beforehand, or in the flattest stretch."""
     loss = run.metrics.loss
     if look.level is not None:
-        near = (loss - look.level).abs() < NEAR
-        return [step for step in look.steps if step and near[step]], look.level
+        reached, below = loss <= (1 + NEAR) * look.level, (loss < (1 - NEAR) * look.level).astype(int)
+        left = below.rolling(3).sum().shift(-2) == 3  # here, and at the two measurements after
+        start, end = (series.idxmax() if series.any() else np.inf for series in (reached, left))
+        return [step for step in look.steps if start <= step < end], look.level
     flat = flattest(loss)
     if flat is None:
         return [], float("nan")
@@ -275,7 +277,8 @@ def ablated(run: pl.Run, feature: str, method: str, site: str) -> Ablation:
         model, train = run.model(run.steps[-1]), sequences(run)
         if site in ("best", "best below"):
             found = pl.probe(model, train, feature, C=100.0, fractions=SPLIT, shuffled=False)
-            where = {"probes": Directions.of(found, model.cfg.n_layers - 1 if "below" in site else None)}
+            below = model.cfg.n_layers - 1 if "below" in site else None
+            where = {"sites": Directions.of(found, below).sites}  # and all that is removed is fitted to the same
         else:
             where = {"sites": f"blocks.{site}.hook_resid_post"}
         options = {"draws": DRAWS, "watch": ["exact_match"], "progress": False}
@@ -316,7 +319,18 @@ def differences(runs: Sequence[pl.Run], feature: str, edit: tuple[str, str]) -> 
     return table(["seed", "intact", f"without {feature}", *(f"less {c}" for c in CONTROLS)], rows)
 
 
-CONTROLS = ("gaussian", "shuffled", "variance")
+CONTROLS = ("gaussian", "shuffled", "variance", "orthogonal")
+
+
+def taken(runs: Sequence[pl.Run], feature: str, edits: Sequence[tuple[str, str]]) -> str:
+    """Of each control, in the mean over seeds: its share of the removed directions, and its variance over theirs."""
+    rows = []
+    for edit in edits:
+        tables = pd.concat([ablated(run, feature, *edit).table.loc["exact_match"] for run in runs])
+        at = tables.groupby(level=0)[["overlap", "variance"]]
+        cells = [", ".join(spread(at.get_group(c)[name]) for name in ("overlap", "variance")) for c in CONTROLS]
+        rows.append([", ".join(edit), *cells])
+    return table([f"{feature}: share of the directions, of the variance", *CONTROLS], rows)
 
 
 def shares(run: pl.Run, feature: str, site: str = "blocks.1.hook_resid_post") -> str:
@@ -373,6 +387,7 @@ def main() -> None:
             say(beside_reference(runs, overs))
             say(ablations(runs, look, EDITS))
             for feature in look.features:
+                say(taken(runs, feature, EDITS))
                 say(f"{feature}: share of the variance: {shares(runs[0], feature)}")
                 say(f"{feature}: loss of a probe of the tokens: {of_tokens(runs[0], feature)}")
             say(differences(runs, look.features[0], EDITS[-1]))

@@ -368,11 +368,12 @@ def test_controls_keep_what_they_must(known, method):
     found, *_ = known()
     find = removals.METHODS[method]
     removal = find(found, found.labels)
-    gaussian, other, matched = (
-        removals.CONTROLS[name](removal, found, find, rng(0)) for name in ("gaussian", "gaussian", "variance")
+    gaussian, other, matched, apart = (
+        removals.CONTROLS[name](removal, found, find, rng(0))
+        for name in ("gaussian", "gaussian", "variance", "orthogonal")
     )
     assert torch.equal(gaussian.basis, other.basis)
-    for drawn in (gaussian, matched):
+    for drawn in (gaussian, matched, apart):
         gram = drawn.basis @ drawn.basis.mT
         eye = torch.eye(gram.shape[1]).expand_as(gram)
         torch.testing.assert_close(gram if removal.joint else gram * eye, eye, rtol=0, atol=1e-5)
@@ -380,13 +381,51 @@ def test_controls_keep_what_they_must(known, method):
     torch.testing.assert_close(variance(matched, found), variance(removal, found), rtol=1e-3, atol=1e-6)
     means = torch.einsum("okm,om->ok", gaussian.basis, found.mean)
     torch.testing.assert_close(gaussian.target, means if method == "mean_difference" else removal.target)
-    moved = [torch.einsum("okm,om->ok", r.basis, found.mean) - r.target for r in (matched, removal)]
-    torch.testing.assert_close(*moved, rtol=1e-3, atol=1e-3)
+    for drawn in (matched, apart):
+        moved = [torch.einsum("okm,om->ok", r.basis, found.mean) - r.target for r in (drawn, removal)]
+        torch.testing.assert_close(*moved, rtol=1e-3, atol=1e-3)
+    assert (apart.basis @ removal.basis.mT).abs().max() < 1e-5
     if removal.basis.shape[1] == 1 or removal.joint:  # so as much of each state is changed, on the average
         energy = [
             inside(found, (edited(r, found.states) - found.states).square().sum(-1)).mean() for r in (matched, removal)
         ]
         torch.testing.assert_close(*energy, rtol=1e-2, atol=1e-3)
+
+
+def test_how_much_of_the_removed_a_control_takes_is_said(known):
+    """By hand in three dimensions: a direction that has nearly all the variance, and its controls."""
+    found, *_ = known()
+    found.covariance = torch.diag(torch.tensor([9.0, 4.0, 1.0] + [0.0] * 13)).double().expand(3, 16, 16)
+    found.mean = torch.zeros(3, 16)
+    axes = torch.eye(16).expand(3, 16, 16)
+    one, both = (removals.Removal(axes[:, :k], torch.zeros(3, k), joint=True) for k in (1, 2))
+    between = (axes[:, :1] + axes[:, 1:2]) / 2**0.5
+    for other, expected in (
+        (one, (1.0, 1.0)),
+        (removals.Removal(axes[:, 1:2], torch.zeros(3, 1), True), (0.0, 4 / 9)),
+        (removals.Removal(between, torch.zeros(3, 1), True), (0.5, 6.5 / 9)),
+        (both, (1.0, 13 / 9)),
+    ):
+        assert removals.shared(one, other, found) == pytest.approx(expected, abs=1e-6)
+    assert removals.shared(both, one, None)[0] == pytest.approx(0.5)
+    rows = [
+        removals.shared(one, removals.CONTROLS[name](one, found, removals.METHODS["mean_difference"], rng(0)), found)
+        for name in ("variance", "orthogonal")
+    ]
+    assert rows[0] == pytest.approx((1.0, 1.0), abs=1e-3)  # nothing else has as much
+    assert rows[1][0] < 1e-9 and rows[1][1] == pytest.approx(4 / 9, abs=1e-3)  # the most that there is beside it
+
+
+@pytest.mark.parametrize("method", removals.METHODS)
+def test_classes_are_removed_as_one_label_each(quiet, method):
+    """Not as numbers: what the classes are called makes no difference."""
+
+    def named(swap):
+        return lambda b: pl.Feature(swap(b.tokens[:, :1]), b.out[:, :1], "classes")
+
+    options = dict(sites=SITES[0], train=TRAIN, method=method, k=1, controls=[], watch=["loss"], progress=False)
+    plain, other = (ablate_feature(quiet, HELD, named(f), **options) for f in (lambda x: x, lambda x: 4 - x))
+    np.testing.assert_allclose(plain.values.ablated, other.values.ablated, atol=2e-3)
 
 
 # The edit.
@@ -470,6 +509,7 @@ def test_bad_input_gives_one_line(quiet):
         (dict(feature="next", probes=given, train=TRAIN, fit=None), "give fit="),
         (dict(feature="next", sites=SITES[0], method="nullspace", k=64, train=TRAIN), "leave nothing of 64"),
         (dict(feature=lambda b: pl.Feature(b.out, b.out + 9), sites=SITES[0]), "read at position 26"),
+        (dict(feature=lambda b: pl.Feature(b.out, b.out, "integer"), sites=SITES[0]), "take 'mean_difference'"),
     ]
     for kwargs, message in calls:
         with pytest.raises(ValueError, match=message):

@@ -1,5 +1,6 @@
 """Budgets: the paper's formula and grid, the frontier, and two phases on curves that have them or not."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -44,6 +45,8 @@ def test_the_grid_is_the_papers():
 def test_the_frontier_is_the_best_run_of_each_budget():
     runs = pd.DataFrame({"budget": [10, 1, 1, 10], "loss": [0.5, 0.9, 0.8, 0.7], "lr": [1, 2, 3, 4]})
     assert frontier(runs).to_dict("index") == {1: {"loss": 0.8, "lr": 3}, 10: {"loss": 0.5, "lr": 1}}
+    joined = pd.concat([runs[:2], runs[2:].reset_index(drop=True)])  # labels 0, 1, 0, 1
+    assert frontier(joined).equals(frontier(runs))
     with pytest.raises(ValueError, match="no budget"):
         frontier(runs.drop(columns="budget"))
 
@@ -51,11 +54,29 @@ def test_the_frontier_is_the_best_run_of_each_budget():
 def test_two_phases_are_found_where_they_are():
     found = two_phases({1e9: 0.66, 1e10: 0.65, 1e11: 0.64, 1e12: 0.02, 1e13: 0.01})
     assert (found.plateau, found.last_flat, found.transition) == (0.65, 1e11, 1e12) and found.steepness > 100
-    power_law = {10.0**k: 10.0 ** (-0.1 * k) for k in range(9, 16)}
-    assert two_phases(power_law).steepness == pytest.approx(1, abs=0.05) or two_phases(power_law).last_flat == 1e9
     flat = two_phases({1e9: 0.66, 1e10: 0.65, 1e11: 0.65, 1e12: 0.64})
     assert flat.transition is None
+    assert two_phases({1e9: 0.5, 1e10: 0.5, 1e11: 0.01}).transition == 1e11  # however flat
     assert set(PAPER_DECADES) <= set(quiet.TASKS)
     for losses in ({1e9: 1.0, 1e10: 0.5}, {1e9: 1.0, 1e10: 0.5, 1e11: 0.0}):
         with pytest.raises(ValueError, match="at least three"):
             two_phases(losses)
+
+
+@pytest.mark.parametrize("exponent", [0.1, 1.0])
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_a_power_law_has_no_second_phase(exponent, at):
+    """However much it loses in all; the largest fall is made to be that from budget `at` to the next."""
+    losses = pd.Series({10.0**k: 10.0 ** (-exponent * k) for k in range(9, 16)})
+    losses.iloc[at + 1 :] *= 0.99
+    found = two_phases(losses)
+    assert found.last_flat == 10.0 ** (9 + at) and found.transition is None
+    assert np.isnan(found.steepness) if at == 0 else found.steepness == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("times, transition", [(1.9, None), (2.1, 1e12)])
+def test_a_second_phase_is_more_than_twice_as_steep(times, transition):
+    before, fall = 10.0**-0.5, 10.0 ** (-0.5 * times)
+    found = two_phases({1e9: 1.0, 1e10: before, 1e11: before**2, 1e12: before**2 * fall, 1e13: before**2 * fall**1.01})
+    assert found.steepness == pytest.approx(times)
+    assert found.transition == transition

@@ -50,6 +50,20 @@ def test_entries_have_the_rank_and_the_variance_that_they_say(factors, rank):
     assert (singular > 1e-5 * singular[:, :1]).sum(1).max() == (rank or 4)
 
 
+@pytest.mark.parametrize("drawn", [0.0, 0.5, 1 - 2**-24])
+def test_no_draw_of_a_factor_is_infinite_or_a_sign_without_one(monkeypatch, drawn):
+    monkeypatch.setattr(torch, "rand", lambda shape, **options: torch.full(shape, drawn))
+    x = {name: FACTORS[name][0]((2,), torch.Generator()) for name in ("uniform", "laplace", "signs", "bounded")}
+    assert all(of.isfinite().all() for of in x.values())
+    assert (x["signs"].abs() == 1).all() and (x["bounded"].abs() >= 0.5).all()
+
+
+def test_the_matrices_of_the_shipped_run_are_still_drawn():
+    run = pl.Run(pl.shipped("matrix-4x4"))
+    held, again = run.held(), run.task.sample(1024, seed=1)
+    assert torch.equal(held.tokens, again.tokens) and torch.equal(held.out, again.out)
+
+
 def test_hidden_cells_are_masked_and_nothing_else_is():
     batch = TINY.sample(500, seed=3)
     hidden = ~batch.observed
@@ -143,7 +157,10 @@ def test_tasks_go_to_json_and_sample_purely(name):
         ({"factors": "normal"}, "unknown factors"),
         ({"precision": 20.0}, "precision between 0 and limit"),
         ({"rows": 0}, "needs at least 1 rows"),
-        ({"rows": 1, "mask": "row"}, "needs at least 2 rows"),
+        ({"rows": 2, "mask": "row"}, "needs at least 3 rows and 2 columns, got 2 x 7"),  # it hides two of them
+        ({"cols": 2, "mask": "column"}, "needs at least 2 rows and 3 columns"),
+        ({"rows": 4, "cols": 4, "mask": "block", "p_mask": 0.9}, "hides all of 4 x 4 cells"),
+        ({"limit": 1.25, "precision": 0.1}, "limit must be a multiple of precision"),
     ],
 )
 def test_bad_tasks_are_refused_in_one_line(wrong, says):
@@ -295,18 +312,42 @@ def test_losses_are_means_over_cells_as_in_the_paper():
         pl.measure(decoder, copying.sample(2, seed=0), ["masked_loss"])
 
 
-def test_a_run_of_matrices_is_recorded_resumed_and_opened(tmp_path):
+def test_a_run_of_matrices_is_recorded_resumed_and_opened(tmp_path, monkeypatch):
     held, cfg = TINY.sample(16, seed=1), pl.TrainConfig(steps=6, batch_size=8, lr=1e-3)
-    whole = pl.record(pl.train(tiny_model(), TINY, cfg), tmp_path / "a", held, every=2, save_every=3, progress=False)
-    cut = pl.record(
-        pl.train(tiny_model(), TINY, cfg), tmp_path / "b", held, every=2, save_every=3, until=3, progress=False
-    )
+    options = {"held": held, "every": 1, "save_every": 3, "progress": False}
+    whole = pl.record(pl.train(tiny_model(), TINY, cfg), tmp_path / "a", **options)
+    log = pl.Run.log
+
+    def full_disk(run, step, values):
+        if step == 5:
+            raise OSError("the disk is full")
+        log(run, step, values)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
+        patched.setattr(pl.Run, "log", full_disk)
+        pl.record(pl.train(tiny_model(), TINY, cfg), tmp_path / "b", **options)
+    cut = pl.Run(tmp_path / "b")
+    assert cut.metrics.index[-1] == 4 and cut.steps[-1] == 3
+    resumed = pl.resume(cut.path, progress=False)
+    assert list(resumed.metrics.index) == [0, 1, 2, 3, 4, 5, 6]
+    for name in ("metrics.jsonl", "checkpoints/000006.safetensors"):
+        assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
     assert list(whole.metrics.columns) == ["loss", "observed_loss", "masked_loss", "masked_size", "train_loss"]
     back = pl.Run(tmp_path / "a").held()
     assert torch.equal(back.inputs, held.inputs) and torch.equal(back.values, held.values)
     assert asdict(whole.model_config) == asdict(tiny_model().cfg)
-    assert cut.metrics.loss[3] == whole.metrics.loss.get(3, cut.metrics.loss[3])
     assert pl.write_report(whole).exists()
+
+
+def test_a_report_of_matrices_of_which_nothing_is_hidden_has_no_heads(tmp_path):
+    task = replace(TINY, p_mask=0.001)
+    held, cfg = task.sample(4, seed=1), pl.TrainConfig(steps=2, batch_size=8)
+    assert held.observed.all()
+    run = pl.record(pl.train(tiny_model(), task, cfg), tmp_path / "a", held, progress=False)
+    page = pl.write_report(run).read_text()
+    assert "mean attention" not in page and "a matrix, hidden cells framed" in page
+    with_hidden = pl.record(pl.train(tiny_model(), TINY, cfg), tmp_path / "b", TINY.sample(4, seed=1), progress=False)
+    assert "mean attention" in pl.write_report(with_hidden).read_text()
 
 
 @pytest.mark.slow

@@ -1,8 +1,6 @@
 """Heads, ablations, patches, exchanged parts and the copy check: planted truths and twins by hand."""
 
-import runpy
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +17,7 @@ from plateaulens.analysis import (
     head_groups,
     over_steps,
     patch_negated,
+    permute_positions,
     switch,
 )
 from plateaulens.analysis.completion import SWITCHED
@@ -114,8 +113,20 @@ def test_structured_masks_and_bad_batches():
     model = model_of()
     rows = head_atlas(model, replace(TASK, mask="row").sample(3, seed=0))
     assert np.flatnonzero(rows.masked).tolist() == [4, 6, 7, 8, 9, 11]
-    with pytest.raises(ValueError, match="none of these 40 matrices has masked cells"):
-        head_atlas(model, BATCH.hiding(torch.ones(1, 12, dtype=torch.bool)))
+    run = SimpleNamespace(steps=[0], model=lambda step: model)
+    for kind in ("masked", "observed"):  # a mean over no cell would be NaN
+        without = BATCH.hiding(torch.full((1, 12), kind == "masked"))
+        for question in (
+            lambda b, kind=kind: head_atlas(model, b, kind),
+            lambda b: head_ablations(model, b),
+            lambda b: patch_negated(model, b),
+            lambda b: switch(model, model, b),
+            lambda b: copy_check(run, b),
+            lambda b: permute_positions(model, b),
+        ):
+            with pytest.raises(ValueError, match=f"none of these 40 matrices has {kind} cells"):
+                question(without)
+        assert head_ablations(model, without, watch=["loss"]).loss.notnull().all()
     with pytest.raises(ValueError, match="did you mean 'masked'"):
         head_atlas(model, BATCH, "maskd")
     words = pl.MovingWindowSum(n=4, k=2, p=7).sample(2, seed=0)
@@ -292,6 +303,9 @@ def test_the_paper_s_fillers_and_scaled_ones(tmp_path):
     paper = copy_check(run, pl.MatrixCompletion().sample(4, seed=0))
     assert paper["value"].values.tolist() == ["MASK", "0.44", "-0.24"]
     assert copy_check(run, BATCH)["value"].values.tolist() == ["MASK", "0.5", "-0.3"]
+    beyond = replace(TASK, rank=4, factors="signs").sample(4, seed=0)  # 0.44 becomes 1.9
+    assert copy_check(run, beyond)["value"].values.tolist() == ["MASK", "1", "-1"]
+    assert copy_check(run, BATCH, [None, 0.42, 0.38, -0.3])["value"].values.tolist() == ["MASK", "0.4", "-0.3"]
     with pytest.raises(ValueError, match="tokens reach from -1.0 to 1.0, got 1.2"):
         copy_check(run, BATCH, [1.2])
     with pytest.raises(ValueError, match="has no checkpoints"):
@@ -352,9 +366,3 @@ def test_figures_show_the_numbers(run):
     assert list(lines[4].y) == copied.copied_loss.isel(value=1).values.tolist() and list(lines[4].x) == [0, 2, 4]
     with pytest.raises(ValueError, match="did you mean 'masked_loss'"):
         plots.switching(swapped, "maskedloss")
-
-
-def test_the_tables_of_the_docs_are_made_from_a_run(run):
-    script = Path(__file__).parents[1] / "docs" / "matrix_circuits.py"
-    text = runpy.run_path(str(script))["tables"](run, plateau=2, n=64)
-    assert text.count("| L1H3 |") == 2 and "| MASK |" in text and "nan" not in text

@@ -1,15 +1,23 @@
 """The experiments on matrix completion by name, their figures and the shell, on the run that is shipped."""
 
+import json
+import runpy
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import plateaulens as pl
-from plateaulens.analysis import completions
+from plateaulens.analysis import completions, head_atlas, patch_negated
+from plateaulens.analysis.shifts import clipped_share
 from plateaulens.cli import main
-from plateaulens.papers.matrix_experiments import EXPERIMENTS, Setting
+from plateaulens.cli.matrices import ABOUT
+from plateaulens.models.config import bert
+from plateaulens.papers.matrix_experiments import EXPERIMENTS, Setting, attention, distributions, ranks, shift
 
 RUN = pl.Run(pl.shipped("matrix-4x4"))
 
@@ -73,12 +81,119 @@ def test_each_experiment_gives_tables_and_figures(name):
     assert any(char.isdigit() for section in shown for char in section.said)
 
 
+def table_of(text):
+    """The rows of a printed table, split at white space."""
+    return [line.split() for line in text.splitlines()]
+
+
+def test_what_a_patch_of_the_first_layer_carries_is_a_product_of_two_routes():
+    found = patch_negated(RUN.model(10_000), RUN.task.sample(512, seed=7))
+    far, near = found.unpatched.sel(cells="masked").values
+    first = found.distance.sel(layer=0, cells="masked")
+    assert far > 10 * near
+    for at in ("masked", "observed"):  # either alone turns -X into X
+        assert first.sel(positions=at, to="X") < 0.3 < 0.8 < first.sel(positions=at, to="-X")
+    assert first.sel(positions="all", to="-X") < 0.3 < 0.8 < first.sel(positions="all", to="X")  # both do not
+    last = found.distance.sel(layer=1, positions="masked", cells="masked")  # carries a part of it
+    assert last.min() > 0.3
+
+
+def test_attention_is_printed_of_the_category_that_names_the_head():
+    setting, wider = Setting.of(RUN, n=64), 0
+    tables = [section.said for section in attention(setting)[::2]]
+    for mask, said in zip(("random", "row", "column"), tables, strict=True):
+        atlas = head_atlas(RUN.model(10_000), setting.batch(mask=mask)).stack(at=["layer", "head"])
+        for i, row in enumerate(table_of(said)[2:]):
+            one = atlas.isel(at=i)
+            label, largest = str(one.label.item()), str(one.category[one.ratio.fillna(0).argmax()].item())
+            name = largest if label == "none" else label
+            wider += name != largest
+            assert " ".join(row[:-2]).endswith(f"{label} {name}")
+            own = one.sel(category=name)
+            assert [float(x) for x in row[-2:]] == pytest.approx([own.ratio.item(), own.mass.item()], abs=1e-4)
+    assert wider  # of a wider category with nearly the largest ratio, and not of the largest
+
+
+def test_shifts_sweep_both_sides_and_cut_nothing_off(tmp_path):
+    task = pl.MatrixCompletion(rows=2, cols=4, rank=1, factors="bounded", precision=0.1, limit=1.0)
+    for rows in (1, 2):
+        size = replace(task, rows=rows)
+        model = pl.Transformer(pl.ModelConfig.for_task(size, **bert(8, 1, 2)))
+        held, cfg = size.sample(4, seed=0), pl.TrainConfig(steps=2, batch_size=4)
+        run = pl.record(pl.train(model, size, cfg), tmp_path / str(rows), held, save_every=1, progress=False)
+        sweeps = {section.title: section.said for section in shift(Setting.of(run, before=0, n=32))}
+        assert ("Other rows" in sweeps) == (rows == 2)  # of one row there are no fewer
+        swept = {title: [row[0] for row in table_of(said)[3:]] for title, said in sweeps.items()}
+        assert swept["Other columns"] == ["2", "3", "4"]
+        assert swept["Other rank"] == [str(rank) for rank in range(1, rows + 1)]
+        assert all("zero_loss" in said and "clipped" in said for said in sweeps.values())
+        assert all(float(row[-1]) == 0 for row in table_of(sweeps["Other rank"])[3:])
+    assert [f"{p:.2f}" for p in np.arange(0.1, 0.61, 0.05)] == swept["Other probability that a cell is hidden"]
+
+
+def test_distributions_are_the_paper_s_where_the_limit_holds_them():
+    paper = distributions(pl.MatrixCompletion())
+    assert {(t.factors, t.scale) for t in paper.values()} == {("uniform", 1), ("gaussian", 0.5), ("laplace", 0.25)}
+    narrow = distributions(pl.MatrixCompletion(rank=2, precision=0.1, limit=0.5, scale=0.5))
+    assert set(narrow) == {"uniform 0.5", "gaussian 0.25", "laplace 0.125"}
+    beyond = distributions(pl.MatrixCompletion(rank=2, precision=0.1, limit=0.5))
+    assert set(beyond) == {"uniform 1", "bounded 0.5", "signs 0.5"}
+    assert all(clipped_share(beyond[name]) == 0 for name in ("bounded 0.5", "signs 0.5"))
+    spread = ranks(pl.MatrixCompletion(rows=3, cols=5, rank=2))
+    assert list(spread) == [1, 2, 3] and all(rank * t.scale**2 == pytest.approx(2) for rank, t in spread.items())
+
+
+def test_components_are_trained_from_the_shell_and_not_twice(run):
+    arguments = ("matrix", "components", run.path, "--steps", 3, "--only", "mlp", "--only", "attention")
+    code, output = said(*arguments)
+    assert code == 0, output
+    folder = run.path / "matrix" / "components"
+    assert {path.name for path in folder.iterdir()} == {"mlp", "attention"}
+    assert "everything 4300 4550 10000 0.1000" in " ".join(output.split())
+    parts = pl.Run(folder / "mlp")
+    assert parts.steps[-1] == 3 and parts.train_config.seed == 1 and parts.config["graft"]["step"] == 10_000
+    final = RUN.model(10_000)
+    moved = {n for n, p in parts.model(3).named_parameters() if not torch.equal(p, final.get_parameter(n))}
+    assert moved and all(".mlp." in name for name in moved)
+    before = (folder / "mlp" / "metrics.jsonl").stat().st_mtime_ns
+    assert said(*arguments)[0] == 0 and (folder / "mlp" / "metrics.jsonl").stat().st_mtime_ns == before
+    assert "Plotly.newPlot" in (run.path / "matrix" / "components.html").read_text()
+
+
+def test_every_experiment_has_its_command():
+    assert list(ABOUT) == list(EXPERIMENTS)
+    for name in (*ABOUT, "components"):
+        code, output = said("matrix", name, "--help")
+        assert code == 0 and f"Example: plateaulens matrix {name} runs/matrix-0" in " ".join(output.split())
+
+
+def test_the_step_before_is_the_last_on_the_plateau_and_before_the_other():
+    assert Setting.of(RUN).before == 3500
+    with pytest.raises(ValueError, match="no saved step"):
+        Setting.of(RUN, after=3500)
+
+
+def test_the_tables_of_the_docs_are_made_from_runs(tmp_path, monkeypatch, capsys):
+    script = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "matrix.py"))
+    rows = dict(line.rsplit(maxsplit=1) for line in script["curves"]([RUN]).splitlines()[1:])
+    assert rows["loss leaves"].strip() == "3900" and rows["drop"].strip() == "4550"
+    at = RUN.metrics.loc[1000:3000].masked_loss.median()
+    assert float(rows["masked_loss, plateau"]) == pytest.approx(at, abs=1e-4)
+    short = replace(script["RECIPE"], train=replace(script["RECIPE"].train, steps=2))
+    monkeypatch.setitem(script["smaller"].__globals__, "RECIPE", short)
+    script["smaller"](tmp_path, 1)
+    out = capsys.readouterr().out
+    assert all(name in out for name in script["SMALLER"]) and len(list((tmp_path / "smaller").iterdir())) == 3
+
+
 def test_the_shell_prints_tables_and_writes_a_page(run):
     code, output = said("matrix", "switch", run.path, "--n", 32)
     assert code == 0, output
     assert "before none" in output and output.strip().endswith("switch.html")
     page = (run.path / "matrix" / "switch.html").read_text()
     assert "Plotly.newPlot" in page and "before none" in page
+    for name, step in (("before", 3500), ("after", 10_000)):  # those that were used, not what was asked for
+        assert f"<td>{name}</td><td>{step}</td>" in page
 
 
 @pytest.mark.parametrize(
@@ -88,6 +203,11 @@ def test_the_shell_prints_tables_and_writes_a_page(run):
         (["switch", "nowhere"], "is not a run"),
         (["switch", "RUN", "--before", "77"], "no checkpoint of step 77"),
         (["switch", "OTHER"], "trained copy"),
+        (["switch", "RUN", "--before", "10000", "--after", "10000"], "before must be a step before after"),
+        (["attention", "RUN", "--before", "10000", "--after", "4500"], "got 10000 and 4500"),
+        (["components", "RUN", "--only", "mpl"], "did you mean 'mlp'"),
+        (["components", "RUN", "--seed", "0"], "seed 0 is the run's"),
+        (["components", "OTHER"], "trained copy"),
     ],
 )
 def test_bad_input_is_one_line(run, tmp_path, arguments, says):
@@ -106,3 +226,8 @@ def test_a_plateau_without_a_checkpoint_must_be_said(run):
     with pytest.raises(ValueError, match="no saved step .* lies on its plateau"):
         Setting.of(run)
     assert Setting.of(run, before=4500).before == 4500
+    config = json.loads((run.path / "run.json").read_text())
+    config["task"]["mask"] = "row"  # of which no floor is known
+    (run.path / "run.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"plateau of mask 'row' ends is not known.*\(--before\)"):
+        Setting.of(pl.Run(run.path))

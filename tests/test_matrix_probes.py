@@ -1,5 +1,6 @@
 """What is known of matrices, embeddings and shifted distributions comes out of the experiments on them."""
 
+from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,6 +14,8 @@ from jaxtyping import TypeCheckError
 import plateaulens as pl
 from plateaulens.analysis import (
     complete_by_nuclear_norm,
+    completions,
+    head_atlas,
     out_of_distribution,
     over_steps,
     permute_positions,
@@ -158,6 +161,19 @@ def test_real_numbers_are_probed_over_steps_shuffled_and_by_hidden_layers(model,
     assert curved > 0.95 > straight
 
 
+def test_models_of_16_bits_are_looked_into(model):
+    half = deepcopy(model).to(torch.bfloat16)
+    run, batch = SimpleNamespace(steps=[0], model=lambda step: half), TASK.sample(40, seed=1)
+    rounded = deepcopy(half).float()  # the very same weights
+    np.testing.assert_allclose(token_embeddings(half).norm, token_embeddings(rounded).norm)
+    np.testing.assert_allclose(position_embeddings(half, 3, 4).norm, position_embeddings(rounded, 3, 4).norm)
+    np.testing.assert_allclose(head_atlas(half, batch).mass, head_atlas(rounded, batch).mass, atol=0.02)
+    said = completions(run, batch).predicted.isel(step=0).values.reshape(40, -1)
+    np.testing.assert_allclose(said, pl.trace(rounded, batch, ["outputs"]).outputs, atol=0.1)
+    losses = [permute_positions(m, batch).loss.values for m in (half, rounded)]
+    np.testing.assert_allclose(*losses, rtol=0.1)
+
+
 def test_cells_are_probed_against_the_guess_of_0(model):
     batch = TASK.sample(2000, seed=3)
     found = probe_cells(model, batch)
@@ -183,6 +199,8 @@ def test_cells_are_probed_against_the_guess_of_0(model):
     lines = {trace.name: list(trace.y) for trace in figure.data if trace.xaxis == "x"}
     np.testing.assert_allclose(lines["row"], found.loss.sel(feature="row") / zero.sel(feature="row"))
     np.testing.assert_allclose(lines["element, masked cells"], element.masked_loss / element.zero_loss)
+    with pytest.raises(ValueError, match="got no feature"):
+        probe_cells(model, batch, [])
     with pytest.raises(ValueError, match="one step"):
         pl.plots.cell_probes(found.expand_dims(step=[0]))
 
@@ -217,6 +235,9 @@ def test_norms_that_know_the_magnitude_are_symmetric_and_components_are_planted(
     lopsided = token_embeddings(with_embeddings(W_E=(2 + v)[:, None] * direction), values)
     assert lopsided.symmetry.item() == pytest.approx(-1)
     assert np.isnan(token_embeddings(with_embeddings(W_E=np.eye(5))).symmetry)  # no token stands for -v
+    for values in ({}, {3: 0.5}):
+        with pytest.raises(ValueError, match=f"at least 2 tokens, got {len(values)}"):
+            token_embeddings(with_embeddings(W_E=np.eye(5)), values)
     figure = pl.plots.token_embeddings(found)
     drawn = {(x, y) for trace in figure.data if trace.xaxis == "x" for x, y in zip(trace.x, trace.y)}
     assert drawn == set(zip(v.tolist(), found.norm.values.tolist()))
@@ -275,6 +296,15 @@ def test_positions_that_share_a_column_are_told():
     over = over_steps(run, lambda model: position_embeddings(model, 5, 4))
     drawn = {trace.name: list(trace.y) for trace in pl.plots.position_embeddings(over).data}
     assert drawn["explained by col"] == [found.explained.sel(group="col").item()] * 2
+
+
+def test_a_map_of_the_paper_s_positions_is_scikit_learns_by_default():
+    from sklearn.manifold import TSNE
+
+    x = torch.randn(49, 8, generator=rng(0))
+    theirs = TSNE(init="pca", random_state=0).fit_transform(x.double().numpy())
+    found = position_embeddings(with_embeddings(W_pos=x.tolist()), 7, 7)
+    np.testing.assert_allclose(found.component, theirs, rtol=1e-3, atol=1e-3)
 
 
 def test_permuted_positions_are_permuted_weights(model, batch):
@@ -373,5 +403,9 @@ def test_matrices_that_do_not_fit_the_model_are_refused(model):
         out_of_distribution(model, {4: TASK, 5: replace(TASK, cols=5)})
     with pytest.raises(ValueError, match="keep precision and limit"):
         out_of_distribution(model, {"fine": replace(TASK, precision=0.05)})
+    coarse = replace(TASK, precision=0.2, limit=2.0)  # as many tokens, of other values
+    assert coarse.d_vocab == TASK.d_vocab and out_of_distribution(model, {"unsaid": coarse}, n=8).loss.notnull().all()
+    with pytest.raises(ValueError, match="tokens of other values"):
+        out_of_distribution(model, {"said": coarse}, n=8, learnt=TASK)
     with pytest.raises(ValueError, match="got no task"):
         out_of_distribution(model, {})

@@ -1,5 +1,6 @@
 """Tasks with features from a shell: train, probe, ablate, and what a run's report says of it."""
 
+import signal
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,7 +79,7 @@ def test_probe_keeps_what_probe_over_finds(addition: Path):
     run = pl.Run(addition)
     batch = run.task.sample(200, seed=2)
     kept = xr.load_dataset(addition / "probes" / "carry.nc")
-    again = pl.probe_over(run, batch, "carry", steps=[0, 40, 60], C=(100.0,), seed=2, progress=False)
+    again = pl.probe_over(run, batch, "carry", steps=[0, 40, 60], C=(100.0,), shuffled=False, seed=2, progress=False)
     xr.testing.assert_allclose(kept, again)
     lines = [line.split() for line in said.splitlines()]
     table = pl.analysis.thirds(again)
@@ -116,9 +117,9 @@ def test_ablate_keeps_what_ablate_feature_finds(addition: Path):
     said = good("ablate", str(addition), "--feature", "carry", "--step", "40", "--C", "3", *ABLATE).output
     run = pl.Run(addition)
     model, train, test = run.model(40), run.task.sample(200, seed=2), run.task.sample(16, seed=3)
-    where = Directions.of(pl.probe(model, train, "carry", C=3.0, shuffled=False, seed=2))
-    fit = partial(logistic_fit, C=3.0)
-    direct = pl.ablate_feature(model, test, "carry", where, train=train, fit=fit, draws=2, seed=2, progress=False)
+    where = Directions.of(pl.probe(model, train, "carry", C=3.0, shuffled=False, seed=2)).sites
+    fit = partial(logistic_fit, C=3.0)  # of all of `train`, as those of shuffled labels are
+    direct = pl.ablate_feature(model, test, "carry", sites=where, train=train, fit=fit, draws=2, seed=2, progress=False)
     kept = _ablation_of(xr.load_dataset(addition / "ablations" / "carry-hyperplane-40.nc"))
     pd.testing.assert_frame_equal(kept.table, direct.table, check_index_type=False)
     xr.testing.assert_allclose(kept.values, direct.values)
@@ -187,7 +188,6 @@ BAD = {
     "steps in words": (["probe", "RUN", "--feature", "carry", "--steps", "all"], "numbers and ranges"),
     "plateau backwards": (["probe", "RUN", "--feature", "carry", "--plateau", "20-10"], "got '20-10'"),
     "no such site": (["probe", "RUN", "--feature", "carry", "--site", "blocks.7.hook_resid_post"], "blocks.7"),
-    "too few to split": (["probe", "RUN", "--feature", "carry", "--n", "1"], "1 sequences split into"),
     "not a run": (["probe", ".", "--feature", "carry"], "is not a run"),
     "ablate: no feature said": (["ablate", "RUN"], "say which feature"),
     "ablate: unknown feature": (["ablate", "RUN", "--feature", "cary"], "did you mean 'carry'?"),
@@ -200,6 +200,19 @@ BAD = {
     ),
     "ablate: two choices": (["ablate", "RUN", "--feature", "carry", "--below", "1", "--site", "a"], "give one of them"),
     "ablate: not a run": (["ablate", "nowhere", "--feature", "carry"], "is not a run"),
+    "ablate: several sites": (
+        ["ablate", "RUN", "--feature", "carry", *ABLATE, "--site", "blocks.*.hook_resid_post"],
+        "unknown hook 'blocks.*.hook_resid_post'; did you mean 'blocks.",
+    ),
+    "ablate: a state for each head": (
+        ["ablate", "RUN", "--feature", "carry", *ABLATE, "--site", "blocks.0.attn.hook_z"],
+        "directions are of one state a position, and blocks.0.attn.hook_z is [1, ",
+    ),
+    "ablate: no penalty": (["ablate", "RUN", "--feature", "carry", *ABLATE, "--C", "inf"], "--C inf leaves"),
+}
+RANGES = {
+    "probe": ("--n -5", "--n 5", "--n 19", "--C 0", "--C -1", "--C nan", "--seed -1"),
+    "ablate": ("--n 0", "--train 3", "--C 0", "--C -1", "--C nan", "--draws 0", "--k 0", "--seed -1"),
 }
 
 
@@ -208,9 +221,79 @@ def test_bad_input_is_one_line_and_exit_2(words, hint, addition: Path, tmp_path:
     monkeypatch.chdir(tmp_path)
     before = {p: p.stat().st_mtime_ns for p in addition.rglob("*")}
     result = call(*(str(addition) if word == "RUN" else word for word in words))
-    lines = [line for line in result.stderr.splitlines() if "edit/s" not in line and "step/s" not in line]
+    doing = ("edit/s", "step/s", "fitting the directions")
+    lines = [line for line in result.stderr.splitlines() if not any(word in line for word in doing)]
     assert result.exit_code == 2 and len(lines) == 1 and hint in lines[0], result.output
     assert {p: p.stat().st_mtime_ns for p in addition.rglob("*")} == before
+
+
+@pytest.mark.parametrize("verb, words", [(verb, words) for verb, each in RANGES.items() for words in each])
+def test_numbers_out_of_range_are_named_in_one_line(verb: str, words: str, addition: Path):
+    name, value = words.split()
+    kept = [verb, str(addition), "--feature", "carry", *(PROBE if verb == "probe" else ABLATE)]
+    result = call(*kept, name, value)
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit)
+    assert result.stderr.splitlines()[-1].startswith(f"Error: Invalid value for '{name}': {value}")
+    assert sum("Error" in line for line in result.stderr.splitlines()) == 1
+
+
+# Interrupts.
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, name: str, feature: str):
+    """Ctrl-C in a function of the package, once it is asked of a feature."""
+    own = getattr(pl, name)
+
+    def stopped(first, *rest, **options):
+        if feature in rest:
+            raise KeyboardInterrupt
+        return own(first, *rest, **options)
+
+    monkeypatch.setattr(pl, name, stopped)
+
+
+@pytest.mark.parametrize("name", ["probe_over", "probe_tokens"])
+def test_a_stopped_probe_says_what_was_kept(name: str, addition: Path, monkeypatch: pytest.MonkeyPatch):
+    for path in (addition / "probes").glob("*"):
+        path.unlink()
+    with monkeypatch.context() as patched:
+        stop_at(patched, name, "first_operand")
+        words = ("--feature", "carry", "--feature", "first_operand", "--tokens", *PROBE)
+        result = call("probe", str(addition), *words)
+    assert result.exit_code == 130
+    said = f"stopped; kept in {addition / 'probes'}: carry; to start anew: first_operand"
+    assert result.stderr.splitlines()[-1] == said
+    assert {path.name for path in (addition / "probes").iterdir()} == {"carry.nc", "carry.html"}
+    assert "probing the visible tokens for carry" in result.stderr
+    with monkeypatch.context() as patched:
+        stop_at(patched, name, "carry")
+        result = call("probe", str(addition), "--feature", "carry", *PROBE)
+    assert result.stderr.splitlines()[-1] == f"stopped; kept in {addition / 'probes'}: nothing; to start anew: carry"
+
+
+def test_a_probe_stopped_amid_its_writing_is_kept(addition: Path, monkeypatch: pytest.MonkeyPatch):
+    own = xr.Dataset.to_netcdf
+
+    def stopped(self, target, **options):
+        own(self, target, **options)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(xr.Dataset, "to_netcdf", stopped)
+        result = call("probe", str(addition), "--feature", "carry", *PROBE)
+    assert result.exit_code == 130
+    assert result.stderr.splitlines()[-1] == f"stopped; kept in {addition / 'probes'}: carry; to start anew: nothing"
+    assert (addition / "probes" / "carry.html").is_file()
+
+
+def test_a_stopped_ablation_keeps_nothing(addition: Path, monkeypatch: pytest.MonkeyPatch):
+    before = sorted((addition / "ablations").glob("*"))
+    with monkeypatch.context() as patched:
+        stop_at(patched, "ablate_feature", "carry")
+        result = call("ablate", str(addition), "--feature", "carry", "--step", "20", *ABLATE)
+    assert result.exit_code == 130 and result.stderr.splitlines()[-1] == "stopped; nothing of it was kept"
+    assert "fitting the directions of carry to 200 sequences" in result.stderr
+    assert sorted((addition / "ablations").glob("*")) == before
 
 
 @pytest.mark.parametrize("verb", ["probe", "ablate"])
@@ -250,7 +333,10 @@ def recorded(losses: dict[int, float], known: bool = True) -> SimpleNamespace:
     return SimpleNamespace(metrics=metrics, task=SimpleNamespace(**levels))
 
 
-DROPS = {0: 5.0, 10: 1.0, 20: 1.0, 30: 0.9, 40: 0.4, 50: 0.1}
+DROPS = {0: 5.0, 5: 1.2, 10: 1.0, 15: 1.04, 20: 1.0, 30: 0.9, 40: 0.4, 50: 0.1}
+PASSES = {0: 5.0, 10: 1.5, 20: 1.01, 30: 0.99, 40: 0.4, 50: 0.1}  # two measurements at its level
+TWICE = dict(zip(range(0, 100, 10), (5.0, 1.0, 1.0, 1.0, 1.2, 1.0, 1.0, 1.0, 0.4, 0.1), strict=True))
+DIPS = dict(sorted({**DROPS, 22: 0.3, 24: 1.0, 26: 1.0, 28: 1.0}.items()))  # a moment below the middle is the drop
 FALLS = {0: 1.0, 10: 0.9, 20: 0.5, 50: 0.1}
 JUDGED = {
     "quiet": (FALLS, DROPS, {}, "carry: quiet"),
@@ -258,7 +344,14 @@ JUDGED = {
     "what fell after the plateau does not count": ({10: 0.95, 20: 0.9, 30: 0.2, 50: 0.1}, DROPS, {}, "carry: loud"),
     "no drop": (FALLS, {k: max(v, 0.9) for k, v in DROPS.items()}, {}, "the loss has not dropped (plateau 1.0000)"),
     "no plateau": (FALLS, {0: 5.0, 50: 4.0}, {}, "not seen on its plateau"),
-    "not probed there": ({0: 1.0, 50: 0.1}, DROPS, {}, "no probed step lies on the plateau (steps 10 to 30)"),
+    "not probed there": ({0: 1.0, 50: 0.1}, DROPS, {}, "no probed step lies on the plateau (steps 10 to 20)"),
+    "not yet near": ({5: 0.5, 50: 0.1}, DROPS, {}, "no probed step lies on the plateau (steps 10 to 20)"),
+    "between two stretches": ({40: 0.5, 90: 0.1}, TWICE, {}, "lies on the plateau (steps 10 to 30, 50 to 70)"),
+    "between two measurements": ({12: 0.5, 50: 0.1}, DROPS, {}, "carry: quiet"),
+    "runs through": (FALLS, PASSES, {}, "no verdict: the loss runs through its level (plateau 1.0000)"),
+    "runs through, between": (FALLS, {0: 5.0, 10: 1.5, 20: 0.9, 30: 0.4, 40: 0.1, 50: 0.1}, {}, "runs through its"),
+    "runs through, by hand": (FALLS, PASSES, {"plateau": [10, 20]}, "carry: quiet"),
+    "after a dip": ({10: 0.95, 24: 0.2, 50: 0.1}, DIPS, {}, "carry: loud"),
     "nor after": ({0: 1.0, 20: 0.1}, DROPS, {}, "from the drop on (step 40)"),
     "by hand": (FALLS, {}, {"plateau": [10, 20]}, "carry: quiet"),
     "by hand, another": (FALLS, DROPS, {"plateau": [10, 10]}, "carry: loud"),
@@ -284,11 +377,64 @@ CONCLUDED = {
     "better": ({"intact": (0.1, 0.3), "gaussian": (0.1, 0.3)}, "further than with every control"),
     "less better": ({"intact": (0.1, 0.3), "gaussian": (-0.3, -0.1)}, ", no further than with gaussian"),
 }
+LESS = {other: (-0.3, -0.1) for other in ("intact", "gaussian", "shuffled")}
+
+
+def compared(intervals: dict[str, tuple[float, float]], of: str = "exact_match", mean: float = 0.5, **more):
+    """The rows of one measurement in `Ablation.table`."""
+    index = pd.MultiIndex.from_product([[of], intervals], names=["measurement", "with"])
+    rows = [[mean, (low + high) / 2, low, high, 0.0] for low, high in intervals.values()]
+    return pd.DataFrame(rows, index, ["mean", "difference", "low", "high", "as_far"]).assign(**more)
 
 
 @pytest.mark.parametrize("intervals, said", CONCLUDED.values(), ids=CONCLUDED.keys())
 def test_concluded_goes_by_the_intervals(intervals, said):
-    index = pd.MultiIndex.from_product([["exact_match"], intervals], names=["measurement", "with"])
-    rows = [[0.5, (low + high) / 2, low, high, 0.0] for low, high in intervals.values()]
-    table = pd.DataFrame(rows, index, ["mean", "difference", "low", "high", "as_far"])
-    assert said in concluded(table)
+    assert said in concluded(compared(intervals))
+
+
+def test_where_nothing_could_fall_the_loss_is_judged():
+    floor = compared({"intact": (0.0, 0.0), "gaussian": (0.0, 0.0)}, mean=0.0)
+    assert concluded(floor) == "exact_match is 0 to begin with; look at the loss, which was not measured."
+    rises = compared({"intact": (0.1, 0.3), "gaussian": (0.1, 0.3)}, "loss")
+    said = concluded(pd.concat([floor, rises]))
+    assert said.startswith("exact_match is 0 to begin with; look at the loss: loss changes by +0.200")
+    assert said.endswith("further than with every control (gaussian).")
+    assert "is 0" not in concluded(pd.concat([compared(LESS), rises]))
+
+
+def test_a_control_that_shares_the_directions_is_no_comparison():
+    said = concluded(compared(LESS, overlap=[np.nan, 0.02, 0.69]))
+    assert "further than with every other control (gaussian). shuffled shares 69% of the directions" in said
+    said = concluded(compared({**LESS, "shuffled": (-0.1, 0.1)}, overlap=[np.nan, 0.02, 0.31]))
+    assert "no further" not in said and "shuffled shares 31% of the directions: no comparison." in said
+    said = concluded(compared(LESS, overlap=[np.nan, 0.5, 0.69]))
+    assert "without controls this says nothing of the feature. gaussian shares 50% of" in said and "69%" in said
+    assert "no comparison" not in concluded(compared(LESS, overlap=[np.nan, 0.02, 0.3]))
+
+
+def test_how_much_variance_the_controls_remove_is_said():
+    table = compared(LESS, overlap=[np.nan, 0.02, 0.69], variance=[np.nan, 0.49, 1.0])
+    assert "control (gaussian; these remove up to 49% as much variance). shuffled shares" in concluded(table)
+    assert "variance" not in concluded(table.assign(variance=np.nan)) and "variance" not in concluded(compared(LESS))
+
+
+def test_an_ablation_from_before_there_was_an_overlap_is_read(addition: Path):
+    good("ablate", str(addition), "--feature", "carry", "--control", "shuffled", *ABLATE)
+    path = addition / "ablations" / "carry-hyperplane-60.nc"
+    data = xr.load_dataset(path)
+    new = _ablation_of(data).table
+    older = data.drop_vars(["table", "overlap", "variance", "column"], errors="ignore")
+    older = older.assign({name: data.table.sel(column=name, drop=True) for name in new.columns[:5]})
+    path.unlink()
+    older.to_netcdf(path, engine="scipy")
+    found = _ablation_of(xr.load_dataset(path))
+    pd.testing.assert_frame_equal(found.table[new.columns[:5]], new[new.columns[:5]])
+    assert found.table.overlap.isna().all() and concluded(found.table) == concluded(new.iloc[:, :5])
+    good("report", str(addition))
+
+
+def test_the_page_of_an_ablation_without_exact_matches_shows_the_loss(addition: Path):
+    good("ablate", str(addition), "--feature", "carry", *ABLATE)
+    (kept,) = (result for result in results(pl.Run(addition)) if result.name == "ablations-carry-hyperplane-60")
+    assert kept.said.startswith("exact_match is 0 to begin with; look at the loss: loss ")
+    assert kept.figure.layout.xaxis.title.text == "loss (nats)"

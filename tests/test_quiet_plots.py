@@ -87,6 +87,9 @@ def test_probes_of_several_features_draw_the_one_that_is_named():
 def test_probes_of_numbers_have_no_nats():
     numbers = over(r2=np.zeros((3, 2, OFFSETS)))
     assert "squared error" in pl.plots.probes(numbers).layout.yaxis.title.text
+    beside = xr.concat([numbers, over()], xr.Variable("feature", ["max_ending_here", "is_prev_negative"]), join="outer")
+    for name, unit in (("max_ending_here", "squared error"), ("is_prev_negative", "nats")):
+        assert unit in pl.plots.probes(beside, feature=name).layout.yaxis.title.text
 
 
 # Budgets.

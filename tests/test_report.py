@@ -9,7 +9,7 @@ import pytest
 
 import plateaulens as pl
 from plateaulens.analysis import Evolution, first_crossing
-from plateaulens.report.run import _evenly
+from plateaulens.analysis.completion import evenly
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 CURVE = pd.DataFrame({"loss": [3.0, 2.4, 2.05, 2.0, 2.0, 1.9, 1.0, 0.1]}, index=range(0, 80, 10))
@@ -99,7 +99,7 @@ def test_report_puts_the_attention_of_a_few_steps_into_others(page: Path):
     figure, _ = json.JSONDecoder().raw_decode(page.read_text().partition('"step_grid": ')[2])
     # Steps 0, 20, 40, 60, a gap and the untouched models.
     assert figure["layout"]["xaxis"]["ticktext"] == ["0", "20", "40", "60", "own"] and len(figure["data"][0]["x"]) == 7
-    assert _evenly([0, 5, 9], 8) == [0, 5, 9] and _evenly([*range(0, 210, 10)], 5) == [0, 50, 100, 150, 200]
+    assert evenly([0, 5, 9], 8) == [0, 5, 9] and evenly([*range(0, 210, 10)], 5) == [0, 50, 100, 150, 200]
 
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium and chromedriver are not installed")

@@ -144,6 +144,20 @@ def test_hooks_of_the_new_parts_act_and_parts_have_their_weights():
     assert not hasattr(model, "W_pos") and model.b_Q.eq(0).all() and model.accumulated_bias(1).shape == (32,)
 
 
+def test_a_stream_that_is_normalised_after_every_write_is_not_decomposed():
+    model = make(norm_position="post")
+    with pytest.raises(ValueError, match="no sum of its parts"):
+        model.run_with_cache(TOKENS)[1].get_full_resid_decomposition(-1)
+    other = make(norm_position="post", seed=1)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(1)
+    grafted = pl.graft(model, other, "norms").state_dict()
+    for name, weight in model.state_dict().items():
+        is_norm = name.startswith("ln_embed") or ".ln1." in name or ".ln2." in name
+        assert torch.equal(grafted[name], (other.state_dict()[name] if is_norm else weight)), name
+
+
 def test_a_config_of_before_opens_as_it_was_and_bad_ones_are_refused():
     old = {"d_vocab": 6, "n_ctx": 9, "d_model": 16}
     assert pl.ModelConfig(**old).normalization_type == "LN" and not pl.ModelConfig(**old).gated_mlp

@@ -7,7 +7,8 @@
 arXiv 2505.03997 projects onto the decision hyperplane of each position's probe, and compares with Gaussian
 directions. Those carry little of what activations vary in, so that the loss of any direction that does vary looks
 like the loss of the feature. Two more controls are matched in that: the same method applied to shuffled labels, and
-random directions of equal variance.
+random directions of equal variance. Where a feature's direction has most of the variance, these are nearly that
+direction themselves and no comparison: `overlap` says how nearly, and the last control is orthogonal to it.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,11 +26,11 @@ from tqdm.auto import tqdm
 from plateaulens._lookup import look_up
 from plateaulens._shapes import Batch
 from plateaulens.analysis.probes import logistic_fit
-from plateaulens.analysis.removals import CONTROLS, METHODS, Fit, Known, Removal, hyperplanes
+from plateaulens.analysis.removals import CONTROLS, METHODS, Fit, Known, Removal, hyperplanes, shared
 from plateaulens.hooked import device_of
 from plateaulens.interventions import Project, intervene
 from plateaulens.measuring import measure
-from plateaulens.tasks.base import Feature
+from plateaulens.tasks.base import NUMBERS, Feature
 
 RESAMPLES = 10_000
 
@@ -83,7 +84,9 @@ class Ablation:
         table: for each measurement, what `ablated` is compared `with`: the `mean` of that; the `difference`,
             ablated - that, with its 95 % interval from `low` to `high`; and of controls which share of the draws
             went at least `as_far` from the intact model, to the same side. Intervals are percentiles of 10,000
-            resamples of the examples, and of a control's draws at the same time.
+            resamples of the examples, and of a control's draws at the same time. And of controls, in the mean over
+            draws and offsets, the `overlap`: which share of the removed directions lies in theirs; and the `variance`
+            that they take over that which the method takes (NaN without `train`).
     """
 
     feature: str
@@ -96,12 +99,16 @@ class Ablation:
         sizes = self.values.sizes
         head = f"{self.feature} removed by {self.method}: {len(self.sites)} places in {sizes['example']} examples"
         lines = [f"{head}, {sizes['draw']} draws a control"]
-        for (name, other), (mean, gap, low, high, as_far) in zip(self.table.index, self.table.values):
+        for (name, other), row in zip(self.table.index, self.table.values):
+            mean, gap, low, high, as_far, overlap, variance = row
             said = f"{gap:+.3f} [{low:+.3f}, {high:+.3f}]"
             if other == "intact":
                 lines.append(f"{name} {mean:.3f} -> {mean + gap:.3f}: {said}")
             else:
+                taken = "" if np.isnan(variance) else f", {variance:.2f} of the variance"
                 lines.append(f"    {other} {mean:.3f}: {said} from it, {as_far:.0%} of draws as far")
+                if not np.isnan(overlap):  # of what was kept before it was measured
+                    lines.append(f"        takes {overlap:.0%} of the directions{taken}")
         return "\n".join(lines)
 
 
@@ -117,7 +124,7 @@ def ablate_feature(
     fit: Fit | None = logistic_fit,
     k: int = 8,
     by: float = 1.0,
-    controls: Sequence[str] = ("gaussian", "shuffled", "variance"),
+    controls: Sequence[str] = ("gaussian", "shuffled", "variance", "orthogonal"),
     draws: int = 32,
     watch: Sequence[str] = ("exact_match", "accuracy", "loss"),
     seed: int = 0,
@@ -139,6 +146,7 @@ def ablate_feature(
     * "shuffled": what the method finds with labels shuffled among the examples.
     * "variance": R = orth(G S^a), G from a Gaussian, with the a for which tr(R S R') = tr(U S U'): as much variance
       is removed. t_R = R m - (U m - t): the mean is moved as far. ("hyperplane" takes its rows one by one.)
+    * "orthogonal": the same among directions orthogonal to all of U, with the nearest variance that these have.
 
     Args:
         model: any hooked model.
@@ -159,14 +167,17 @@ def ablate_feature(
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: for an unknown feature, method, control or site, probes and sites both or neither, a `train` or
-            `fit` that is needed and missing, probes of another number of offsets, or a position out of reach.
+        ValueError: for an unknown feature, method, control or site, numbers where probes of 0 and 1 are fitted, probes
+            and sites both or neither, a `train` or `fit` that is needed and missing, probes of another number of
+            offsets, or a position out of reach.
     """
     find = look_up("method", method, METHODS)
     drawn = {control: look_up("control", control, CONTROLS) for control in controls}
     if (probes is None) == (sites is None) or draws < 1 or k < 1:
         raise ValueError("give either probes= or sites=, and k= and draws= of at least 1")
     name, places = _named(feature), _placed(feature, batch)
+    if places.kind in NUMBERS and probes is None and method != "mean_difference":
+        raise ValueError(f"{name} is of kind {places.kind!r}: {method} fits probes of 0 and 1; take 'mean_difference'")
     given = probes if probes is None or isinstance(probes, Directions) else Directions.of(probes)
     where = _sites(given.sites if given is not None else sites, places.positions.shape[1])
     ready = given is not None and method == "hyperplane"
@@ -190,7 +201,12 @@ def ablate_feature(
     rng = torch.Generator().manual_seed(seed)
     with tqdm(total=2 + len(drawn) * draws, desc=f"{name} by {method}", unit="edit", disable=not progress) as bar:
         intact, ablated = values(None), values(removal)
-        others = [values(draw(removal, known, find, rng)) for draw in drawn.values() for _ in range(draws)]
+        others, shares = [], []
+        for draw in drawn.values():
+            for _ in range(draws):
+                other = draw(removal, known, find, rng)
+                others.append(values(other))
+                shares.append(shared(removal, other, known))
     shape = (len(drawn), draws, *intact.shape)
     every = torch.stack(others).view(shape) if others else intact.new_zeros(shape)
     found = xr.Dataset(
@@ -198,6 +214,10 @@ def ablate_feature(
             "intact": (("measurement", "example"), intact.numpy()),
             "ablated": (("measurement", "example"), ablated.numpy()),
             "controls": (("control", "draw", "measurement", "example"), every.numpy()),
+            **{
+                key: (("control", "draw"), np.reshape([pair[i] for pair in shares], shape[:2]))
+                for i, key in enumerate(("overlap", "variance"))
+            },
         },
         coords={"measurement": list(watch), "control": list(drawn)},
     )
@@ -261,12 +281,13 @@ def _compared(values: xr.Dataset, rng: np.random.Generator) -> pd.DataFrame:
         intact, ablated, controls = (values[x].sel(measurement=name).values for x in ("intact", "ablated", "controls"))
         there = ~np.isnan(intact)
         before, after, weight = intact[there], ablated[there], examples[:, there]
-        rows[name, "intact"] = [*_gap(after, before[None], weight, np.ones((RESAMPLES, 1), int)), np.nan]
+        rows[name, "intact"] = [*_gap(after, before[None], weight, np.ones((RESAMPLES, 1), int)), *[np.nan] * 3]
         change = after.mean() - before.mean()
         for control, drawn in zip(values.control.values, controls[..., there]):
             as_far = (np.sign(change) * (drawn.mean(1) - before.mean()) >= abs(change)).mean()
-            rows[name, control] = [*_gap(after, drawn, weight, draws), as_far]
-    columns = ["mean", "difference", "low", "high", "as_far"]
+            taken = [float(values[key].sel(control=control).mean()) for key in ("overlap", "variance")]
+            rows[name, control] = [*_gap(after, drawn, weight, draws), as_far, *taken]
+    columns = ["mean", "difference", "low", "high", "as_far", "overlap", "variance"]
     index = pd.MultiIndex.from_tuples(rows, names=["measurement", "with"])
     return pd.DataFrame(rows.values(), index=index, columns=columns)
 

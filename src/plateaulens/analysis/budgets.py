@@ -21,6 +21,8 @@ PAPER_DECADES = {  # (x0, x1), set by hand in the released code; x1 is drawn as 
     "multiplication": (1e15, 1e16),
 }
 
+STEEP = 2.0  # from which on a fall is another phase than what came before
+
 
 def flops(steps: int, *, d_model: int, n_layers: int, batch_size: int, length: float | int) -> float:
     """Training compute: 6 (12 L d^2 + L ctx d) B ctx operations a step, ctx being the mean unpadded `length`."""
@@ -44,9 +46,13 @@ def frontier(runs: pd.DataFrame, loss: str = "loss") -> pd.DataFrame:
     Args:
         runs: a row per run with a column `budget`, and a column `loss`; other columns are kept.
         loss: the column that is compared.
+
+    Raises:
+        ValueError: without one of these columns.
     """
     if missing := {"budget", loss} - set(runs):
         raise ValueError(f"a frontier needs the columns budget and {loss}; there is no {sorted(missing)[0]}")
+    runs = runs.reset_index(drop=True)  # tables that were joined have labels of rows twice
     best = runs.loc[runs.groupby("budget")[loss].idxmin()]
     return best.sort_values("budget").set_index("budget")
 
@@ -58,9 +64,10 @@ class TwoPhases:
     Attributes:
         plateau: median loss of the budgets before the steepest fall.
         last_flat: the largest of them.
-        transition: the first budget whose loss is below the plateau by half of what is lost in all; None when the
-            loss falls by less than `least` of the plateau.
+        transition: the first budget after it whose loss is below it by half of what is lost in all; None when the
+            loss falls by less than `least` of the plateau, or no more steeply than before.
         steepness: of the fall, against the slope of a power law fitted to the plateau: slope of log loss in log budget.
+            NaN for a plateau of one budget, which has no slope.
     """
 
     plateau: float
@@ -73,7 +80,9 @@ def two_phases(losses: Mapping[float, float] | pd.Series, least: float = 0.1) ->
     """A slow phase, then an abrupt one? Ours: the paper sets the decades by hand (`PAPER_DECADES`).
 
     The plateau are the budgets before the largest fall of log loss from one budget to the next; the transition is the
-    first budget whose loss is below plateau - (plateau - final) / 2.
+    first budget after them whose loss is below plateau - (plateau - final) / 2. A power law loses much too, at a
+    steepness of 1: there are two phases only at a steepness above 2, and none can be told from one budget before the
+    fall.
 
     Args:
         losses: frontier loss by budget.
@@ -89,8 +98,9 @@ def two_phases(losses: Mapping[float, float] | pd.Series, least: float = 0.1) ->
     slopes = np.diff(y) / np.diff(x)
     at = int(np.diff(y).argmin())
     flat, plateau, final = curve.iloc[: at + 1], float(curve.iloc[: at + 1].median()), float(curve.iloc[-1])
-    low = curve[curve < plateau - 0.5 * (plateau - final)]
-    falls = plateau - final >= least * plateau and len(low) > 0
+    low = curve.iloc[at + 1 :]
+    low = low[low < plateau - 0.5 * (plateau - final)]
     before = abs(np.polyfit(x[: at + 1], y[: at + 1], 1)[0]) if at else np.nan
-    steepness = float(abs(slopes[at]) / before) if before else float("inf")
+    steepness = float(abs(slopes[at]) / before) if before != 0 else float("inf")
+    falls = plateau - final >= least * plateau and len(low) > 0 and steepness > STEEP
     return TwoPhases(plateau, float(flat.index[-1]), float(low.index[0]) if falls else None, steepness)

@@ -45,8 +45,10 @@ def probe_cells(
         `zero_loss` of guessing 0, and of vectors the mean `cosine` and `absolute_cosine` (0 for a target of 0).
 
     Raises:
-        ValueError: for an unknown feature or site.
+        ValueError: for no feature, or an unknown feature or site.
     """
+    if not features:
+        raise ValueError(f"nothing to probe for: got no feature; name some of {', '.join(FEATURES)}")
     known = batch.task.features(batch)
 
     def scores(feature: Feature) -> xr.Dataset:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from math import sqrt
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from plateaulens import metrics
 from plateaulens._shapes import Batch
-from plateaulens.analysis.heads import matrices_of
+from plateaulens.analysis.heads import cells_of, matrices_of
 from plateaulens.hooked import device_of, n_layers
 from plateaulens.interventions import AblateHeads, Patch, intervene
 from plateaulens.measurements import reads
@@ -65,7 +66,8 @@ def head_ablations(
         the names of groups.
 
     Raises:
-        ValueError: for an unknown mode or measurement, one of several values, or a head that is not there.
+        ValueError: for an unknown mode or measurement, one of several values, a head that is not there, or a loss of
+            masked or observed cells of matrices that have none.
     """
     layers, heads = range(n_layers(model)), range(model.cfg.n_heads)
     every: dict[str, Sequence[tuple[int, int]]] = {
@@ -73,12 +75,12 @@ def head_ablations(
         **{f"layer {layer}": [(layer, head) for head in heads] for layer in layers},
         **(groups or {}),
     }
-    values = [[_measured(model, batch, watch)] * len(modes)]
+    values = [[measured(model, batch, watch)] * len(modes)]
     for chosen in every.values():
         values.append([])
         for mode in modes:
             with intervene(model, AblateHeads(chosen, mode)):
-                values[-1].append(_measured(model, batch, watch))
+                values[-1].append(measured(model, batch, watch))
     return _by_name(values, {"ablated": ["intact", *every], "mode": list(modes)}, watch)
 
 
@@ -99,18 +101,17 @@ def patch_negated(model: Any, batch: Batch, by_head: bool = False) -> xr.Dataset
         "-X" over the "masked" or "observed" cells; `unpatched` and `clean` (to cells). Attribute `four_variance`.
 
     Raises:
-        ValueError: for other batches.
+        ValueError: for other batches, or matrices without masked or without observed cells.
     """
     clean = matrices_of(batch.to(device_of(model)))
-    corrupted, seen = clean.negated(), clean.observed
+    corrupted, positions = clean.negated(), {kind: cells_of(clean, kind) for kind in ("all", "masked", "observed")}
     sites = [f"blocks.{layer}.attn.hook_z" for layer in range(n_layers(model))]
     there, here = (trace(model, b, ["outputs", *sites]) for b in (clean, corrupted))
-    positions = {"all": torch.ones_like(seen), "masked": ~seen, "observed": seen}
     heads = [[head] for head in range(model.cfg.n_heads)] if by_head else [None]
 
     def distances(outputs: Float[Tensor, "batch pos"]) -> list[list[float]]:
         errors = [(outputs - x.values).square() for x in (clean, corrupted)]
-        return [[float(error[cells].mean()) for cells in (~seen, seen)] for error in errors]
+        return [[float(error[positions[kind]].mean()) for kind in ("masked", "observed")] for error in errors]
 
     def patched(site: str, head: list[int] | None, at: Tensor) -> list[list[float]]:
         # Nothing below the layer is changed, so that the rest keeps what the run on -X has there by itself.
@@ -159,13 +160,13 @@ def switch(
         is the model as it is.
 
     Raises:
-        ValueError: for unknown parts, or models of different kind.
+        ValueError: for unknown parts, models of different kind, or a loss of cells that the matrices do not have.
     """
     pairs = {"before": (before, after), "after": (after, before)}
     values = []
     for own, other in pairs.values():
         models = [own, *(graft(own, other, which) for which in parts.values())]
-        values.append([_measured(model, batch, watch) for model in models])
+        values.append([measured(model, batch, watch) for model in models])
     return _by_name(values, {"into": list(pairs), "parts": ["none", *parts]}, watch)
 
 
@@ -180,7 +181,8 @@ def copy_check(
         run: a Run.
         batch: of `MatrixCompletion`; 512 matrices in the paper.
         values: what to show, None for MASK; by default MASK and the paper's 0.44 and -0.24, by the ratio of this
-            task's standard deviation to the paper's and rounded to a token.
+            task's standard deviation to the paper's, within the limit and rounded to a token. Two that round to one
+            token are shown once.
         steps: checkpoints; all by default.
 
     Returns:
@@ -188,20 +190,24 @@ def copy_check(
         of MASK is 0. Both are small where the model copies.
 
     Raises:
-        ValueError: for other batches, or a value beyond the largest token's.
+        ValueError: for other batches, matrices without masked or without observed cells, or a value beyond the
+            largest token's.
     """
     task = (batch := matrices_of(batch)).task
     if values is None:
-        values = [None, *(value * sqrt(task.variance / PAPER_VARIANCE) for value in FILLERS)]
+        scaled = (value * sqrt(task.variance / PAPER_VARIANCE) for value in FILLERS)
+        values = [None, *(max(-task.limit, min(task.limit, value)) for value in scaled)]
     if wrong := [value for value in values if value is not None and abs(value) > task.limit]:
         raise ValueError(f"tokens reach from {-task.limit} to {task.limit}, got {wrong[0]}; choose other values=")
     shown = [(batch, 0.0) if value is None else _filled(batch, task.token(torch.tensor(value))) for value in values]
-    names = ["MASK" if value is None else f"{v:g}" for value, (_, v) in zip(values, shown)]
+    named = {"MASK" if value is None else f"{v:g}": (b, v) for value, (b, v) in zip(values, shown)}
+    for kind in ("masked", "observed"):
+        cells_of(batch, kind)
 
     def look(model: Any) -> xr.Dataset:
-        found = [measure(model, b, ["observed_loss", _copied(v)]) for b, v in shown]
+        found = [measure(model, b, ["observed_loss", _copied(v)]) for b, v in named.values()]
         losses = [[float(loss) for loss in losses.values()] for losses in found]
-        return _by_name(losses, {"value": names}, ("observed_loss", "copied_loss"))
+        return _by_name(losses, {"value": list(named)}, ("observed_loss", "copied_loss"))
 
     return over_steps(run, look, steps)
 
@@ -220,6 +226,11 @@ def over_steps(run: Any, look: Callable[[Any], xr.Dataset], steps: Sequence[int]
     return xr.concat([look(run.model(step)) for step in steps], pd.Index(steps, name="step"))
 
 
+def evenly(steps: Sequence[int], most: int) -> list[int]:
+    """At most `most` of the steps, evenly chosen by rank, the first and the last among them."""
+    return [steps[i] for i in np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int)]
+
+
 def _filled(batch: MatrixBatch, token: Tensor) -> tuple[MatrixBatch, float]:
     """The batch with a token in its hidden cells, and what the token stands for."""
     return replace(batch, filler=int(token)), float(batch.task.value(token))
@@ -233,7 +244,16 @@ def _copied(value: float) -> Callable[[Trace], Tensor]:
     return copied_loss
 
 
-def _measured(model: Any, batch: Batch, watch: Sequence[str]) -> list[float]:
+def measured(model: Any, batch: Batch, watch: Sequence[str]) -> list[float]:
+    """Measurements of one value each, in the order of `watch`.
+
+    Raises:
+        ValueError: for several values, or a loss of masked or observed cells of matrices that have none.
+    """
+    if isinstance(batch, MatrixBatch):
+        for kind in ("masked", "observed"):
+            if f"{kind}_loss" in watch:
+                cells_of(batch, kind)
     found = measure(model, batch, watch)
     if list(found) != list(watch) or any(value.ndim for value in found.values()):
         sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in found.items())

@@ -18,12 +18,10 @@ import xarray as xr
 from jaxtyping import Float, Int
 
 from plateaulens._shapes import Batch
-from plateaulens.analysis.completion import over_steps
+from plateaulens.analysis.completion import LOSSES, measured, over_steps
 from plateaulens.interventions import Patch, intervene
-from plateaulens.measuring import measure
 from plateaulens.tasks.matrix_entries import Entries
 
-LOSSES = ("loss", "observed_loss", "masked_loss")
 POSITIONS = "hook_pos_embed"
 
 
@@ -50,6 +48,9 @@ def token_embeddings(model: Any, values: Mapping[int, float] | None = None) -> x
         Over token: its `value`, the `norm` of its embedding, its two first `component`s (centred); `explained`, their
         shares of the variance; and `symmetry`, the correlation of norm(v) and norm(-v) over all v that have both and
         are not 0: 1 where the norm is that of the magnitude.
+
+    Raises:
+        ValueError: for a model without `W_E`, or fewer than two tokens.
     """
     values = _standing_for(model, values)
     x = _weights(model, "W_E")[list(values)]
@@ -79,6 +80,9 @@ def token_progress(
 
     Returns:
         An array over (step, token, axis).
+
+    Raises:
+        ValueError: for a run without checkpoints, models without `W_E`, or fewer than two tokens.
     """
 
     def look(model: Any) -> xr.Dataset:
@@ -116,8 +120,9 @@ def position_embeddings(model: Any, rows: int, cols: int, *, seed: int = 0) -> x
         raise ValueError(f"{rows} x {cols} are {count} positions; the model has {len(x)}, and a map needs at least 3")
     x, place = x[:count].astype(np.float64), np.arange(count)
     groups = {"row": place // cols, "col": place % cols}
-    # scikit-learn's default of 30 neighbours, where there are as many
-    tsne = TSNE(perplexity=min(30.0, (count - 1) / 3), init="pca", random_state=seed)
+    # scikit-learn's default of 30 neighbours where that is valid; of fewer positions a third, as with all as neighbours
+    # of all the map would show nothing.
+    tsne = TSNE(perplexity=30.0 if count > 30 else (count - 1) / 3, init="pca", random_state=seed)
     return xr.Dataset(
         {
             "norm": ("pos", np.linalg.norm(x, axis=1)),
@@ -138,19 +143,23 @@ def permute_positions(
         model: any hooked model that adds `hook_pos_embed` to its tokens.
         batch: whose positions are exchanged.
         repeats: orders.
-        watch: measurements.
+        watch: measurements of one value.
         seed: of the orders.
 
     Returns:
         A row "intact", and one an order.
+
+    Raises:
+        ValueError: for a model without `W_pos`, a measurement of several values, or a loss of masked or observed cells
+            of matrices that have none.
     """
-    embeddings = torch.from_numpy(_weights(model, "W_pos")[: batch.inputs.shape[1]])
+    embeddings = _of(model, "W_pos").detach()[: batch.inputs.shape[1]]
     rng = torch.Generator().manual_seed(seed)
-    rows: dict[Any, dict[str, float]] = {"intact": _numbers(model, batch, watch)}
+    rows: dict[Any, dict[str, float]] = {"intact": dict(zip(watch, measured(model, batch, watch)))}
     for i in range(repeats):
         order = torch.randperm(len(embeddings), generator=rng)
         with intervene(model, Patch(POSITIONS, embeddings[order])):
-            rows[i] = _numbers(model, batch, watch)
+            rows[i] = dict(zip(watch, measured(model, batch, watch)))
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -169,15 +178,18 @@ def variance_share(x: Float[np.ndarray, "n d"], groups: Int[np.ndarray, " n"]) -
 
 
 def _weights(model: Any, name: str) -> Float[np.ndarray, "row d_model"]:
+    return _of(model, name).detach().float().cpu().numpy()  # numpy knows no bfloat16
+
+
+def _of(model: Any, name: str) -> Float[torch.Tensor, "row d_model"]:
     try:
-        return getattr(model, name).detach().cpu().numpy()
+        return getattr(model, name)
     except AttributeError as error:
         raise ValueError(f"{type(model).__name__} has no {name}: no such embeddings to look at") from error
 
 
 def _standing_for(model: Any, values: Mapping[int, float] | None) -> Mapping[int, float]:
-    return {token: float(token) for token in range(len(_weights(model, "W_E")))} if values is None else values
-
-
-def _numbers(model: Any, batch: Batch, watch: Sequence[str]) -> dict[str, float]:
-    return {name: float(value) for name, value in measure(model, batch, watch).items()}
+    known = {token: float(token) for token in range(len(_of(model, "W_E")))} if values is None else values
+    if len(known) < 2:
+        raise ValueError(f"components need at least 2 tokens, got {len(known)}; choose other values=")
+    return known

@@ -47,17 +47,13 @@ def head_atlas(model: Any, batch: Batch, queries: str = "masked") -> xr.Dataset:
     Raises:
         ValueError: for other batches, an unknown kind of queries, or matrices without such a cell.
     """
-    batch = matrices_of(batch)
+    asked = cells_of(matrices_of(batch), queries).float()
     t = trace(model, batch, [PATTERNS])
-    seen = t.batch.observed  # type: ignore[attr-defined]
-    kinds = {"masked": ~seen, "observed": seen, "all": torch.ones_like(seen)}
-    asked = look_up("kind of queries", queries, kinds).float()
-    if not asked.any():
-        raise ValueError(f"none of these {len(batch)} matrices has {queries} cells; choose other queries= or p_mask=")
+    asked, seen = asked.to(t.batch.tokens.device), t.batch.observed  # type: ignore[attr-defined]
     members = categories(t.batch)  # type: ignore[arg-type]
     member = torch.stack(list(members.values()), 1).float()
     sums = "batch head query key, batch category query key, batch query -> head category"
-    maps = t.pattern().maps
+    maps = {layer: pattern.float() for layer, pattern in t.pattern().maps.items()}  # numpy knows no bfloat16
     mass = torch.stack([einsum(pattern, member, asked, sums) for pattern in maps.values()]) / asked.sum()
     chance = einsum(member.mean(-1), asked, "batch category query, batch query -> category") / asked.sum()
     found = xr.Dataset(
@@ -68,7 +64,7 @@ def head_atlas(model: Any, batch: Batch, queries: str = "masked") -> xr.Dataset:
             "masked": ("key", 1 - seen.float().mean(0).cpu().numpy()),
         },
         coords={"layer": list(maps), "head": range(mass.shape[1]), "category": list(members)},
-        attrs={"rows": batch.task.rows, "cols": batch.task.cols, "queries": queries},
+        attrs={"rows": t.batch.task.rows, "cols": t.batch.task.cols, "queries": queries},
     )
     found["ratio"] = found.mass / found.chance.where(found.chance > 0)
     best = found.ratio.max("category")
@@ -104,6 +100,19 @@ def categories(batch: MatrixBatch) -> dict[str, Bool[Tensor, "batch query key"]]
         "self": itself,
     }
     return {name: keys.expand(len(observed), len(cell), -1) for name, keys in found.items()}
+
+
+def cells_of(batch: MatrixBatch, kind: str) -> Bool[Tensor, "batch pos"]:
+    """The "masked" cells, the "observed" ones, or "all".
+
+    Raises:
+        ValueError: for an unknown kind, or when there is no such cell: a mean over none would be NaN.
+    """
+    seen = batch.observed
+    cells = look_up("kind of cells", kind, {"masked": ~seen, "observed": seen, "all": torch.ones_like(seen)})
+    if not cells.any():
+        raise ValueError(f"none of these {len(batch)} matrices has {kind} cells; choose another p_mask or other cells")
+    return cells
 
 
 def matrices_of(batch: Batch) -> MatrixBatch:

@@ -111,6 +111,7 @@ def hidden_layer(
         l2s, own = each(l2, x)[part].double(), y[part].double()
         columns = Columns.of(x[part].double(), None if mask is None else mask[part], bound=l2s)
         there = columns.share > 0
+        own = own.where(there, 0.0)  # whatever a row that does not count has: 0 times NaN is NaN
         varies = own.where(there, -torch.inf).amax(1) > own.where(there, torch.inf).amin(1)
         nets = einops.rearrange(own, "p n (copy label) -> (p copy) n label", copy=copies)
         seen, *rest = (t.repeat_interleave(copies, 0) for t in (columns.x, columns.share, columns.penalty(l2s), l2s))

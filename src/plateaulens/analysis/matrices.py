@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from einops import rearrange
+from torch import Tensor
 
 from plateaulens._shapes import Batch
+from plateaulens.analysis.completion import over_steps
 from plateaulens.analysis.heads import matrices_of
 from plateaulens.tracing import trace
 
@@ -26,15 +28,12 @@ def completions(run: Any, batch: Batch, steps: Sequence[int] | None = None) -> x
     Raises:
         ValueError: for other batches, or when the run has no checkpoint.
     """
-    batch, steps = matrices_of(batch), list(run.steps if steps is None else steps)
-    if not steps:
-        raise ValueError(f"{run!r} has no checkpoints; record with save_every=")
-    shape = {"row": batch.task.rows, "col": batch.task.cols}
-    said = [trace(run.model(step), batch, ["outputs"]).outputs.cpu() for step in steps]
-    predicted = np.stack([rearrange(x, "b (row col) -> b row col", **shape).numpy() for x in said])
-    true, seen = (rearrange(x.cpu(), "b (row col) -> b row col", **shape) for x in (batch.values, batch.observed))
-    cells = ("matrix", "row", "col")
-    return xr.Dataset(
-        {"predicted": (("step", *cells), predicted), "true": (cells, true.numpy()), "observed": (cells, seen.numpy())},
-        coords={"step": steps},
-    )
+    size = {"row": (batch := matrices_of(batch)).task.rows, "col": batch.task.cols}
+
+    def whole(cells: Tensor) -> tuple[tuple[str, str, str], np.ndarray]:
+        return ("matrix", "row", "col"), rearrange(cells.cpu(), "b (row col) -> b row col", **size).numpy()
+
+    def look(model: Any) -> xr.Dataset:
+        return xr.Dataset({"predicted": whole(trace(model, batch, ["outputs"]).outputs.float())})
+
+    return over_steps(run, look, steps).assign(true=whole(batch.values), observed=whole(batch.observed))

@@ -56,7 +56,8 @@ def newton(
                 break
             size = size.where(fine, size / 2)
         gains[places] &= (~on) | (-slope > eps * value)[:, 0]
-        w, z = w + size * direction, z + size * dz
+        w = w + size * direction
+        z = x @ w  # z + size * dz drifts away where columns are nearly the same
     return found.where(varies[:, None], torch.nan), left.where(varies, torch.nan)
 
 

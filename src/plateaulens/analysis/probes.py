@@ -7,8 +7,9 @@
     probe(model, batch, "carry", hidden=32)                        # one hidden layer: what no line tells
 
 After arXiv 2505.03997, whose probes are independent logistic regressions, one a site, offset and label. Sequences are
-split, not rows. A probe on an untrained network is no chance level: give a `baseline`. Nor does a probe that succeeds
-show a computation, where the tokens that the position can see tell the label to a linear probe already: `probe_tokens`.
+split, not rows, and copies of a sequence stay on one side (the paper's code keeps (a, b) and (b, a) together, too). A
+probe on an untrained network is no chance level: give a `baseline`. Nor does a probe that succeeds show a computation,
+where the tokens that the position can see tell the label to a linear probe already: `probe_tokens`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from plateaulens._shapes import Batch
 from plateaulens.analysis.probed import Probes, answered
-from plateaulens.analysis.probing import Parts, Question, states_at
+from plateaulens.analysis.probing import Parts, Question, copies, states_at
 from plateaulens.analysis.quiet import Verdict, quiet_or_loud, thirds
 from plateaulens.analysis.solvers import logistic
 from plateaulens.hooked import matching
@@ -88,7 +89,7 @@ def probe(
             below 1, no `bias` where it is needed, fractions that leave a part empty, or positions that the model does
             not reach.
     """
-    question = _asked(batch, feature, Parts.of(len(batch), fractions, C, seed, hidden, bias))[0]
+    question = _asked(batch, feature, _split(batch, fractions, C, seed, hidden, bias))[0]
     found = _probed(model, batch, [question], sites, [None], shuffled, pooled)[0]
     if baseline is None:
         return found
@@ -139,7 +140,7 @@ def probe_over(
     """
     from tqdm.auto import tqdm
 
-    questions = _asked(batch, features, Parts.of(len(batch), fractions, C, seed, hidden, bias))
+    questions = _asked(batch, features, _split(batch, fractions, C, seed, hidden, bias))
     chosen = list(run.steps if steps is None else steps)
     if not chosen or not questions:
         raise ValueError(f"nothing to probe: {len(chosen)} checkpoints of {run!r}, {len(questions)} features")
@@ -187,7 +188,7 @@ def probe_tokens(
     Raises:
         ValueError: as `probe`, and for tokens after the position that they are given to.
     """
-    question = _asked(batch, feature, Parts.of(len(batch), fractions, C, seed, hidden))[0]
+    question = _asked(batch, feature, _split(batch, fractions, C, seed, hidden))[0]
     own = question.positions.T[..., None]
     if seen is None:
         seen = torch.arange(batch.inputs.shape[1]).expand(*own.shape[:2], -1).transpose(0, 1)
@@ -216,6 +217,10 @@ def answer_tokens(batch: Batch) -> Feature:
     both sides.
     """
     return Feature(batch.answers.clamp(min=0), batch.out, "classes")
+
+
+def _split(batch: Batch, *options: Any) -> Parts:
+    return Parts.of(len(batch), *options, of_what=None if batch.n_new else copies(batch.tokens))
 
 
 def _asked(

@@ -41,8 +41,9 @@ class Parts:
         seed: int,
         hidden: int | None = None,
         bias: bool = True,
+        of_what: Int[Tensor, " n"] | None = None,
     ) -> "Parts":
-        """A random split."""
+        """A random split; of sequences that are `of_what` the same none is trained on and another tested on."""
         if hidden is not None and hidden < 1:
             raise ValueError(
                 f"hidden= is how many units a probe has, at least 1 or None for a linear one; got {hidden}"
@@ -50,16 +51,28 @@ class Parts:
         if hidden is not None and not bias:
             raise ValueError("a hidden layer keeps its biases; leave out hidden= or bias=False")
         grid = tuple(sorted([C] if isinstance(C, int | float) else C))
-        order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-        first, second = (round(n * f) for f in (fractions[0], fractions[0] + fractions[1]))
-        train, validation, test = order.tensor_split([first, second])
+        what = torch.arange(n) if of_what is None else of_what
+        kinds = int(what.max()) + 1
+        place = torch.randperm(kinds, generator=torch.Generator().manual_seed(seed)).argsort()[what]
+        order, ends = place.argsort(stable=True), (fractions[0], fractions[0] + fractions[1])
+        train, validation, test = order.tensor_split([int((place < round(kinds * end)).sum()) for end in ends])
         if len(grid) == 1:
-            train, validation = order[:second], order[:0]
+            train, validation = torch.cat([train, validation]), order[:0]
         if not grid or min(grid) <= 0 or abs(sum(fractions) - 1) > 1e-6 or min(len(train), len(test)) == 0:
-            raise ValueError(f"{n} sequences split into {fractions} with C={C}: fractions add up to 1, C is above 0")
+            raise ValueError(
+                f"{n} sequences ({kinds} that differ) split into {fractions} with C={C}: fractions add up to 1, none "
+                "leaves a part empty, C is above 0"
+            )
         if len(grid) > 1 and len(validation) == 0:
             raise ValueError(f"to choose among C={C} some sequences must be for validation, got fractions={fractions}")
         return cls(train, validation, test, grid, seed, hidden, bias)
+
+
+def copies(tokens: Int[Tensor, "n pos"]) -> Int[Tensor, " n"]:
+    """The number of each sequence, in the order of first appearance; its copies have the same."""
+    which = tokens.cpu().unique(dim=0, return_inverse=True)[1]
+    first = torch.full_like(which, len(which)).scatter_reduce(0, which, torch.arange(len(which)), "amin")
+    return first.argsort().argsort()[which]
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,7 +82,7 @@ def quiet_or_loud(
     Args:
         over: what `probe_over` returned.
         feature: which of several.
-        plateau_steps: probed steps with the loss on its plateau, ascending.
+        plateau_steps: probed steps with the loss on its plateau.
         after_step: a probed step after the drop.
         quiet: see above.
         unchanged: see above.
@@ -91,18 +91,20 @@ def quiet_or_loud(
         seed: of the bootstrap.
 
     Raises:
-        ValueError: for a feature or step that was not probed, or no plateau step.
+        ValueError: for a feature or step that was not probed, no plateau step, or one that is not before `after_step`.
     """
     if "feature" in over.dims:
         known = [str(name) for name in over.feature.values]
         if feature not in known:
             raise unknown("feature", str(feature), known)
         over = over.sel(feature=feature)
-    steps = [*plateau_steps, after_step]
+    steps = [*sorted(plateau_steps), after_step]
     if missing := [step for step in steps if step not in over.step.values]:
         raise ValueError(f"steps {missing} were not probed; there are {over.step.values.tolist()}")
     if not len(plateau_steps):
         raise ValueError("plateau_steps= is empty; name at least one")
+    if after_step <= steps[-2]:
+        raise ValueError(f"after_step={after_step} is not after the plateau, whose last step is {steps[-2]}")
     over, offsets = over.sel(step=steps), int(over.offsets.max())
     own = _at_best(over, "losses").transpose("step", "offset", "test").values
     other = over.baseline_losses.isel(step=0).transpose("site", "offset", "test").values

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -43,7 +44,9 @@ class Known:
         exist, examples = positions >= 0, torch.arange(len(batch), device=positions.device)
         order = (~exist).long().argsort(dim=1, stable=True)
         states = torch.stack([cache[s][examples, p.clamp(min=0)] for s, p in zip(sites, positions, strict=True)])
-        labels = feature.labels.to(positions.device).transpose(0, 1).reshape(*positions.shape, -1)
+        labels = feature.labels.to(positions.device).transpose(0, 1)
+        labels = F.one_hot(labels.long().clamp(min=0)) if feature.kind == "classes" else labels
+        labels = labels.reshape(*positions.shape, -1)
         offsets = torch.arange(len(positions), device=positions.device)[:, None]
         self.fit, self.k, self.counts = fit, k, exist.sum(1)
         self.states, self.labels = states[offsets, order], labels[offsets, order]
@@ -155,16 +158,30 @@ def _shuffled(removal: Removal, known: Known | None, find: Method, rng: torch.Ge
 
 
 def _of_equal_variance(removal: Removal, known: Known | None, find: Method, rng: torch.Generator) -> Removal:
-    """Bisection for a: tr(R S R') grows with it, from the least to the largest that as many directions can have."""
     assert known is not None
-    offsets, k, d_model = removal.basis.shape
+    every = torch.eye(removal.basis.shape[-1]).to(known.covariance).expand_as(known.covariance)
+    return _matched(removal, known, every, rng)
+
+
+def _orthogonal(removal: Removal, known: Known | None, find: Method, rng: torch.Generator) -> Removal:
+    assert known is not None
+    rows = removal.basis.double()
+    return _matched(removal, known, torch.linalg.svd(rows, full_matrices=True).Vh[:, rows.shape[1] :].mT, rng)
+
+
+def _matched(
+    removal: Removal, known: Known, frame: Float[Tensor, "offset d_model within"], rng: torch.Generator
+) -> Removal:
+    """Directions within a frame. Bisection for a: tr(R S R') grows with it, as far as so many directions reach."""
+    offsets, k, _ = removal.basis.shape
     group = k if removal.joint else 1  # directions that share an exponent
     owner = torch.arange(offsets, device=removal.basis.device).repeat_interleave(k // group)
-    u, there = removal.basis.double().reshape(-1, group, d_model), removal.there.reshape(-1, group, 1)
+    u, there = removal.basis.double().unflatten(1, (-1, group)).flatten(0, 1), removal.there.reshape(-1, group, 1)
     asked = torch.einsum("okm,omn,okn->o", u, known.covariance[owner], u)
-    spectrum, vectors = torch.linalg.eigh(known.covariance)
+    spectrum, vectors = torch.linalg.eigh(frame.mT @ known.covariance @ frame)
+    vectors = frame @ vectors
     spectrum = spectrum.clamp(min=1e-12 * spectrum[:, -1:].clamp(min=1e-30))[owner, None]
-    noise = torch.randn(u.shape, generator=rng, dtype=torch.double).to(u)
+    noise = torch.randn(*u.shape[:2], frame.shape[-1], generator=rng, dtype=torch.double).to(u)
 
     def directions(a: Float[Tensor, " group"]) -> Float[Tensor, "group k d_model"]:
         logs = (a[:, None, None] * spectrum.log()).sort(dim=-1, descending=True)  # the order that QR is exact in
@@ -188,4 +205,29 @@ def _orthonormal(rows: Float[Tensor, "offset k d_model"], like: Removal) -> Floa
 
 
 Control = Callable[[Removal, Known | None, Method, torch.Generator], Removal]
-CONTROLS: dict[str, Control] = {"gaussian": _gaussian, "shuffled": _shuffled, "variance": _of_equal_variance}
+CONTROLS: dict[str, Control] = {
+    "gaussian": _gaussian,
+    "shuffled": _shuffled,
+    "variance": _of_equal_variance,
+    "orthogonal": _orthogonal,
+}
+
+
+def shared(removal: Removal, other: Removal, known: Known | None) -> tuple[float, float]:
+    """What another removal has of this one, in the mean over offsets: the share of its directions, and of its variance.
+
+    The latter is NaN without examples, and above 1 where the other takes more.
+    """
+    rows, others = _rows_of(removal), _rows_of(other)
+    used = rows.any(-1).any(-1)
+    overlap = (rows @ others.mT).square().sum((1, 2)) / rows.square().sum((1, 2))
+    if known is None:
+        return float(overlap[used].mean()), float("nan")
+    own, theirs = (torch.einsum("okm,omn,okn->o", r, known.covariance, r) for r in (rows, others))
+    return float(overlap[used].mean()), float((theirs / own)[used].mean())
+
+
+def _rows_of(removal: Removal) -> Float[Tensor, "offset k d_model"]:
+    """An orthonormal basis of what is removed, with zeros for none."""
+    _, s, v = torch.linalg.svd(removal.basis.double(), full_matrices=False)
+    return v.where((s > SAME * s[:, :1].clamp(min=SAME))[..., None], 0.0)

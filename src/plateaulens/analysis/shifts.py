@@ -22,7 +22,12 @@ PASS = 1024  # matrices at once
 
 
 def out_of_distribution(
-    model: Any, tasks: Mapping[Any, MatrixCompletion], *, n: int = 1024, seed: int = 0
+    model: Any,
+    tasks: Mapping[Any, MatrixCompletion],
+    *,
+    n: int = 1024,
+    seed: int = 0,
+    learnt: MatrixCompletion | None = None,
 ) -> xr.Dataset:
     """The losses of a model and of nuclear-norm minimisation on the same fresh matrices of each task.
 
@@ -33,6 +38,8 @@ def out_of_distribution(
         tasks: by what is shifted: a number, or a name.
         n: matrices of each task.
         seed: of the matrices.
+        learnt: what the model was trained on. A model knows only how many tokens there are, not what they stand for:
+            without it, another precision with as many tokens is taken for the model's.
 
     Returns:
         Over shift and by whom, "model" or "nuclear norm": `loss`, `observed_loss` and `masked_loss`, mean squared
@@ -41,7 +48,8 @@ def out_of_distribution(
         token, which are neither shown nor asked for as they are.
 
     Raises:
-        ValueError: for no task, another vocabulary than the model's, or more cells than it has positions.
+        ValueError: for no task, another vocabulary than the model's, values of tokens that are not those of `learnt`,
+            or more cells than the model has positions.
     """
     if not tasks:
         raise ValueError("nothing to measure: got no task")
@@ -49,6 +57,10 @@ def out_of_distribution(
         if task.d_vocab != model.cfg.d_vocab:
             raise ValueError(
                 f"{task!r} has {task.d_vocab} tokens, the model {model.cfg.d_vocab}; keep precision and limit"
+            )
+        if learnt is not None and (task.precision, task.limit) != (learnt.precision, learnt.limit):
+            raise ValueError(
+                f"{task!r} has tokens of other values than {learnt!r}, which was learnt; keep precision and limit"
             )
         if task.n_ctx > model.cfg.n_ctx:
             raise ValueError(
@@ -71,17 +83,21 @@ def _losses(model: Any, task: MatrixCompletion, batch: MatrixBatch, seed: int) -
         apart = [metrics.mean_over_cells(error, cells).mean() for cells in (torch.ones_like(shown), shown, ~shown)]
         rows.append([*map(float, apart), mean_nuclear_norm(outputs.unflatten(1, size))])
     by = zip(("loss", "observed_loss", "masked_loss", "size"), zip(*rows))
-    entries = task.entries(len(batch), generator(seed, "cpu"))  # the same draws, not yet rounded
-    beyond = entries.abs() > task.limit + task.precision / 2
     return xr.Dataset(
         {
             **{name: ("by", list(values)) for name, values in by},
             "true_size": mean_nuclear_norm(truth.unflatten(1, size)),
             "zero_loss": float(truth[~shown].square().mean()),
-            "clipped": float(beyond.float().mean()),
+            "clipped": clipped_share(task, len(batch), seed),
         },
         {"by": ["model", "nuclear norm"]},
     )
+
+
+def clipped_share(task: MatrixCompletion, n: int = 1024, seed: int = 0) -> float:
+    """The share of entries beyond the greatest token, of the matrices that `task.sample(n, seed=seed)` rounds."""
+    entries = task.entries(n, generator(seed, "cpu"))
+    return float((entries.abs() > task.limit + task.precision / 2).float().mean())
 
 
 def mean_nuclear_norm(x: Float[Tensor, "batch row col"]) -> float:

@@ -9,7 +9,7 @@ optimum and not the optimum: weights, biases and penalties are those of x as it 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -22,6 +22,7 @@ from plateaulens.analysis.newton import HELD, JITTER, newton
 from plateaulens.hooked import without_gradients
 
 T = TypeVar("T")
+SURE = 1e-4  # largest entry of a gradient where a fit counts as done
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,14 +98,15 @@ def logistic(
     l2: float | Float[Tensor, " problem"],
     mask: Bool[Tensor, "problem n"] | None = None,
     start: Fit | None = None,
-    tolerance: float = 1e-4,
+    tolerance: float = 1e-6,
     most: int = 60,
 ) -> Fit:
     r"""Binary logistic regressions, by Newton's method with backtracking.
 
     The least mean_n [log(1 + e^z) - y z] + l2/2 |w|^2 with z = w . x + b; scikit-learn's C is 1 / (l2 n). The
     Hessian \sum_n p (1 - p) x x' / n + l2 is summed in the precision of x and solved in float64. A fit ends with a
-    small gradient, or where rounding does: when a step promises less than eps of its value.
+    small gradient, or where rounding does: when a step promises less than eps of its value; in float64 then, if that is
+    not at a small gradient.
 
     Args:
         x: what is regressed on.
@@ -116,13 +118,13 @@ def logistic(
         most: steps to take.
     """
 
-    def solve(part: slice) -> Fit:
-        c = Columns.of(x[part], None if mask is None else mask[part])
-        w = c.forth(None if start is None else start[part], y.shape[-1])
-        penalty = c.penalty(each(l2, x)[part])
-        return c.back(*newton(w, c.x, y[part].to(x), c.share, penalty, tolerance, most))
+    def solve(given: Problems, start: Fit | None) -> Fit:
+        c = Columns.of(given.x, given.mask)
+        w = c.forth(start, given.y.shape[-1])
+        return c.back(*newton(w, c.x, given.y, c.share, c.penalty(given.l2), tolerance, most))
 
-    return Fit.joined(in_parts(solve, x))
+    given = Problems(x, y.to(x), each(l2, x), mask)
+    return _sure(solve, given, start)
 
 
 @without_gradients
@@ -146,20 +148,55 @@ def multinomial(
         w = flat.unflatten(1, shape)
         return _mean_log_loss(x @ w, y, share) + (w * (penalty @ w)).sum((1, 2)) / 2
 
-    def solve(part: slice) -> Fit:
-        own, l2s = y[part], each(l2, x)[part]
-        c = Columns.of(x[part], None if mask is None else mask[part], bound=l2s)
+    def solve(given: Problems, start: Fit | None) -> Fit:
+        own = given.y
+        c = Columns.of(given.x, given.mask, bound=given.l2)
         there = c.share[..., 0] > 0
         varies = own.where(there, 0).amax(1) > own.where(there, classes).amin(1)
-        flat = c.forth(None if start is None else start[part], classes).flatten(1)
+        flat = c.forth(start, classes).flatten(1)
         left = torch.full_like(flat[:, :1], torch.nan)
-        data = tuple(t[varies] for t in (c.x, own, c.share, c.penalty(l2s)))
+        data = tuple(t[varies] for t in (c.x, own, c.share, c.penalty(given.l2)))
         flat[varies], left[varies] = lbfgs(value, flat[varies], data, tolerance, most)
         flat[~varies] = torch.nan
         w = flat.unflatten(1, shape)
-        return c.back(w - w.mean(-1, keepdim=True), left.expand(-1, classes))  # what all classes share says nothing
+        return c.back(w - w.mean(-1, keepdim=True), left.repeat(1, classes))  # what all share says nothing
 
-    return Fit.joined(in_parts(solve, x))
+    return _sure(solve, Problems(x, y, each(l2, x), mask), start)
+
+
+@dataclass(frozen=True, eq=False)
+class Problems:
+    """What is to be fitted."""
+
+    x: Float[Tensor, "problem n d"]
+    y: Tensor
+    l2: Float[Tensor, " problem"]
+    mask: Bool[Tensor, "problem n"] | None
+
+    def __getitem__(self, some: slice | Tensor) -> "Problems":
+        return Problems(self.x[some], self.y[some], self.l2[some], None if self.mask is None else self.mask[some])
+
+    def double(self) -> "Problems":
+        """In float64."""
+        y = self.y.double() if self.y.is_floating_point() else self.y
+        return replace(self, x=self.x.double(), y=y, l2=self.l2.double())
+
+
+def _sure(solve: Callable[[Problems, Fit | None], Fit], given: Problems, start: Fit | None) -> Fit:
+    """Fits; those that are left with a gradient that is not small are done again, in float64.
+
+    In float32 weights may grow without use where x lies in fewer dimensions than it has.
+    """
+
+    def certain(part: slice) -> Fit:
+        fit = solve(given[part], None if start is None else start[part])
+        if (some := (fit.gradient > SURE).any(1)).any():
+            again = solve(given[part][some].double(), None)
+            for own, better in zip(fit.parts, again.parts, strict=True):
+                own[some] = better.to(own)
+        return fit
+
+    return Fit.joined(in_parts(certain, given.x))
 
 
 def in_parts(solve: Callable[[slice], T], x: Float[Tensor, "problem n d"], times: float = 1.0) -> list[T]:

@@ -2,11 +2,10 @@
 
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
+from math import isinf, isnan
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -14,6 +13,19 @@ from plateaulens.cli.base import main, option
 from plateaulens.cli.checkpoints import among
 
 QUICK = 1000  # values of all visible tokens together, up to which a probe of them takes seconds
+FEWEST = 20  # sequences, of which 12 train a probe, 2 choose its C and 6 test it
+
+
+class Positive(click.FloatRange):
+    """Numbers above 0. NaN is none, and passes every range, since it compares to nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        found = super().convert(value, param, ctx)
+        return self.fail(f"{value} is not in the range x>0.", param, ctx) if isnan(found) else found
 
 
 @main.command()
@@ -21,9 +33,16 @@ QUICK = 1000  # values of all visible tokens together, up to which a probe of th
 @option("--feature", "features", multiple=True, help="Of the task, such as carry. Repeatable.")
 @option("--steps", help="Such as 0,100,200 or 0-400.  [default: all that are saved]")
 @option("--site", "sites", multiple=True, default=["blocks.*.hook_resid_post"], help="A hook name or glob. Repeatable.")
-@option("--n", default=1500, help="Sequences: six tenths to train on, one to choose C by, three to test on.")
-@option("--seed", default=2, help="Of the sequences and their split.")
-@option("--C", "C", type=float, multiple=True, default=[1.0, 100.0], help="Inverse penalty to choose from. Repeatable.")
+@option(
+    "--n",
+    type=click.IntRange(FEWEST),
+    default=1500,
+    help="Sequences: six tenths to train on, one to choose C by, three to test on.",
+)
+@option("--seed", type=click.IntRange(0), default=2, help="Of the sequences and their split.")
+@option(
+    "--C", "C", type=Positive(), multiple=True, default=[1.0, 100.0], help="Inverse penalty to choose from. Repeatable."
+)
 @option("--pooled", is_flag=True, help="One probe a site for all places where the feature is looked for.")
 @option("--tokens/--no-tokens", default=None, help="Probe the visible tokens too.  [default: where it is quick]")
 @option("--plateau", help="The plateau's steps, such as 100-200.  [default: as the task's analytic level says]")
@@ -46,6 +65,7 @@ def probe(
     """
     import plateaulens as pl
     from plateaulens.report.results import judged, keep_probes
+    from plateaulens.training import held_interrupts
 
     opened = pl.Run(run)
     batch = _sampled(opened, n, how["seed"])
@@ -54,18 +74,25 @@ def probe(
     chosen = _steps(opened, steps)
     span = None if plateau is None else _span(plateau)
     tokens = batch.inputs.shape[1] * batch.task.d_vocab <= QUICK if tokens is None else tokens
-    for feature in features:
-        with _stoppable():
-            over = pl.probe_over(opened, batch, feature, list(sites), steps=chosen, **how)
-            seen = (
-                pl.probe_tokens(batch, feature, C=how["C"], seed=how["seed"]).thirds().loss.values if tokens else None
-            )
-        more = {"tokens": seen, "plateau": span}
-        over.attrs = {"feature": feature, **{key: value for key, value in more.items() if value is not None}}
-        page = keep_probes(opened, over, steps=chosen, sites=" ".join(sites), n=n, **how)
-        click.echo(_table(opened, over))
-        click.echo(judged(opened, over))
-        click.echo(page)
+    done: list[str] = []
+    try:
+        for feature in features:
+            over = pl.probe_over(opened, batch, feature, list(sites), steps=chosen, shuffled=False, **how)
+            over.attrs = {"feature": feature} | ({} if span is None else {"plateau": span})
+            if tokens:
+                click.echo(f"probing the visible tokens for {feature}, without a model", err=True)
+                over.attrs["tokens"] = (
+                    pl.probe_tokens(batch, feature, C=how["C"], seed=how["seed"]).thirds().loss.values
+                )
+            with held_interrupts():  # or else a file may be there of what is said to be lost
+                page = keep_probes(opened, over, steps=chosen, sites=" ".join(sites), n=n, **how)
+                done.append(feature)
+            click.echo(_table(opened, over))
+            click.echo(judged(opened, over))
+            click.echo(page)
+    except KeyboardInterrupt:
+        kept, rest = (", ".join(part) or "nothing" for part in (done, features[len(done) :]))
+        _stopped(f"kept in {run / 'probes'}: {kept}; to start anew: {rest}")
 
 
 @main.command()
@@ -78,12 +105,29 @@ def probe(
     "--below", type=int, help="Only layers below this one: an edit after the last reaches nothing but its read-out."
 )
 @option("--n", type=click.IntRange(1), default=256, help="Sequences to test on.")
-@option("--train", "n_train", default=1500, help="Sequences that probes and directions are fitted to.")
-@option("--draws", default=32, help="Of each control.")
-@option("--control", "controls", multiple=True, default=["gaussian", "shuffled", "variance"], help="Repeatable.")
-@option("--C", "C", default=100.0, help="Inverse penalty of the probes; 100 is the paper's.")
-@option("--k", default=8, help="How often nullspace fits and projects.")
-@option("--seed", default=2, help="Of the sequences to fit to, and of the controls; seed + 1 that of those to test on.")
+@option(
+    "--train",
+    "n_train",
+    type=click.IntRange(FEWEST),
+    default=1500,
+    help="Sequences that directions are fitted to, a control's too; layers are chosen by seven tenths of them.",
+)
+@option("--draws", type=click.IntRange(1), default=32, help="Of each control.")
+@option(
+    "--control",
+    "controls",
+    multiple=True,
+    default=["gaussian", "shuffled", "variance", "orthogonal"],
+    help="Repeatable.",
+)
+@option("--C", "C", type=Positive(), default=100.0, help="Inverse penalty of the probes; 100 is the paper's.")
+@option("--k", type=click.IntRange(1), default=8, help="How often nullspace fits and projects.")
+@option(
+    "--seed",
+    type=click.IntRange(0),
+    default=2,
+    help="Of the sequences to fit to, and of the controls; seed + 1 that of those to test on.",
+)
 def ablate(
     run: Path,
     feature: str,
@@ -117,18 +161,25 @@ def ablate(
     look_up("method", method, METHODS)
     for control in how["controls"]:
         look_up("control", control, CONTROLS)
-    if kind not in ("binary", "labels", "classes") and method != "mean_difference":
+    if kind not in ("binary", "labels") and method != "mean_difference":
         raise ValueError(f"{method} is for labels of 0 and 1, and {feature} is {kind}; --method mean_difference")
     if site is not None and below is not None:
         raise ValueError("--below chooses among the layers, and --site has chosen; give one of them")
+    if isinf(C):
+        raise ValueError("--C inf leaves labels that a line separates without an optimum; try 1e4")
     step = _steps(opened, None)[-1] if step is None else step
     model, test = opened.model(step), opened.task.sample(n, seed=seed + 1)  # type: ignore[union-attr]
-    with _stoppable():
-        where: dict[str, Any] = {"sites": site}
-        if site is None:
-            where = {"probes": Directions.of(pl.probe(model, train, feature, C=C, shuffled=False, seed=seed), below)}
-        fit = partial(logistic_fit, C=C)  # a control's probes are fitted like the feature's
-        found = pl.ablate_feature(model, test, feature, method=method, train=train, fit=fit, seed=seed, **where, **how)
+    if site is not None:
+        _one_state(model, test, site)
+    try:
+        click.echo(f"fitting the directions of {feature} to {n_train} sequences", err=True)
+        where: Any = site
+        if site is None:  # its probes left sequences out to be tested on, and only say where
+            where = Directions.of(pl.probe(model, train, feature, C=C, shuffled=False, seed=seed), below).sites
+        options = {"method": method, "train": train, "fit": partial(logistic_fit, C=C), "seed": seed, **how}
+        found = pl.ablate_feature(model, test, feature, sites=where, **options)
+    except KeyboardInterrupt:
+        _stopped("nothing of it was kept")
     page = keep_ablation(opened, found, step, n=n, train=n_train, seed=seed, C=C, below=below, site=site, **how)
     click.echo(repr(found))
     click.echo(concluded(found.table))
@@ -156,6 +207,20 @@ def _known(batch: Any, feature: str) -> str:
     if not feature:
         raise ValueError(f"say which feature: --feature {' or '.join(known)}")
     return str(look_up("feature", feature, known).kind)
+
+
+def _one_state(model: Any, batch: Any, site: str) -> None:
+    """Raise unless the model has a hook of this name with a vector at each position, of which directions are."""
+    from plateaulens._lookup import unknown
+    from plateaulens.hooked import sites
+    from plateaulens.tracing import trace
+
+    if site not in sites(model):
+        raise unknown("hook", site, sites(model))
+    if (found := trace(model, batch[:1], [site]).cache[site]).ndim != 3:
+        raise ValueError(
+            f"directions are of one state a position, and {site} is {list(found.shape)}; take another site"
+        )
 
 
 def _steps(run: Any, steps: str | None) -> list[int]:
@@ -194,10 +259,6 @@ def _table(run: Any, over: Any) -> str:
     return f"{head}\n{frame.astype(float).to_string(float_format='{:.4f}'.format, na_rep='')}"
 
 
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        click.echo("stopped; nothing of it was kept", err=True)
-        sys.exit(130)
+def _stopped(kept: str) -> NoReturn:
+    click.echo(f"stopped; {kept}", err=True)
+    sys.exit(130)

@@ -34,7 +34,8 @@ class ModelConfig:
         positional_embedding_type: "standard" (learned, absolute) or "rotary" (whole heads, adjacent pairs).
         rotary_base: the slowest pair turns by about 1 / rotary_base a position.
         norm_position: "pre", or "post": the embedding is normalised, and the sum after attention and after the MLP,
-            and there is no final norm (BERT).
+            and there is no final norm (BERT). The stream of "post" is no sum of what is written to it:
+            TransformerLens's decompositions of it (`decompose_resid` and the like) do not hold there.
         biases: of the projections, and of an MLP that is not gated; a read-out of tokens has none.
         readout: "tokens" (logits), or "scalar": one number a position, with a bias.
         padding_idx: a token whose embedding is zero and stays so, as torch and BERT have it; None for none.

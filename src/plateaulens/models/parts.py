@@ -28,7 +28,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
 }
 _GROUPS: dict[str, tuple[str, ...]] = {
     "attn": ("qk", "ov"),
-    "norms": ("ln1", "ln2", "ln_final"),
+    "norms": ("ln_embed", "ln1", "ln2", "ln_final"),
     # The sets that arXiv 2506.13688 copies and freezes (fig. 5).
     "KQ": ("qk", "embed", "pos", "ln1"),
     "KQOV": ("qk", "ov", "embed", "pos", "ln1"),

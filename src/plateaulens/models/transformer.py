@@ -130,7 +130,16 @@ class Transformer(HookedRootModule):
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, " d_model"]:
-        """Sum of the biases written to the residual stream before `layer`."""
+        """Sum of the biases written to the residual stream before `layer`.
+
+        Raises:
+            ValueError: for `norm_position="post"`, whose stream is no sum of what was written to it.
+        """
+        if self.cfg.norm_position == "post":
+            raise ValueError(
+                "norm_position='post' normalises the residual stream after every write, so that it is no sum of its "
+                "parts; decompose a model of norm_position='pre'"
+            )
         total = self.W_E.new_zeros(self.cfg.d_model)
         b_O, b_out = self.b_O, self.b_out
         total = total + b_O[: layer + mlp_input].sum(0)

@@ -7,8 +7,9 @@
 `plateaulens matrix NAME RUN` is the same from a shell.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -32,8 +33,14 @@ from plateaulens.analysis import (
     token_embeddings,
     values_of,
 )
+from plateaulens.analysis.completion import evenly
+from plateaulens.analysis.heads import NONE
+from plateaulens.analysis.shifts import clipped_share
+from plateaulens.papers.matrices import COMPONENTS, train_components
+from plateaulens.papers.recipe import Recipe
 from plateaulens.runs import Run
 from plateaulens.tasks import MatrixBatch, MatrixCompletion
+from plateaulens.tasks.matrix_entries import MASKS
 
 
 @dataclass(frozen=True)
@@ -70,23 +77,26 @@ class Setting:
         """By default the last saved step on the plateau and the last saved one.
 
         Raises:
-            ValueError: for a run of another task, one without checkpoints, one whose plateau has no checkpoint, or
-                a step that was not saved.
+            ValueError: for a run of another task, one without checkpoints, one whose plateau is not known or has no
+                checkpoint, a step that was not saved, or `before` not before `after`.
         """
-        if not isinstance(run.task, MatrixCompletion):
-            raise ValueError(f"{run.path} trained {run.config['task']['task']}; this is for runs of `train matrix`")
-        if not run.steps:
-            raise ValueError(f"{run.path} has no checkpoints; train with --save-every")
+        task = matrices_in(run)
         after = run.steps[-1] if after is None else after
         if before is None:
+            if task.loss_floor() is None:
+                raise ValueError(
+                    f"where the plateau of mask {task.mask!r} ends is not known; say one of {run.steps} (--before)"
+                )
             plateau = find_plateau(run)
-            end = plateau.end if plateau.end is not None else after
+            end = after if plateau.end is None else min(plateau.end, after)
             on = [s for s in run.steps if plateau.start is not None and plateau.start <= s < end]
             if not on:
                 raise ValueError(f"no saved step of {run.path} lies on its plateau; say one of {run.steps} (--before)")
             before = on[-1]
         for step in (before, after):
             run.weights(step)
+        if before >= after:
+            raise ValueError(f"before must be a step before after, got {before} and {after}")
         return cls(run=run, before=before, after=after, n=n, seed=seed)
 
     @property
@@ -110,18 +120,35 @@ class Setting:
         return {name: self.run.model(step) for name, step in self.steps.items()}
 
 
+def matrices_in(run: Run) -> MatrixCompletion:
+    """The task of a run that can be looked into.
+
+    Raises:
+        ValueError: for another task, or a run without checkpoints.
+    """
+    if not isinstance(run.task, MatrixCompletion):
+        raise ValueError(f"{run.path} trained {run.config['task']['task']}; this is for runs of `train matrix`")
+    if not run.steps:
+        raise ValueError(f"{run.path} has no checkpoints; train with --save-every")
+    return run.task
+
+
 def attention(s: Setting) -> list[Shown]:
     """What heads look at, under random and under structured masks (figs. 4, 12, 22, 23)."""
-    shown = []
-    for mask in ("random", "row", "column"):
+    shown, task = [], s.task
+    for mask in (m for m in ("random", "row", "column") if task.rows >= MASKS[m][0] and task.cols >= MASKS[m][1]):
         batch = s.batch(mask=mask)
         atlas = over_steps(s.run, lambda model, b=batch: head_atlas(model, b), list(s.steps.values()))  # type: ignore[misc]
         last = atlas.sel(step=s.after)
-        named = last.ratio.fillna(0).argmax("category")
-        best = {name: last[name].isel(category=named, drop=True) for name in ("ratio", "mass")}
-        said = _table(xr.Dataset({"label": last.label, **best}).to_dataframe()[["label", *best]])
+        largest = last.category[last.ratio.fillna(0).argmax("category")].drop_vars("category")
+        category = last.label.where(last.label != NONE, largest)
+        of = {name: last[name].sel(category=category).drop_vars("category") for name in ("ratio", "mass")}
+        said = _table(
+            xr.Dataset({"label": last.label, "category": category, **of}).to_dataframe()[["label", "category", *of]]
+        )
         shown.append(Shown(f"Mean attention, {mask} mask", said, plots.head_maps(atlas)))
-        shown.append(Shown(f"What heads attend to at step {s.after}, {mask} mask", "", plots.head_categories(last)))
+        before = f"the largest ratio of any head at step {s.before}: {float(atlas.ratio.sel(step=s.before).max()):.2f}"
+        shown.append(Shown(f"What heads attend to at step {s.after}, {mask} mask", before, plots.head_categories(last)))
     return shown
 
 
@@ -159,7 +186,7 @@ def copy(s: Setting) -> list[Shown]:
     for name, batch in (("low-rank", s.batch()), ("full-rank", s.batch(rank=None))):
         found = copy_check(s.run, batch, values)
         values = [None if value == "MASK" else float(value) for value in found["value"].values]
-        table = found.sel(step=_few(s.run.steps)).to_dataframe().unstack("value")
+        table = found.sel(step=evenly(s.run.steps, 6)).to_dataframe().unstack("value")
         shown.append(Shown(f"Copying, {name} matrices", _table(table), plots.copying(found)))
     return shown
 
@@ -201,22 +228,94 @@ def permute(s: Setting) -> list[Shown]:
 
 
 def shift(s: Setting) -> list[Shown]:
-    """Matrices unlike those of the training, beside completion by the least nuclear norm (figs. 3, 19)."""
-    task, model = s.task, s.run.model(s.after)
-    sizes = range(2, 1 + min(task.rows, task.cols))
+    """Matrices unlike those of the training, beside completion by the least nuclear norm (figs. 3, 19).
+
+    Other ranks keep the greatest entry, not the variance, as what lies beyond the limit would be cut off. The
+    distributions are the paper's, Gaussian of 0.5 and Laplace of 0.25 beside uniform ones of 1, in units of the task's
+    scale; where the limit would cut off a hundredth of the entries of one of them or more, "bounded" and "signs" within
+    the limit instead. Cells are hidden at random, as structured masks have no probability and not all sizes.
+    """
+    task, model = replace(s.task, mask="random"), s.run.model(s.after)
     sweeps: dict[str, dict[Any, MatrixCompletion]] = {
-        "probability that a cell is hidden": {p / 100: replace(task, p_mask=p / 100) for p in range(10, 61, 10)},
-        "rank": {rank: replace(task, rank=rank) for rank in sizes},
-        "rows": {rows: replace(task, rows=rows) for rows in sizes},
-        "columns": {cols: replace(task, cols=cols) for cols in sizes},
-        "distribution of factors": {f: replace(task, factors=f) for f in ("uniform", "bounded", "signs")},
+        "probability that a cell is hidden": {p / 100: replace(task, p_mask=p / 100) for p in range(10, 61, 5)},
+        "rank": {} if task.rank is None else ranks(task),
+        "rows": {rows: replace(task, rows=rows) for rows in range(2, 1 + task.rows)},
+        "columns": {cols: replace(task, cols=cols) for cols in range(2, 1 + task.cols)},
+        "distribution of factors": distributions(task),
     }
     shown = []
     for name, tasks in sweeps.items():
-        found = out_of_distribution(model, tasks, n=s.n, seed=s.seed)
-        columns = found[["loss", "observed_loss", "masked_loss", "size"]].to_dataframe().unstack("by")
-        shown.append(Shown(f"Other {name}", _table(columns.reindex(list(tasks))), plots.shifts(found)))
+        if not tasks:
+            continue  # of one row there are no fewer
+        found = out_of_distribution(model, tasks, n=s.n, seed=s.seed, learnt=s.task)
+        table = found[["loss", "observed_loss", "masked_loss", "size"]].to_dataframe().unstack("by")
+        for more in ("zero_loss", "clipped"):
+            table[more, ""] = found[more].to_series()
+        shown.append(Shown(f"Other {name}", _table(table.reindex(list(tasks))), plots.shifts(found, name)))
     return shown
+
+
+def ranks(task: MatrixCompletion) -> dict[Any, MatrixCompletion]:
+    """Every rank, the greatest possible entry being that of the task."""
+    assert task.rank is not None
+    most = 1 + min(task.rows, task.cols)
+    return {rank: replace(task, rank=rank, scale=task.scale * (task.rank / rank) ** 0.5) for rank in range(1, most)}
+
+
+def distributions(task: MatrixCompletion) -> dict[Any, MatrixCompletion]:
+    """The task's factors, and others as `shift` says, by name and scale."""
+    paper = [
+        replace(task, factors=factors, scale=scale * task.scale)
+        for factors, scale in (("uniform", 1), ("gaussian", 0.5), ("laplace", 0.25))
+    ]
+    held = [other for other in paper if clipped_share(other) < 0.01]
+    if len(held) < len(paper):
+        greatest = task.limit if task.rank is None else (task.limit / task.rank) ** 0.5  # of the entries `limit`
+        held += [replace(task, factors=f, scale=min(task.scale, greatest)) for f in ("bounded", "signs")]
+    return {f"{other.factors} {other.scale:.3g}": other for other in (task, *held)}
+
+
+def components(
+    run: Run, folder: str | Path, names: Iterable[str] = COMPONENTS, *, steps: int | None = None, **options: Any
+) -> list[Shown]:
+    """One component trained alone, all others being those of the run's last step (fig. 8), beside the run itself.
+
+    Args:
+        run: a finished one of matrix completion.
+        folder: for the trainings; what is trained there already is not trained again.
+        names: of `COMPONENTS`.
+        steps: of each training; the run's by default.
+        options: as of `train_components`; measured as often as the run, on its held-out matrices, unless given.
+
+    Raises:
+        ValueError: for a run of another task, another model or without checkpoints, its own seed, or an unknown
+            component.
+    """
+    task, config = matrices_in(run), run.model_config
+    if config is None:
+        raise ValueError(
+            f"{run.path} trained a {run.config['model']['class']}; only a Transformer has these components"
+        )
+    if options.get("seed", 1) == config.seed:
+        raise ValueError(f"seed {config.seed} is the run's: its components would start as they did; choose another")
+    own = {name: value for name, value in asdict(config).items() if name not in ("d_vocab", "n_ctx", "seed")}
+    recipe = Recipe(task=task, model=own, train=run.train_config)
+    options = {"every": run.config["record"]["every"]} | ({"held": run.held()} if run.has_held else {}) | options
+    trained = train_components(recipe, run, folder, names, steps=steps, **options)
+    each = {**trained, "everything": run}
+    curves = {name: one.metrics.masked_loss for name, one in each.items()}
+    table = pd.DataFrame({name: _drops(curve, task.variance) for name, curve in curves.items()}).T
+    figure = plots.seeds({name: [one] for name, one in each.items()}, ["masked_loss"])
+    return [Shown("One component trained alone", str(table.to_string()), figure)]
+
+
+def _drops(masked_loss: pd.Series, variance: float) -> dict[str, str]:
+    """First measured steps below shares of the variance, and the end."""
+    found = {}
+    for share in (0.9, 0.5):
+        below = masked_loss.index[masked_loss < share * variance]
+        found[f"L_mask < {share} variance"] = str(below[0]) if len(below) else "never"
+    return {**found, "last step": str(masked_loss.index[-1]), "L_mask there": f"{masked_loss.iloc[-1]:.4f}"}
 
 
 EXPERIMENTS: dict[str, Callable[[Setting], list[Shown]]] = {
@@ -230,13 +329,6 @@ EXPERIMENTS: dict[str, Callable[[Setting], list[Shown]]] = {
     "permute": permute,
     "shift": shift,
 }
-
-
-def _few(steps: list[int], most: int = 6) -> list[int]:
-    """At most so many of the steps, the first and the last among them."""
-    if len(steps) <= most:
-        return steps
-    return [steps[round(i * (len(steps) - 1) / (most - 1))] for i in range(most)]
 
 
 def _table(frame: Any) -> str:

@@ -66,7 +66,8 @@ def probes(over: Any, run: Any = None, plateau: Any = None, *, feature: str | No
         x=[None], y=[None], mode="lines", line={"color": GREY, "dash": "dot"}, name="untrained network"
     )
     left = axes[1] if 0 in steps else axes[0]
-    unit = "squared error" if "r2" in over else "nats"
+    squares = "r2" in over and over.r2.notnull().any()  # beside a feature of numbers, others have it too, all NaN
+    unit = "squared error" if squares else "nats"
     below = {"title": f"probes, test loss ({unit})", "type": "log", "dtick": 1, "exponentformat": "power"}
     figure.update_layout(yaxis={**below, "anchor": left, "domain": [0, 0.56 if upper else 1]})
     if upper:

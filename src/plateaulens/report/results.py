@@ -23,7 +23,10 @@ from plateaulens.report.page import write_page
 from plateaulens.runs import Run
 
 FOLDERS = ("probes", "ablations")
-COLUMNS = ["mean", "difference", "low", "high", "as_far"]  # of an ablation's table
+COLUMNS = ["mean", "difference", "low", "high", "as_far", "overlap", "variance"]  # of an ablation's table
+NEAR = 0.05  # of its level, how far the loss on a plateau may be from it
+IN_A_ROW = 3  # measurements, from which on a plateau stands
+SHARED = 0.3  # of the removed directions, what a control may contain and still be a comparison
 PROBED = """How well linear probes read the feature from the residual stream: test loss of the best layer, by
 geometric mean over thirds of the places where it is looked for. Dotted: the untrained network, which is no chance
 level. Quiet is what falls while the loss (grey: its plateau) does not."""
@@ -31,9 +34,10 @@ TOKENS = """ A probe of the visible tokens alone reaches {}: where that is low, 
 for the feature to be readable, and readable is not yet computed."""
 ABLATED = """The feature's directions are taken out, in teacher forcing and in every step of decoding; so are, at
 the same places, others that know nothing of it: random ones (Gaussian), those that the same method finds for
-shuffled labels, and random ones that remove as much variance. Only an effect beyond all of these is about the
-feature. Left: means, a dot for each draw of a control. Right: how far the ablated model is from each, with 95 %
-intervals."""
+shuffled labels, and random ones that remove as much variance, or nearly as much and none of the feature's directions
+(orthogonal). Only an effect beyond all of these is about the feature, but for those that contain much of its
+directions and are no comparison. Left: means, a dot for each draw of a control. Right: how far the ablated model is
+from each, with 95 % intervals."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,8 @@ def keep_probes(run: Run, over: xr.Dataset, **options: Any) -> Path:
 
 def keep_ablation(run: Run, found: Ablation, step: int, **options: Any) -> Path:
     """Keep an `Ablation` of the model of `step`, with its page; returns the page."""
-    table = found.table.to_xarray().rename({"with": "other"})
-    table = table.assign_coords(other=list(map(str, table.other.values)))
+    table = found.table.to_xarray().to_array("column", name="table").rename({"with": "other"})
+    table = table.assign_coords({name: list(map(str, table[name].values)) for name in ("column", "other")})
     values = xr.merge([found.values, table], join="left")  # in the order of the values
     values.attrs = {"feature": found.feature, "method": found.method, "step": step, "sites": ",".join(found.sites)}
     return _keep(run, Path("ablations") / f"{found.feature}-{found.method}-{step}", values, options)
@@ -86,39 +90,80 @@ def plateau_of(run: Any) -> Plateau | None:
 
 
 def judged(run: Any, over: xr.Dataset) -> str:
-    """The verdict of `quiet_or_loud` on the run's own plateau, or in a line why there is none."""
+    """The verdict of `quiet_or_loud` on the run's own plateau, or in a line why there is none.
+
+    Any curve that comes down passes its level. Plateau steps are therefore the probed ones at which the plateau
+    stands: between `start` and `end` or `drop` of `find_plateau`, in a stretch of at least three measurements in a row
+    with the loss within 5 % of the level. Without such a stretch there is no verdict. (Three in a row say little of a
+    loss that is measured at every step.) A plateau told by hand is taken as it is.
+    """
     steps, plateau = [int(step) for step in over.step.values], _plateau(run, over)
     if plateau is None:
         return "no verdict: where the plateau lies is not known; say it: --plateau 100-200"
     if plateau.start is None or plateau.drop is None:
         seen = "was not seen on its plateau" if plateau.start is None else "has not dropped"
         return f"no verdict: the loss {seen} (plateau {plateau.level:.4f})"
-    end = plateau.drop if plateau.end is None else plateau.end
-    on, after = [s for s in steps if plateau.start <= s < end], [s for s in steps if s >= plateau.drop]
+    stands = [(plateau.start, plateau.drop - 1)] if "plateau" in over.attrs else _standing(run.metrics.loss, plateau)
+    if not stands:
+        told = f"fewer than {IN_A_ROW} measurements in a row are within {NEAR:.0%} of it before it leaves"
+        return f"no verdict: the loss runs through its level (plateau {plateau.level:.4f}): {told}"
+    on = [step for step in steps if any(first <= step <= last for first, last in stands)]
+    after = [step for step in steps if step >= plateau.drop]
     if not on or not after:
-        where = f"from the drop on (step {plateau.drop})" if on else f"on the plateau (steps {plateau.start} to {end})"
+        spans = ", ".join(f"{first} to {last}" for first, last in stands)
+        where = f"from the drop on (step {plateau.drop})" if on else f"on the plateau (steps {spans})"
         return f"no verdict: no probed step lies {where}; save more often (--save-every) or probe other --steps"
     return repr(quiet_or_loud(over, over.attrs["feature"], plateau_steps=on, after_step=after[-1]))
 
 
 def concluded(table: pd.DataFrame, measurement: str = "exact_match") -> str:
-    """In words what an ablation shows, going by the 95 % intervals of `Ablation.table`."""
+    """In words what an ablation shows, going by the 95 % intervals of `Ablation.table`.
+
+    Where the intact model scores 0, nothing could fall: `loss` is judged in place of `measurement`. A control whose
+    directions contain more than three tenths of the removed ones removes the feature too, and is no comparison.
+    """
+    if (telling := _telling(table, measurement)) != measurement:
+        return f"{measurement} is 0 to begin with; look at the loss: {concluded(table, telling)}"
     rows = table.loc[measurement]
-    intact = rows.loc["intact"]
+    intact, others = rows.loc["intact"], rows.drop("intact")
     low, high = intact.low, intact.high
     span = f"{intact.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+    if intact["mean"] == 0:
+        return f"{measurement} is 0 to begin with; look at the loss, which was not measured."
     if low <= 0 <= high:
         return f"{measurement} does not change ({span}): nothing shows that the model uses these directions."
     changes = f"{measurement} changes by {span}"
-    others = rows.drop("intact")
+    overlap = others.get("overlap", pd.Series(dtype=float))  # older tables have none
+    alike = overlap[overlap > SHARED]
+    aside = "".join(f" {name} shares {share:.0%} of the directions: no comparison." for name, share in alike.items())
+    others = others.drop(alike.index)
     if others.empty:
-        return f"{changes}; without controls this says nothing of the feature."
+        return f"{changes}; without controls this says nothing of the feature.{aside}"
     beyond = others.high < 0 if intact.difference < 0 else others.low > 0
     more, same = ", ".join(others.index[beyond]), ", ".join(others.index[~beyond])
     if not same:
-        return f"{changes}, further than with every control ({more})."
+        variance = others.get("variance", pd.Series(np.nan)).max()  # of less of it, less is to be expected
+        more += "" if np.isnan(variance) else f"; these remove up to {variance:.0%} as much variance"
+        return f"{changes}, further than with every {'other ' if aside else ''}control ({more}).{aside}"
     further = f", further than with {more} but" if more else ","
-    return f"{changes}{further} no further than with {same}: directions that know nothing of the feature do as much."
+    same += ": directions that know nothing of the feature do as much"
+    return f"{changes}{further} no further than with {same}.{aside}"
+
+
+def _standing(loss: "pd.Series[float]", plateau: Plateau) -> list[tuple[int, int]]:
+    """First and last step of each stretch in which the plateau stands, see `judged`."""
+    assert plateau.drop is not None
+    end = plateau.drop if plateau.end is None else min(plateau.end, plateau.drop)
+    on = loss.dropna().loc[plateau.start : end - 1]
+    near = (on / plateau.level - 1).abs() <= NEAR
+    breaks = (~near).cumsum()[near]  # alike in a stretch
+    return [(int(s.index[0]), int(s.index[-1])) for _, s in breaks.groupby(breaks) if len(s) >= IN_A_ROW]
+
+
+def _telling(table: pd.DataFrame, measurement: str = "exact_match") -> str:
+    """The measurement, or the loss where it was measured and the other is 0 already."""
+    floored = table.loc[(measurement, "intact"), "mean"] == 0
+    return "loss" if floored and "loss" in table.index.get_level_values(0) else measurement
 
 
 # Files and pages.
@@ -161,16 +206,19 @@ def _probes(run: Run, over: xr.Dataset) -> tuple[go.Figure, str, str, str]:
 def _ablation(run: Run, data: xr.Dataset) -> tuple[go.Figure, str, str, str]:
     found = _ablation_of(data)
     title = f"Does the model need {found.feature}? ({found.method}, step {data.attrs['step']})"
-    return plots.ablation(found), title, ABLATED, f"{concluded(found.table)}\n{found!r}"
+    return plots.ablation(found, _telling(found.table)), title, ABLATED, f"{concluded(found.table)}\n{found!r}"
 
 
 def _ablation_of(data: xr.Dataset) -> Ablation:
-    values = data[["intact", "ablated", "controls"]]
+    values = data[[name for name in data if "other" not in data[name].dims]]
     order = [(m, other) for m in data.measurement.values for other in ["intact", *data.control.values]]
     index = pd.MultiIndex.from_tuples(order, names=["measurement", "with"])
-    rows = [[float(data[c].sel(measurement=m, other=other)) for c in COLUMNS] for m, other in order]
+    older = "table" not in data  # a variable for each column, and not all of them
+    cells = data[COLUMNS[:5]].to_array("column") if older else data.table
+    rows = [cells.sel(measurement=m, other=other).values for m, other in order]
+    table = pd.DataFrame(rows, index, list(map(str, cells.column.values))).reindex(columns=COLUMNS)
     a = data.attrs
-    return Ablation(a["feature"], a["method"], tuple(a["sites"].split(",")), values, pd.DataFrame(rows, index, COLUMNS))
+    return Ablation(a["feature"], a["method"], tuple(a["sites"].split(",")), values, table)
 
 
 def _plateau(run: Any, over: xr.Dataset) -> Plateau | None:

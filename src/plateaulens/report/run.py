@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 import torch
 
@@ -19,6 +18,7 @@ from plateaulens.analysis import (
     over_steps,
     patch_across_steps,
 )
+from plateaulens.analysis.completion import evenly
 from plateaulens.report.page import write_page
 from plateaulens.report.results import plateau_of, results
 from plateaulens.runs import Run
@@ -63,7 +63,7 @@ def run_report(run: Run) -> Path:
             figures["layers"] = plots.layer_maps(evolution)
         figures["cosine"] = plots.cosine_map(evolution)
         if len(run.steps) > 1:
-            steps = _evenly(run.steps, GRID)
+            steps = evenly(run.steps, GRID)
             grid = patch_across_steps(run, held, sources=steps, targets=steps, progress=False)
             figures["step_grid"] = plots.step_grid(grid)
         samples = _samples(run, evolution, plateau)
@@ -85,9 +85,11 @@ def _of_matrices(run: Run, held: Batch) -> dict[str, go.Figure]:
     """A matrix at each checkpoint, and what heads attend to; nothing for matrices of several sizes."""
     if not isinstance(run.task, MatrixCompletion):
         return {}
-    steps = _evenly(run.steps, GRID)
-    atlas = over_steps(run, lambda model: head_atlas(model, held[:256]), steps)
-    return {"matrices": plots.matrix_steps(completions(run, held[:1], steps)), "heads": plots.head_maps(atlas)}
+    steps, some = evenly(run.steps, GRID), held[:256]
+    figures = {"matrices": plots.matrix_steps(completions(run, held[:1], steps))}
+    if (some.out >= 0).any():  # else there is no hidden cell whose attention could be counted
+        figures["heads"] = plots.head_maps(over_steps(run, lambda model: head_atlas(model, some), steps))
+    return figures
 
 
 def headline(run: Run, plateau: Plateau | None) -> dict[str, str]:
@@ -113,11 +115,6 @@ def headline(run: Run, plateau: Plateau | None) -> dict[str, str]:
     if "exact_match" in metrics:
         lines["final exact match"] = f"{metrics.exact_match.iloc[-1]:.3f}"
     return lines
-
-
-def _evenly(steps: list[int], most: int) -> list[int]:
-    """At most `most` of the steps, evenly chosen by rank, the first and the last among them."""
-    return [steps[i] for i in np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int)]
 
 
 def _samples(run: Run, evolution: Evolution, plateau: Plateau | None) -> list[dict[str, Any]]:

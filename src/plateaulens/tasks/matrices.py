@@ -17,7 +17,7 @@ from torch import Tensor
 
 from plateaulens._shapes import Batch
 from plateaulens.tasks.base import Feature, Task, generator, require
-from plateaulens.tasks.matrix_entries import MASK, Entries, Matrices
+from plateaulens.tasks.matrix_entries import MASK, Entries, Matrices, in_double
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,15 +115,15 @@ class MatrixCompletion(_InOnePass, Matrices):
         rank: columns of U and of V; None draws every entry by itself from the distribution of the factors.
         p_mask: probability that a cell is hidden (mask "random"), or about their share ("block").
         mask: "random", or one for all matrices: "row" hides two rows but for one cell of each (of 7 x 7 those of
-            the paper), "column" the same of columns, "block" the lower right corner.
+            the paper; of three rows or more), "column" the same of columns, "block" the lower right corner.
         factors: what U and V are drawn from: "uniform" on [-scale, scale], "gaussian" (standard deviation `scale`),
             "laplace" (scale `scale`), "signs" (-scale or scale), "bounded" (a magnitude in [scale/2, scale]).
         scale: of the factors.
         precision: to which entries are rounded, as input and as target.
-        limit: largest magnitude of a token.
+        limit: largest magnitude of a token, a multiple of `precision`.
 
     Raises:
-        ValueError: for a size or share out of range, or an unknown mask or distribution.
+        ValueError: for a size or share out of range, an unknown mask or distribution, or a mask that does not fit.
     """
 
     @property
@@ -160,7 +160,7 @@ class MatrixCompletion(_InOnePass, Matrices):
         size = (self.rows, self.cols)
         x = batch.values.unflatten(1, size)
         shown = batch.values.where(batch.observed, 0.0).unflatten(1, size)
-        vectors = torch.linalg.svd(x.double())[0][..., 0]
+        vectors = torch.linalg.svd(in_double(x))[0][..., 0]
         first = (vectors.abs() > vectors.abs().amax(1, keepdim=True) - 1e-9).long().argmax(1, keepdim=True)
         fixed = vectors * vectors.gather(1, first).sign()
         found = {
@@ -204,6 +204,8 @@ def disconnected_share(rows: int, cols: int, p_mask: float) -> float:
 class MatrixMixture(_InOnePass, Entries):
     """Square matrices of several sizes; each batch is of one size, drawn anew (arXiv 2410.22244).
 
+    So is a held-out batch: a recording has the losses of one size. Those of each are of `task.of(order).sample(...)`.
+
     Args:
         orders: the sizes.
         rank: and the rest as of `MatrixCompletion`.
@@ -245,7 +247,8 @@ class MatrixMixture(_InOnePass, Entries):
 class MatrixSequence(Matrices):
     """The same for a decoder: the matrix with hidden cells, a separator, the whole matrix (arXiv 2410.22244, app. G).
 
-    Every next-token target is scored, also those of the first matrix, which cannot be known.
+    Every next-token target is scored, also those of the first matrix, which cannot be known. No measurement is of the
+    answers to shown cells alone, which in the paper are learnt first.
 
     Args:
         limit: 2 as in the paper; the rest as of `MatrixCompletion`.

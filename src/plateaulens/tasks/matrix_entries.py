@@ -21,12 +21,17 @@ def _uniform(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
 
 def _laplace(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
     u = _uniform(shape, rng)
-    return -u.sign() * torch.log1p(-u.abs())
+    return -u.sign() * torch.log1p(-u.abs().clamp(max=1 - 2**-24))  # torch.rand may be 0, whose logarithm is infinite
 
 
 def _bounded(shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
     u = _uniform(shape, rng)
-    return u.sign() * (LEAST + (1 - LEAST) * u.abs())
+    return _sign(u) * (LEAST + (1 - LEAST) * u.abs())
+
+
+def _sign(u: Tensor) -> Tensor:
+    """-1 or 1, never the 0 that `torch.sign` has of 0."""
+    return torch.where(u < 0, -1.0, 1.0)
 
 
 # The distribution of a factor at scale 1, and its variance.
@@ -34,10 +39,11 @@ FACTORS: dict[str, tuple[Callable[[tuple[int, ...], torch.Generator], Tensor], f
     "uniform": (_uniform, 1 / 3),
     "gaussian": (lambda shape, rng: torch.randn(shape, generator=rng, device=rng.device), 1.0),
     "laplace": (_laplace, 2.0),
-    "signs": (lambda shape, rng: _uniform(shape, rng).sign(), 1.0),
+    "signs": (lambda shape, rng: _sign(_uniform(shape, rng)), 1.0),
     "bounded": (_bounded, (1 + LEAST + LEAST**2) / 3),
 }
-MASKS = ("random", "row", "column", "block")
+# Masks, and the fewest rows and columns that they need: "row" hides two, and of each leaves one cell of two or more.
+MASKS = {"random": (1, 1), "row": (3, 2), "column": (2, 3), "block": (2, 2)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +59,7 @@ class Entries(Task):
     limit: float | int = 10.0
 
     def __post_init__(self) -> None:
-        look_up("mask", self.mask, dict.fromkeys(MASKS))
+        look_up("mask", self.mask, MASKS)
         look_up("factors", self.factors, FACTORS)
         require(self.rank is None or self.rank >= 1, f"rank must be at least 1, or None for any; got {self.rank}")
         require(0 < self.p_mask < 1, f"p_mask must lie between 0 and 1, got {self.p_mask}")
@@ -61,6 +67,10 @@ class Entries(Task):
             0 < self.precision <= self.limit and self.scale > 0,
             "scale must be above 0 and precision between 0 and limit; "
             f"got scale={self.scale}, precision={self.precision}, limit={self.limit}",
+        )
+        require(
+            abs(self.levels * self.precision - self.limit) < 1e-6 * self.precision,
+            f"limit must be a multiple of precision, got limit={self.limit}, precision={self.precision}",
         )
 
     @property
@@ -81,12 +91,17 @@ class Entries(Task):
 
     def token(self, value: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
         """The token of the nearest multiple of `precision`; beyond `limit`, that of `limit`."""
-        level = (value.double() / self.precision).round().long()
-        return 1 + self.levels + level.clamp(-self.levels, self.levels)
+        level = (in_double(value) / self.precision).round().long()
+        return (1 + self.levels + level.clamp(-self.levels, self.levels)).to(value.device)
 
     def value(self, token: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """What the token of a value stands for."""
-        return ((token - 1 - self.levels).double() * self.precision).float()
+        return (in_double(token - 1 - self.levels) * self.precision).float().to(token.device)
+
+
+def in_double(x: Tensor) -> Tensor:
+    """In float64, on the CPU where the device has none (Apple's MPS): in float32 ties would round otherwise."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +113,14 @@ class Matrices(Entries):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        least = 1 if self.mask == "random" else 2
+        rows, cols = MASKS[self.mask]
         require(
-            min(self.rows, self.cols) >= least,
-            f"a matrix with mask {self.mask!r} needs at least {least} rows and columns, got {self.rows} x {self.cols}",
+            self.rows >= rows and self.cols >= cols,
+            f"mask {self.mask!r} needs at least {rows} rows and {cols} columns, got {self.rows} x {self.cols}",
+        )
+        require(
+            self.mask != "block" or self.hidden_share < 1,
+            f"a block of p_mask={self.p_mask} hides all of {self.rows} x {self.cols} cells; choose a smaller p_mask",
         )
 
     def entries(self, n: int, rng: torch.Generator) -> Float[Tensor, "n row col"]:
