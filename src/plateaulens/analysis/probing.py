@@ -17,7 +17,8 @@ from plateaulens.hooked import device_of
 from plateaulens.tasks.base import NUMBERS, Feature
 from plateaulens.tracing import trace
 
-PASS = 1024  # sequences that a model runs on at once
+PASS = 1024  # sequences that a model runs on at once, or fewer:
+LOGITS = 2**26  # that come out of a pass, read or not
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,15 @@ def states_at(
     device = device_of(model)
     device = torch.device("cpu") if device.type == "mps" else device  # has no float64
     found: list[list[Tensor]] = [[] for _ in questions]
-    for i in range(0, len(batch), PASS):
-        some = batch[slice(i, i + PASS)]
+    size = max(1, min(PASS, LOGITS // (batch.inputs.shape[1] * int(model.cfg.d_vocab))))
+    for i in range(0, len(batch), size):
+        some = batch[slice(i, i + size)]
         cache = trace(model, some, list(sites)).cache
         rows = torch.arange(len(some))
         if wrong := [site for site in sites if cache[site].shape[:2] != some.inputs.shape]:
             raise ValueError(f"a probe reads one state a position, and {', '.join(wrong)} has no such axes")
         for own, question in zip(found, questions, strict=True):
-            places = question.positions[i : i + PASS].T.clamp(min=0)
+            places = question.positions[i : i + size].T.clamp(min=0)
             own.append(torch.stack([cache[site].flatten(2)[rows, places].to(device) for site in sites]))
     return [torch.cat(own, 2) for own in found]
 
