@@ -166,7 +166,7 @@ def plateau_of(run: pl.Run, look: Look) -> tuple[list[int], float]:
         reached, below = loss <= (1 + NEAR) * look.level, (loss < (1 - NEAR) * look.level).astype(int)
         left = below.rolling(3).sum().shift(-2) == 3  # here, and at the two measurements after
         start, end = (series.idxmax() if series.any() else np.inf for series in (reached, left))
-        return [step for step in look.steps if start <= step < end], look.level
+        return [step for step in look.steps[:-1] if start <= step < end], look.level  # the last is after the drop
     flat = flattest(loss)
     if flat is None:
         return [], float("nan")

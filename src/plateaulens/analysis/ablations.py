@@ -85,8 +85,8 @@ class Ablation:
             ablated - that, with its 95 % interval from `low` to `high`; and of controls which share of the draws
             went at least `as_far` from the intact model, to the same side. Intervals are percentiles of 10,000
             resamples of the examples, and of a control's draws at the same time. And of controls, in the mean over
-            draws and offsets, the `overlap`: which share of the removed directions lies in theirs; and the `variance`
-            that they take over that which the method takes (NaN without `train`).
+            draws, the `overlap`: which share of the removed directions lies in theirs (mean over offsets); and the
+            `variance` that they take over that which the method takes (sums over offsets; NaN without `train`).
     """
 
     feature: str
@@ -100,15 +100,17 @@ class Ablation:
         head = f"{self.feature} removed by {self.method}: {len(self.sites)} places in {sizes['example']} examples"
         lines = [f"{head}, {sizes['draw']} draws a control"]
         for (name, other), row in zip(self.table.index, self.table.values):
-            mean, gap, low, high, as_far, overlap, variance = row
+            mean, gap, low, high, as_far = row[:5]
             said = f"{gap:+.3f} [{low:+.3f}, {high:+.3f}]"
             if other == "intact":
                 lines.append(f"{name} {mean:.3f} -> {mean + gap:.3f}: {said}")
             else:
-                taken = "" if np.isnan(variance) else f", {variance:.2f} of the variance"
                 lines.append(f"    {other} {mean:.3f}: {said} from it, {as_far:.0%} of draws as far")
-                if not np.isnan(overlap):  # of what was kept before it was measured
-                    lines.append(f"        takes {overlap:.0%} of the directions{taken}")
+        for control in self.values.control.values:
+            overlap, variance = self.table.xs(control, level="with")[["overlap", "variance"]].iloc[0]
+            of_all = "" if np.isnan(variance) else f", {variance:.2f} of the variance"
+            if not np.isnan(overlap):  # of what was kept before it was measured
+                lines.append(f"{control} takes {overlap:.0%} of the removed directions{of_all}")
         return "\n".join(lines)
 
 

@@ -214,7 +214,7 @@ CONTROLS: dict[str, Control] = {
 
 
 def shared(removal: Removal, other: Removal, known: Known | None) -> tuple[float, float]:
-    """What another removal has of this one, in the mean over offsets: the share of its directions, and of its variance.
+    """What another removal takes of the directions of this one, in the mean over offsets, and of its variance, in all.
 
     The latter is NaN without examples, and above 1 where the other takes more.
     """
@@ -224,7 +224,7 @@ def shared(removal: Removal, other: Removal, known: Known | None) -> tuple[float
     if known is None:
         return float(overlap[used].mean()), float("nan")
     own, theirs = (torch.einsum("okm,omn,okn->o", r, known.covariance, r) for r in (rows, others))
-    return float(overlap[used].mean()), float((theirs / own)[used].mean())
+    return float(overlap[used].mean()), float(theirs[used].sum() / own[used].sum())
 
 
 def _rows_of(removal: Removal) -> Float[Tensor, "offset k d_model"]:
