@@ -1,5 +1,6 @@
 """Probes against scikit-learn, against closed forms, and where it is known what can be read."""
 
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -831,3 +832,10 @@ def fitted(fit, x):
     """The logits of a label, or of the second class less those of the first."""
     z = fit(x)
     return z[..., -1:] - z[..., :1] if z.shape[-1] > 1 else z
+
+
+def test_a_model_of_16_bits_is_probed():
+    batch, model = ADDITION.sample(200, seed=0), transformer(ADDITION)
+    whole, half = (probe(m, batch, "carry", SITE) for m in (model, deepcopy(model).bfloat16()))
+    assert half.weights.dtype == torch.float32
+    np.testing.assert_allclose(half.table.loss, whole.table.loss, atol=0.1)

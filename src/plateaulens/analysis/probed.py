@@ -115,7 +115,7 @@ def answered(
         "selectivity": control - scores["loss"],
         "baseline": torch.full_like(control, torch.nan),
     }
-    values: dict[str, Any] = {name: (("site", "offset"), v.view(shape).float().cpu().numpy()) for name, v in scores.items()}
+    values: dict[str, Any] = {name: (("site", "offset"), v.view(shape).cpu().numpy()) for name, v in scores.items()}
     table = xr.Dataset({**values, "offsets": shape[1]}, {"site": list(sites), "offset": range(shape[1])})
     own = losses.view(*shape, -1).cpu()
     return Probes(

@@ -140,7 +140,8 @@ def states_at(
         for own, question in zip(found, questions, strict=True):
             places = question.positions[i : i + size].T.clamp(min=0)
             own.append(torch.stack([cache[site].flatten(2)[rows, places].to(device) for site in sites]))
-    return [torch.cat(own, 2) for own in found]
+    joined = [torch.cat(own, 2) for own in found]
+    return [x.float() if x.dtype.itemsize < 4 else x for x in joined]  # in 16 bits nothing is fitted
 
 
 # Fits, of which every site and offset is a problem.
