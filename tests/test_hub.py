@@ -58,7 +58,7 @@ def source(hub, tmp_path):
 
 
 def quick(source, patience=60.0):
-    source.pause, source.patience = 0.01, patience
+    source.client.pause, source.client.patience = 0.01, patience
     return source
 
 
@@ -221,7 +221,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_fault_that_passes_is_survived(hub, source, folders, kind):
-    source.timeout = 1.0 if kind == "hang" else 10.0
+    source.client.timeout = 1.0 if kind == "hang" else 10.0
     hub.fail(kind, WEIGHTS, times=2, **FAULTS[kind])
     hub.fail("cut", "config.json")
     assert contents(source.fetch("step1", source.files("step1"))) == contents(folders["step1"])
@@ -246,7 +246,7 @@ def test_a_fault_that_stays_is_refused_in_one_line_and_nothing_is_believed(hub, 
     files = [f for f in source.files("step1") if f.path == WEIGHTS]
     how = {**FAULTS[kind], "after": 0} if kind in ("cut", "reset", "hang") else FAULTS[kind]  # no byte, no progress
     hub.fail(kind, WEIGHTS, times=None, **how)
-    source.patience, source.timeout = 0.5, 0.2 if kind == "hang" else 10.0
+    source.client.patience, source.client.timeout = 0.5, 0.2 if kind == "hang" else 10.0
     wrong = kind in ("corrupt", "short", "long")
     words = ["came wrong 3 times", files[0].digest] if wrong else ["503"] if kind == "status" else [hub.url]
     error = refused(
@@ -257,13 +257,13 @@ def test_a_fault_that_stays_is_refused_in_one_line_and_nothing_is_believed(hub, 
     if wrong:
         assert len([r for r in hub.requests(WEIGHTS) if r.sent]) == 3
     hub.faults.clear()
-    source.patience, source.timeout = 60.0, 10.0
+    source.client.patience, source.client.timeout = 60.0, 10.0
     source.fetch("step1", files)
     assert believed(source) == {WEIGHTS}
 
 
 def test_a_busy_hub_is_given_the_time_it_asks_for_and_no_more_than_our_patience(hub, source, folders):
-    source.patience = 60.0
+    source.client.patience = 60.0
     hub.fail("status", "refs", status=429, headers={"Retry-After": "1"})
     hub.fail("status", "tree", status=503)
     start = time.monotonic()
@@ -275,7 +275,7 @@ def test_a_busy_hub_is_given_the_time_it_asks_for_and_no_more_than_our_patience(
         refused(ConnectionError, lambda: source.fetch("step1", source.files("step1")), "429", "3600 s", WEIGHTS)
         assert time.monotonic() - start < 30
     hub.fail("status", "tree", status=503, times=None)
-    source.patience = 0.3
+    source.client.patience = 0.3
     refused(ConnectionError, lambda: source.files("step2"), "503", "org/name@step2")
 
 
@@ -333,7 +333,7 @@ def test_stop_ends_a_download_and_the_next_fetch_goes_on(hub, source, folders):
 
 
 def test_stop_ends_waiting_for_a_busy_hub_and_for_the_lock(hub, source):
-    source.pause = 50.0
+    source.client.pause = 50.0
     hub.fail("status", "config.json", times=None)
     thread, errors = fetching(source, "step1")
     until(lambda: hub.requests("config.json"))
@@ -572,7 +572,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
 def test_nothing_is_shown_unless_asked_for(source, capfd):
     source.fetch("step0", source.files("step0"))
     assert capfd.readouterr() == ("", "")
-    source.progress = True
+    source.client.progress = True
     source.fetch("step1", source.files("step1"))
     assert f"{WEIGHTS} of org/name@step1" in capfd.readouterr().err
 

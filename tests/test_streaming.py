@@ -44,7 +44,7 @@ def hub(suite_folder, monkeypatch, tmp_path):
 
 def opened(name="org/small", **options):
     suite = pl.hub(name, **options)
-    suite.source.pause, suite.source.patience = 0.01, 5.0
+    suite.source.client.pause, suite.source.client.patience = 0.01, 5.0
     return suite
 
 
@@ -113,7 +113,7 @@ def test_a_fault_that_passes_changes_nothing(fault, hub, prompts, expected, tmp_
 def test_a_fault_that_stays_ends_in_one_line_and_nothing_wrong_is_measured(fault, hub, prompts, expected, tmp_path):
     fault = hub.fail(match=WEIGHTS, revision="step16", times=None, **fault)
     suite = opened()
-    suite.source.patience = 0.05
+    suite.source.client.patience = 0.05
     with pytest.raises((ValueError, ConnectionError)) as error:
         pl.survey(suite, tmp_path / "s", prompts, WATCH, progress=False)
     assert "\n" not in str(error.value) and "step16" in str(error.value)

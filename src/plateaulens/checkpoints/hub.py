@@ -4,11 +4,7 @@
     source.revisions()                                   # {0: "step0", 1: "step1", 2: "step2", ...}
     folder = source.fetch("step0", source.files("step0"))
 
-Everything travels through huggingface_hub's own session: its token, proxies, offline mode and errors. Its
-`hf_hub_download` and `HfApi` are not used, for what 2.4 was seen to do: an interrupted download starts again from zero
-(each attempt has a partial file of another name, and a killed one leaves it lying about), wrong bytes of the right
-length are believed, a listing waits without limit on a Hub that hangs, and for as long as a busy one asks. Plain HTTP
-also leaves out Xet, which knows no partial file that could be continued.
+How it is asked: `client.py`.
 """
 
 import hashlib
@@ -17,24 +13,19 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-from urllib.parse import quote
+from typing import Any, NamedTuple
 
+from plateaulens.checkpoints.client import HubClient, size_of
 from plateaulens.checkpoints.source import STEP, File, steps_of
 
 REPO = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-BUSY = (408, 429, 500, 502, 503, 504)  # answers that another try may change
 TRIES = 3  # of a file whose bytes are wrong
 MARKS = ".verified"  # folder of empty files: each says, by its name, that a file was verified as it lies there
-LOCAL = "folders of checkpoints open with plateaulens.local(folder)"
-
-T = TypeVar("T")
 
 
 class HubSource:
@@ -49,11 +40,7 @@ class HubSource:
         max_bytes: the most that may lie in `folder` at any moment, partial files included; None for no bound.
         folder: where this repository is cached, a sub-folder per commit.
         lock: held by `fetch` and `evict`; a context manager, re-entrant within a thread.
-        token: as huggingface_hub's: None for the saved one, False for none.
-        progress: whether a download shows a bar.
-        patience: seconds for which a busy or broken Hub is tried again, counted from the last byte that came.
-        pause: seconds before the second try, then doubled each time.
-        timeout: seconds without a byte after which a connection counts as broken.
+        client: asks the Hub, with this much patience and that token.
 
     Raises:
         ValueError: for a name that no repository can have.
@@ -73,17 +60,15 @@ class HubSource:
         if not REPO.fullmatch(repo):  # the cache's folder is named after it
             raise ValueError(f"{repo!r} cannot be a repository; expected a name such as 'EleutherAI/pythia-14m'")
         cache = cache or os.environ.get("PLATEAULENS_CACHE") or Path.home() / ".cache" / "plateaulens"
-        self.name, self.max_bytes, self.token = repo, max_bytes, token
+        self.name, self.max_bytes, self.client = repo, max_bytes, HubClient(repo, token)
         self.folder = Path(cache).expanduser().absolute() / repo.replace("/", "--")
         self._lock = FileLock(self.folder / ".lock", is_singleton=True)  # one for all objects, each thread for itself
         self.lock: AbstractContextManager[Any] = self._lock
         self.main: str | None = None
-        self.progress, self.patience, self.pause, self.timeout = False, 30.0, 1.0, 10.0
         self._pattern = re.compile(pattern)
         self._known: _Refs | None = None
         self._listed: dict[str, list[File]] = {}
         self._listing = threading.RLock()
-        self._stops, self._reached = 0, False
 
     # What is there.
 
@@ -125,15 +110,23 @@ class HubSource:
         with self._listing:
             if commit not in self._listed:
                 what = f"the files of {self.name}@{revision}"
-                self._listed[commit] = self._list(f"tree/{commit}?recursive=true", _files_of, what)
+                self._listed[commit] = self.client.listing(f"tree/{commit}?recursive=true", _files_of, what)
             return list(self._listed[commit])
+
+    @property
+    def _refs(self) -> "_Refs":
+        with self._listing:
+            if self._known is None:
+                self._known = self.client.listing("refs", _refs_of, f"the revisions of {self.name}")
+                self.main = "main" if "main" in self._known.branches else None
+            return self._known
 
     # What lies here.
 
     @property
     def used(self) -> int:
         """Bytes in the cache's folder of this repository."""
-        return sum(map(_size, _files(self.folder)))
+        return sum(map(size_of, _files(self.folder)))
 
     def fetch(self, revision: str, files: list[File]) -> Path:
         """A folder in which these files lie, each compared with its digest; what lies there already is not fetched.
@@ -145,7 +138,7 @@ class HubSource:
             ConnectionError: when the Hub does not answer.
             InterruptedError: when it was stopped.
         """
-        began = self._stops
+        began = self.client.stops
         folder = self.folder / (commit := self.commit(revision))
         for file in files:
             if not (folder / file.path).resolve().is_relative_to(folder.resolve()):
@@ -167,9 +160,9 @@ class HubSource:
     def stop(self) -> None:
         """End what is on its way now with an InterruptedError; what came is kept, and the next fetch goes on there.
 
-        A Hub that hangs is noticed to hang within `timeout` seconds, and no sooner.
+        A Hub that hangs is noticed to hang within `client.timeout` seconds, and no sooner.
         """
-        self._stops += 1
+        self.client.stop()
 
     def __repr__(self) -> str:
         return f"HubSource({self.name!r})"
@@ -181,7 +174,7 @@ class HubSource:
         from filelock import Timeout
 
         while True:
-            self._go_on(began)
+            self.client.go_on(began)
             try:
                 self._lock.acquire(timeout=0.2)  # another process may hold it for long, and `stop` be called
                 break
@@ -203,9 +196,9 @@ class HubSource:
             )
         wanted = {path for file in files for path in (folder / file.path, _partial(folder / file.path))}
         others = [p for p in self.folder.iterdir() if p.is_dir() and p != folder]
-        own = [p for p in _files(folder) if p not in wanted and _size(p)]
+        own = [p for p in _files(folder) if p not in wanted and size_of(p)]
         for least_used in [*sorted(others, key=lambda p: p.stat().st_mtime_ns), *own]:
-            if sum(_size(p) for p in _files(self.folder) if p not in wanted) + needed <= self.max_bytes:
+            if sum(size_of(p) for p in _files(self.folder) if p not in wanted) + needed <= self.max_bytes:
                 break
             _remove(least_used)
 
@@ -213,11 +206,11 @@ class HubSource:
 
     def _obtain(self, commit: str, folder: Path, file: File, what: str, began: int) -> None:
         """Download a file until its bytes are right, and only then give it its name."""
-        path, url = folder / file.path, f"{self._endpoint}/{self.name}/resolve/{commit}/{quote(file.path)}"
-        part, got = _partial(path), ""
+        path, got = folder / file.path, ""
+        part = _partial(path)
         part.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(TRIES):
-            came = self._patiently(partial(self._download, url, part, file.size, what, began), what, began, part)
+            came = self.client.download(commit, file.path, part, file.size, what, began)
             with part.open("rb") as f:
                 os.fsync(f.fileno())
             got = _digest(part, file.digest) if came == file.size else f"{came} bytes"
@@ -231,127 +224,6 @@ class HubSource:
             f"{what} came wrong {TRIES} times: expected {file.size} bytes, {file.digest}, got {got}; nothing of it is "
             "kept or measured. Try again later, or leave this step out"
         )
-
-    def _download(self, url: str, part: Path, size: int, what: str, began: int) -> int:
-        """Append to the partial file what it lacks; how many bytes it would have, up to the first that is too many."""
-        from tqdm.auto import tqdm
-
-        part.touch()
-        have = _size(part)
-        if have >= size:  # killed after the last byte
-            return have
-        with (
-            self._open(url, {"Range": f"bytes={have}-"} if have else {}) as response,
-            part.open("ab", buffering=0) as out,
-            tqdm(desc=what, total=size, initial=have, unit="B", unit_scale=True, disable=not self.progress) as bar,
-        ):
-            if response.status_code != 206:  # all of it, from the start
-                out.truncate(have := 0)
-            for chunk in response.iter_bytes():
-                self._go_on(began)
-                have += len(chunk)
-                if have > size:  # wrong, and there may be no room for it
-                    break
-                out.write(chunk)
-                bar.update(len(chunk))
-        return have
-
-    # Requests.
-
-    @property
-    def _endpoint(self) -> str:
-        from huggingface_hub import constants
-
-        return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")  # the constant is older than this call
-
-    @property
-    def _refs(self) -> "_Refs":
-        with self._listing:
-            if self._known is None:
-                self._known = self._list("refs", _refs_of, f"the revisions of {self.name}")
-                self.main = "main" if "main" in self._known.branches else None
-            return self._known
-
-    def _list(self, path: str, parse: Callable[[list[Any]], T], what: str) -> T:
-        """What `parse` makes of the pages of a listing."""
-        url, pages = f"{self._endpoint}/api/models/{self.name}/{path}", []
-        while url:
-            pages.append(self._patiently(partial(self._read, url), what, self._stops))
-            url = pages[-1].links.get("next", {}).get("url", "")
-        try:
-            return parse([page.json() for page in pages])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ConnectionError(
-                f"{what}: {self._endpoint} does not answer as a Hub; is HF_ENDPOINT right?"
-            ) from error
-
-    def _read(self, url: str) -> Any:
-        with self._open(url, {}) as response:
-            response.read()
-            return response
-
-    @contextmanager
-    def _open(self, url: str, headers: dict[str, str]) -> Iterator[Any]:
-        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
-
-        headers = {**build_hf_headers(token=self.token), "Accept-Encoding": "identity", **headers}
-        with get_session().stream("GET", url, headers=headers, timeout=self.timeout) as response:
-            self._reached = True
-            hf_raise_for_status(response)
-            yield response
-
-    def _patiently(self, attempt: Callable[[], T], what: str, began: int, part: Path | None = None) -> T:
-        """What `attempt` returns, tried again while the Hub is busy or the line breaks and `patience` lasts."""
-        from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
-
-        since, pause, have = time.monotonic(), self.pause, _size(part)
-        while True:
-            self._go_on(began)
-            try:
-                result = attempt()
-                self._go_on(began)  # who lists and then fetches must not miss a `stop` in between
-                return result
-            except (HTTPError, OfflineModeIsEnabled) as error:
-                if _size(part) > have:
-                    since, pause, have = time.monotonic(), self.pause, _size(part)
-                wait = max(pause, asked := _asked(error))
-                if not self._may_pass(error) or time.monotonic() - since + wait > self.patience:
-                    raise self._refusal(error, what, asked) from error
-            until, pause = time.monotonic() + wait, min(2 * pause, 8 * self.pause)
-            while (left := until - time.monotonic()) > 0:
-                self._go_on(began)
-                time.sleep(min(left, 0.1))
-
-    def _go_on(self, began: int) -> None:
-        if self._stops != began:
-            raise InterruptedError(f"the download from {self.name} was stopped; the next one goes on where it was")
-
-    def _may_pass(self, error: Exception) -> bool:
-        """Whether another try may end otherwise; a Hub that never answered is not waited for."""
-        status = _status(error)
-        return status in BUSY if status else self._reached and not isinstance(error, ConnectionError)
-
-    def _refusal(self, error: Exception, what: str, asked: float) -> Exception:
-        """The client's error in one line: what was wrong, what came, what to do."""
-        from huggingface_hub import errors
-
-        hub, status = self._endpoint, _status(error)
-        if isinstance(error, errors.OfflineModeIsEnabled):
-            return ConnectionError(f"{what}: huggingface_hub is offline; unset HF_HUB_OFFLINE. {LOCAL}")
-        if isinstance(error, errors.GatedRepoError):
-            return ValueError(f"{what}: gated; accept its terms at {hub}/{self.name}, then `hf auth login` or token=")
-        if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
-            return ValueError(
-                f"{what}: {hub} shows no such repository ({status}); is the name right? A private one needs "
-                f"`hf auth login` or token=. {LOCAL}"
-            )
-        if status == 404:
-            return ValueError(f"{what}: not found at {hub} (404); list what is there with revisions() and files()")
-        if status:
-            later = f"it asks for {asked:.0f} s of patience" if asked else "try again later"
-            return ConnectionError(f"{what}: {hub} answers {status} and went on doing so; {later}")
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return ConnectionError(f"{what}: cannot reach {hub} ({reason}); is HF_ENDPOINT right, the network up? {LOCAL}")
 
 
 class _Refs(NamedTuple):
@@ -372,34 +244,12 @@ def _files_of(pages: list[Any]) -> list[File]:
     ]
 
 
-def _status(error: Exception) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _asked(error: Exception) -> float:
-    """Seconds that a busy Hub asks for: Retry-After, or until a used-up rate limit begins anew."""
-    from huggingface_hub.utils import parse_ratelimit_headers
-
-    headers = getattr(getattr(error, "response", None), "headers", {})
-    if (after := headers.get("Retry-After", "")).isdigit():
-        return float(after)
-    limit = parse_ratelimit_headers(headers)
-    return float(limit.reset_in_seconds) if limit and limit.remaining == 0 else 0.0
-
-
 def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
 def _files(folder: Path) -> Iterator[Path]:
     return (Path(at, name) for at, _, names in os.walk(folder) for name in names)
-
-
-def _size(path: Path | None) -> int:
-    try:
-        return path.stat().st_size if path and path.is_file() else 0
-    except FileNotFoundError:  # renamed or removed meanwhile
-        return 0
 
 
 def _remove(path: Path) -> None:
@@ -424,7 +274,7 @@ def _is_verified(folder: Path, file: File) -> bool:
     mark = _mark(folder, file)  # of the file as it is before it is read
     if mark.exists():
         return True
-    if right := _size(path) == file.size and _digest(path, file.digest) == file.digest:
+    if right := size_of(path) == file.size and _digest(path, file.digest) == file.digest:
         mark.parent.mkdir(exist_ok=True)
         mark.touch()
     else:
