@@ -9,7 +9,7 @@ import pytest
 
 import plateaulens as pl
 from plateaulens.analysis import Evolution, first_crossing
-from plateaulens.analysis.completion import evenly
+from plateaulens.analysis.steps import evenly
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 CURVE = pd.DataFrame({"loss": [3.0, 2.4, 2.05, 2.0, 2.0, 1.9, 1.0, 0.1]}, index=range(0, 80, 10))

@@ -7,6 +7,7 @@
     state/000100.safetensors         the newest exact state, for `resume`
     tensors/DIGEST.safetensors       big tensors of interventions
     report.html     written by `plateaulens report`
+    probes/, ablations/, matrix/     what the commands of these names found, with a page each
 
 Every file but metrics.jsonl is written under a temporary name and renamed.
 """

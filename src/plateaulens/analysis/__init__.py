@@ -4,7 +4,7 @@ from plateaulens.analysis.ablations import Ablation, Directions, ablate_feature
 from plateaulens.analysis.across_steps import patch_across_steps
 from plateaulens.analysis.budgets import TwoPhases, frontier, two_phases
 from plateaulens.analysis.cell_probes import probe_cells
-from plateaulens.analysis.completion import copy_check, head_ablations, over_steps, patch_negated, switch
+from plateaulens.analysis.completion import copy_check, head_ablations, patch_negated, switch
 from plateaulens.analysis.curvature import largest_hessian_eigenvalue, sharpness
 from plateaulens.analysis.embeddings import (
     permute_positions,
@@ -32,6 +32,7 @@ from plateaulens.analysis.probes import (
     thirds,
 )
 from plateaulens.analysis.shifts import out_of_distribution
+from plateaulens.analysis.steps import over_steps
 
 __all__ = [
     "Ablation",

@@ -13,8 +13,6 @@ from dataclasses import replace
 from math import sqrt
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -23,6 +21,7 @@ from torch import Tensor
 from plateaulens import metrics
 from plateaulens._shapes import Batch
 from plateaulens.analysis.heads import cells_of, matrices_of
+from plateaulens.analysis.steps import over_steps
 from plateaulens.hooked import device_of, n_layers
 from plateaulens.interventions import AblateHeads, Patch, intervene
 from plateaulens.measurements import reads
@@ -210,25 +209,6 @@ def copy_check(
         return _by_name(losses, {"value": list(named)}, ("observed_loss", "copied_loss"))
 
     return over_steps(run, look, steps)
-
-
-def over_steps(run: Any, look: Callable[[Any], xr.Dataset], steps: Sequence[int] | None = None) -> xr.Dataset:
-    """`look(model)` at each checkpoint of `run`, or at those of `steps`, along a new axis `step`.
-
-        over_steps(run, lambda model: head_atlas(model, batch), [2000, 10_000])
-
-    Raises:
-        ValueError: when there is no checkpoint.
-    """
-    steps = list(run.steps if steps is None else steps)
-    if not steps:
-        raise ValueError(f"{run!r} has no checkpoints; record with save_every=")
-    return xr.concat([look(run.model(step)) for step in steps], pd.Index(steps, name="step"))
-
-
-def evenly(steps: Sequence[int], most: int) -> list[int]:
-    """At most `most` of the steps, evenly chosen by rank, the first and the last among them."""
-    return [steps[i] for i in np.linspace(0, len(steps) - 1, min(most, len(steps))).round().astype(int)]
 
 
 def _filled(batch: MatrixBatch, token: Tensor) -> tuple[MatrixBatch, float]:

@@ -18,7 +18,8 @@ import xarray as xr
 from jaxtyping import Float, Int
 
 from plateaulens._shapes import Batch
-from plateaulens.analysis.completion import LOSSES, measured, over_steps
+from plateaulens.analysis.completion import LOSSES, measured
+from plateaulens.analysis.steps import over_steps
 from plateaulens.interventions import Patch, intervene
 from plateaulens.tasks.matrix_entries import Entries
 

@@ -9,8 +9,8 @@ from einops import rearrange
 from torch import Tensor
 
 from plateaulens._shapes import Batch
-from plateaulens.analysis.completion import over_steps
 from plateaulens.analysis.heads import matrices_of
+from plateaulens.analysis.steps import over_steps
 from plateaulens.tracing import trace
 
 

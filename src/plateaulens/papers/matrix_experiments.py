@@ -33,9 +33,9 @@ from plateaulens.analysis import (
     token_embeddings,
     values_of,
 )
-from plateaulens.analysis.completion import evenly
 from plateaulens.analysis.heads import NONE
 from plateaulens.analysis.shifts import clipped_share
+from plateaulens.analysis.steps import evenly
 from plateaulens.papers.matrices import COMPONENTS, train_components
 from plateaulens.papers.recipe import Recipe
 from plateaulens.runs import Run

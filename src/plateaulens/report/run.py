@@ -18,7 +18,7 @@ from plateaulens.analysis import (
     over_steps,
     patch_across_steps,
 )
-from plateaulens.analysis.completion import evenly
+from plateaulens.analysis.steps import evenly
 from plateaulens.report.page import write_page
 from plateaulens.report.results import plateau_of, results
 from plateaulens.runs import Run
