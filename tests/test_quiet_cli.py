@@ -15,7 +15,7 @@ import plateaulens as pl
 from plateaulens.analysis.ablations import Directions
 from plateaulens.analysis.probes import logistic_fit
 from plateaulens.cli import main
-from plateaulens.report.results import _ablation_of, concluded, judged, results
+from plateaulens.report.results import _ablation_of, _probes, concluded, judged, results
 
 TINY = "--d-model 16 --layers 2 --batch-size 16 --held 16 --every 10 --save-every 20".split()
 PROBE = "--n 200 --C 100".split()
@@ -363,6 +363,13 @@ JUDGED = {
 def test_judged_on_the_runs_own_plateau(ratios, losses, attrs, said):
     run = recorded(losses or {0: 1.0}, known=losses is not None)
     assert said in judged(run, over(ratios, **attrs))
+
+
+@pytest.mark.parametrize("case, shaded", {"quiet": True, "runs through": False, "runs through, by hand": True}.items())
+def test_the_picture_shades_no_plateau_where_the_verdict_sees_none(case, shaded):
+    ratios, losses, attrs, _ = JUDGED[case]
+    figure = _probes(recorded(losses), over(ratios, **attrs, site="x"))[0]
+    assert any(shape.type == "rect" for shape in figure.layout.shapes) == shaded
 
 
 CONCLUDED = {

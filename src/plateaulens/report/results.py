@@ -7,7 +7,7 @@
 Nothing is pickled, and every file is written under a temporary name and renamed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,7 @@ def judged(run: Any, over: xr.Dataset) -> str:
     if plateau.start is None or plateau.drop is None:
         seen = "was not seen on its plateau" if plateau.start is None else "has not dropped"
         return f"no verdict: the loss {seen} (plateau {plateau.level:.4f})"
-    stands = [(plateau.start, plateau.drop - 1)] if "plateau" in over.attrs else _standing(run.metrics.loss, plateau)
-    if not stands:
+    if not (stands := _stands(run, over, plateau)):
         told = f"fewer than {IN_A_ROW} measurements in a row are within {NEAR:.0%} of it before it leaves"
         return f"no verdict: the loss runs through its level (plateau {plateau.level:.4f}): {told}"
     on = [step for step in steps if any(first <= step <= last for first, last in stands)]
@@ -150,11 +149,14 @@ def concluded(table: pd.DataFrame, measurement: str = "exact_match") -> str:
     return f"{changes}{further} no further than with {same}.{aside}"
 
 
-def _standing(loss: "pd.Series[float]", plateau: Plateau) -> list[tuple[int, int]]:
-    """First and last step of each stretch in which the plateau stands, see `judged`."""
-    assert plateau.drop is not None
+def _stands(run: Any, over: xr.Dataset, plateau: Plateau) -> list[tuple[int, int]]:
+    """First and last step of each stretch in which the plateau stands, see `judged`; none before there is a drop."""
+    if plateau.start is None or plateau.drop is None:
+        return []
+    if "plateau" in over.attrs:
+        return [(plateau.start, plateau.drop - 1)]
     end = plateau.drop if plateau.end is None else min(plateau.end, plateau.drop)
-    on = loss.dropna().loc[plateau.start : end - 1]
+    on = run.metrics.loss.dropna().loc[plateau.start : end - 1]
     near = (on / plateau.level - 1).abs() <= NEAR
     breaks = (~near).cumsum()[near]  # alike in a stretch
     return [(int(s.index[0]), int(s.index[-1])) for _, s in breaks.groupby(breaks) if len(s) >= IN_A_ROW]
@@ -195,9 +197,11 @@ def _read(run: Run, path: Path) -> Result:
     return Result(f"{path.parent.name}-{path.stem}", title, note, figure, said, options)
 
 
-def _probes(run: Run, over: xr.Dataset) -> tuple[go.Figure, str, str, str]:
-    metrics = run.metrics
-    figure = plots.probes(over, metrics if "loss" in metrics else None, _plateau(run, over))
+def _probes(run: Any, over: xr.Dataset) -> tuple[go.Figure, str, str, str]:
+    metrics, plateau = run.metrics, _plateau(run, over)
+    if plateau is not None and plateau.drop is not None and not _stands(run, over, plateau):
+        plateau = replace(plateau, start=None)  # its level is drawn, and no plateau where the verdict sees none
+    figure = plots.probes(over, metrics if "loss" in metrics else None, plateau)
     seen = ", ".join(f"{loss:.4f}" for loss in over.attrs["tokens"]) if "tokens" in over.attrs else ""
     title = f"Is {over.attrs['feature']} there before the loss drops?"
     return figure, title, PROBED + (TOKENS.format(seen) if seen else ""), judged(run, over)
