@@ -134,6 +134,41 @@ def test_near_ties_are_run_again_alone_and_uncached_and_counted(neox, monkeypatc
     assert torch.equal(pl.trace(bridge, batch, ["generated"]).unsure, got.unsure)
 
 
+def test_in_float64_the_company_does_not_matter_either(neox):
+    """Hugging Face's softmax is in float32, in which the mask of float64 is -inf: a row of padding would be NaN."""
+    from copy import deepcopy
+
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    hf, batch = deepcopy(neox[0]).double(), prompts()
+    bridge = build_bridge_from_module(deepcopy(hf), "GPTNeoXForCausalLM", hf_config=hf.config)
+    said, states, _ = by_hand(hf, batch)
+    for sites in (["unembed.hook_in"], SITES):  # without the bridge's hooks, and with them
+        got = generate(bridge, batch, sites)
+        assert torch.equal(got.tokens, said) and not got.unsure.any()
+        torch.testing.assert_close(got.rows["unembed.hook_in"], states[:, :, -1], rtol=1e-6, atol=1e-6)
+
+
+def test_scores_that_are_no_numbers_are_not_told_apart():
+    nothing, decoding = torch.full((2, 50), torch.nan), pl.Decoding(sample=True, top_k=None)
+    assert generating._choose(nothing.clone(), pl.Decoding(), None)[1].all()
+    assert generating._choose(nothing.clone(), decoding, torch.rand(2, 50))[1].all()
+
+
+@pytest.mark.parametrize("k", [1, 2, 7])
+def test_the_last_of_the_likeliest_is_unsure_only_where_another_could_have_its_place(k):
+    scores = torch.arange(50.0).flip(0)[None].repeat(200, 1)
+    noise = -torch.empty(200, 50).exponential_(generator=torch.Generator().manual_seed(0)).log()
+    decoding = pl.Decoding(sample=True, top_k=k, temperature=20.0)  # all of them are drawn
+    token, unsure = generating._choose(scores.clone(), decoding, noise)
+    assert set(token.flatten().tolist()) == set(range(k)) and not unsure.any()
+    scores[:, k] = scores[:, k - 1] - generating.NEAR / 2
+    token, unsure = generating._choose(scores.clone(), decoding, noise)
+    assert unsure[token[:, 0] == k - 1].all() and (k == 1 or not unsure.all())
+    better = noise[:, k] - 1 > noise[:, :k].max(1).values  # would be drawn, were it one of them
+    assert better.any() and unsure[better].all()
+
+
 def test_a_token_that_comes_out_otherwise_alone_changes_all_after_it(neox):
     """The wrong twin is put in by hand: what is said again is what the prompt says alone, everything after it too."""
     bridge, batch = neox[1], prompts()

@@ -94,7 +94,9 @@ def generate(
     if active(model) or has_raw_hooks(model):
         return _decode_batch(model, batch, cached, reading)
     lengths, plain = (batch.out[:, 0] + 1).tolist(), unhooked(model, sites) if cached else None
-    if plain is not None:
+    if next(model.parameters()).dtype == torch.float64:  # whose mask is -inf to Hugging Face's softmax in float32
+        model, passes = plain or model, alike(lengths, rows=ROWS, padding=0)
+    elif plain is not None:
         model, passes = plain, alike(lengths, rows=ROWS)
     elif cached and not hasattr(model, "kv_cache"):  # the shorter can be masked
         passes = alike(lengths, rows=ROWS, padding=PADDING, tokens=TOKENS)
@@ -234,17 +236,19 @@ def _best(
 ) -> tuple[Int[Tensor, "batch 1"], Bool[Tensor, " batch"]]:
     if noise is None:
         token, best, second = _likeliest(scores)
-        return token, (best - second < NEAR)[:, 0]
+        return token, ~(best - second >= NEAR)[:, 0]  # what is no number is not told apart either
     scores = scores / decoding.temperature
     drawn = scores + noise.to(scores)
     if decoding.top_k is None or decoding.top_k >= scores.shape[1]:
         best, token = drawn.topk(2)
-        return token[:, :1], best[:, 0] - best[:, 1] < NEAR
+        return token[:, :1], ~(best[:, 0] - best[:, 1] >= NEAR)
     least = scores.topk(decoding.top_k).values[:, -1:]
     best, token = drawn.masked_fill(scores < least, -torch.inf).topk(2 if decoding.top_k > 1 else 1)
-    wider, narrower = (drawn.masked_fill(scores < least + d, -torch.inf).argmax(1) for d in (-NEAR, NEAR))
-    near = (wider != token[:, 0]) | (narrower != token[:, 0])
-    return token[:, :1], near | (best[:, 0] - best[:, -1] < NEAR) & (decoding.top_k > 1)
+    outside = scores < least - NEAR
+    near = drawn.masked_fill(outside, -torch.inf).argmax(1) != token[:, 0]
+    close = (~outside).sum(1) > decoding.top_k  # the last of them could be another
+    near |= close & (scores.gather(1, token[:, :1]) < least + NEAR)[:, 0]
+    return token[:, :1], near | ~(best[:, 0] - best[:, -1] >= NEAR) & (decoding.top_k > 1)
 
 
 def _likeliest(scores: Float[Tensor, "batch d_vocab"]) -> tuple[Tensor, Tensor, Tensor]:
