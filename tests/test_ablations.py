@@ -1,5 +1,6 @@
 """Ablations against models in which it is known what carries the answer, and edits against their definitions."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -416,6 +417,17 @@ def test_how_much_of_the_removed_a_control_takes_is_said(known):
     assert rows[1][0] < 1e-9 and rows[1][1] == pytest.approx(4 / 9, abs=1e-3)  # the most that there is beside it
 
 
+def test_beside_too_many_directions_there_is_no_orthogonal_control(quiet):
+    many = dict(sites=SITES[0], method="nullspace", k=40, **QUICK | {"draws": 1})
+    with pytest.warns(UserWarning, match="40 directions leave 24 of 64 dimensions"):
+        result = ablate_feature(quiet, HELD, "next", **many)
+    assert result.values.control.values.tolist() == ["gaussian", "shuffled", "variance"]
+    every = Directions((SITES[0],) * 6, torch.eye(64).expand(6, 64, 64), torch.zeros(6, 64))
+    for method in (many, dict(probes=every, **QUICK)):
+        with pytest.raises(ValueError, match="directions leave .* leave 'orthogonal' out of controls="):
+            ablate_feature(quiet, HELD, "next", **method, controls=["gaussian", "orthogonal"])
+
+
 @pytest.mark.parametrize("method", removals.METHODS)
 def test_classes_are_removed_as_one_label_each(quiet, method):
     """Not as numbers: what the classes are called makes no difference."""
@@ -423,9 +435,21 @@ def test_classes_are_removed_as_one_label_each(quiet, method):
     def named(swap):
         return lambda b: pl.Feature(swap(b.tokens[:, :1]), b.out[:, :1], "classes")
 
-    options = dict(sites=SITES[0], train=TRAIN, method=method, k=1, controls=[], watch=["loss"], progress=False)
+    options = dict(sites=SITES[0], train=TRAIN, method=method, k=1, controls=[], watch="loss", progress=False)
     plain, other = (ablate_feature(quiet, HELD, named(f), **options) for f in (lambda x: x, lambda x: 4 - x))
     np.testing.assert_allclose(plain.values.ablated, other.values.ablated, atol=2e-3)
+
+
+@pytest.mark.parametrize("method", removals.METHODS)
+def test_a_feature_of_a_model_of_16_bits_is_removed(method):
+    task = pl.BinaryAddition(bits=3)
+    model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=32, n_heads=2, n_layers=1)).bfloat16()
+    options = dict(sites=SITES[0], method=method, train=task.sample(100, seed=1), k=2, draws=1, progress=False)
+    models, batch = (model, deepcopy(model).float()), task.sample(8, seed=0)
+    half, whole = (ablate_feature(m, batch, "carry", **options) for m in models)
+    loss = dict(measurement="loss")
+    np.testing.assert_allclose(half.values.intact.sel(loss), whole.values.intact.sel(loss), atol=0.05)
+    np.testing.assert_allclose(half.values.ablated.sel(loss), whole.values.ablated.sel(loss), atol=0.1)
 
 
 # The edit.

@@ -1,6 +1,8 @@
 """The (s, t) grid against a plain loop of single interventions and grafts."""
 
+from copy import deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -242,6 +244,21 @@ def test_a_run_folder_and_its_figure(tmp_path):
     grid = pl.patch_across_steps(run, batch, watch=["tf_accuracy", "position_accuracy"], sources=[30, 0])
     expected = one_by_one(run, batch, [MAPS], ["tf_accuracy"])["tf_accuracy"][[2, 0]]
     np.testing.assert_allclose(grid.tf_accuracy, expected, atol=1e-6)
+
+
+def test_a_model_of_16_bits_evolves():
+    half, batch = pl.Transformer(config("softmax")).bfloat16(), TASK.sample(8, seed=0)
+    models = half, deepcopy(half).float()
+    one, other = (pl.evolve(SimpleNamespace(steps=[0], model=lambda step, m=m: m), batch) for m in models)
+    np.testing.assert_allclose(one.pattern, other.pattern, atol=0.05)
+    np.testing.assert_allclose(one.cosine, other.cosine, atol=0.05)
+
+
+def test_every_question_over_steps_asks_for_checkpoints():
+    empty, batch = Suite(config(), steps=[]), TASK.sample(2, seed=0)
+    for question in (pl.evolve, pl.sharpness, patch_across_steps):
+        with pytest.raises(ValueError, match=r"Suite\(\) has no checkpoints; record with save_every="):
+            question(empty, batch)
 
 
 def test_what_cannot_be_done_is_refused_in_one_line(tmp_path):

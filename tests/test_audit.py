@@ -303,7 +303,7 @@ def test_evidence_comes_before_reports_and_silence_is_told():
     auditing._told.clear()
     mended = look(hub({revision: revision for revision in branches}, name))
     (line,) = said(101_000, name=name, found=mended)
-    assert line.endswith("the audit finds no weight file of this step elsewhere")
+    assert line.endswith("among 4 audited steps no other has a weight file of this one")
 
 
 def test_what_is_missing_or_mended_does_not_warn():

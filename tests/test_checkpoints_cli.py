@@ -25,7 +25,7 @@ def shell(monkeypatch, tmp_path):
 
 def test_measure_then_report(shell, suite_folder, tmp_path):
     (tmp_path / "mine.txt").write_text("Why?\nWhat floats?\nWho is it?\n")
-    measure = ("measure", suite_folder, "--prompts", "mine.txt", "--n", 3, "--n-new", 4, "--out", "s")
+    measure = ("measure", suite_folder, "--prompts", "mine.txt", "--n-new", 4, "--out", "s")
     first = shell(*measure, "--steps", "0,16-128")
     assert first.exit_code == 0 and "collapse" in first.output and "report.html" in first.output
     done = pl.Survey("s")
@@ -81,7 +81,11 @@ MISTAKES = [
     (("measure", "SUITE", "--steps", "17"), "no checkpoint of step 17"),
     (("measure", "SUITE", "--steps", "200-300"), "there is no step in 200-300"),
     (("measure", "SUITE", "--prompts", "missing.txt"), "unknown prompt set or file"),
-    (("measure", "SUITE", "--n", "101"), "fewer than n=101"),
+    (("measure", "SUITE", "--n", "101"), "fewer than n=101; ask for 100 at most"),
+    (("measure", "SUITE", "--temperature", "0.5"), "--temperature is about draws; add --sample"),
+    (("measure", "SUITE", "--seed", "3"), "--seed is about draws; add --sample"),
+    (("measure", "SUITE", "--max-bytes", "2GB"), "--max-bytes is about checkpoints of a Hub"),
+    (("measure", "pythia-14m", "--max-bytes", "1e400"), "500MB or 2GB"),
     (("measure", "SUITE", "--watch", "colapse"), "did you mean 'collapse'"),
     (("measure", "SUITE", "--device", "tpu9"), "cannot be used here"),
     (("measure", "SUITE", "--beside", "nowhere"), "is not a run"),

@@ -56,6 +56,7 @@ BAD = {
     "wrong device to reproduce": (["reproduce", "copy", "--device", "gpu7"], "device 'gpu7'"),
     "late, but what": (["train", "mws", "--from-step", "25"], "give scale"),
     "later than the end": (["train", "mws", "--scale-attention", "2", "--from-step", "400"], "steps-1=399"),
+    "no largest entry": (["train", "matrix", "--limit", "inf"], "finite"),
     "a part that is not there": (["train", "mws", "--freeze", "atn"], "did you mean 'attn'"),
     "from, but which parts": (["train", "mws", "--from", "."], "say which: frozen"),
     "from what is no run": (["train", "mws", "--freeze", "attn", "--from", "."], "is not a run"),

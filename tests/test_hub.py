@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import plateaulens as pl
 from loopback import Hub, online
 from plateaulens.checkpoints.hub import HubSource
 from plateaulens.checkpoints.source import File, Source
@@ -189,7 +190,7 @@ def test_a_part_of_a_revision_leaves_the_rest_where_it_is(source, folders):
 
 
 def test_a_token_is_shown_to_the_hub_and_to_nobody_it_points_to(hub, tmp_path):
-    source = HubSource("org/name", cache=tmp_path, token="hf_secret")
+    source = pl.hub("org/name", cache=tmp_path, token="hf_secret").source
     source.fetch("step0", source.files("step0"))
     redirected = [r.token for r in hub.requests(WEIGHTS)]
     assert redirected == ["Bearer hf_secret", None]

@@ -196,6 +196,24 @@ def test_json_and_back():
         from_json({"intervention": "FixAttenton"})
 
 
+def test_grafting_into_a_changed_model_is_refused():
+    model, donor, batch = build(), build(seed=1), SMALL.sample(2, seed=0)
+    for change in (pl.Freeze("attn"), pl.ScaleAttention(SMALL, by=2.0)):
+        with pl.intervene(model, change):
+            with pytest.raises(ValueError, match="cannot graft while .* is active"):
+                pl.graft(model, donor, "attn")
+            with pl.intervene(donor, pl.Freeze("attn")):
+                from_frozen = pl.graft(build(), donor, "attn")  # weights alone
+                model(batch.inputs), donor(batch.inputs)
+            assert all(p.requires_grad for p in from_frozen.parameters())
+    assert pl.graft(model, donor, "attn") is not model
+
+
+def test_a_single_number_is_told_apart_and_kept():
+    one, two = (pl.Patch("blocks.0.hook_resid_post", torch.tensor(x)) for x in (1.0, 2.0))
+    assert one == one and one != two and from_json(one.to_json(), one.tensors()) == one
+
+
 def test_fixing_attention_of_a_language_model_acts(neox):
     bridge, prompts = neox[1], torch.arange(12).view(2, 6)
     batch = pl.Batch.prompts(prompts, n_new=3)

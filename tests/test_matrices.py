@@ -156,6 +156,9 @@ def test_tasks_go_to_json_and_sample_purely(name):
         ({"mask": "rows"}, "did you mean 'row'"),
         ({"factors": "normal"}, "unknown factors"),
         ({"precision": 20.0}, "precision between 0 and limit"),
+        ({"limit": float("inf")}, "finite"),
+        ({"limit": 1e308}, "finite"),  # limit / precision is not
+        ({"scale": float("inf")}, "finite"),
         ({"rows": 0}, "needs at least 1 rows"),
         ({"rows": 2, "mask": "row"}, "needs at least 3 rows and 2 columns, got 2 x 7"),  # it hides two of them
         ({"cols": 2, "mask": "column"}, "needs at least 2 rows and 3 columns"),

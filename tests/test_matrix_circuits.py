@@ -130,9 +130,11 @@ def test_structured_masks_and_bad_batches():
     with pytest.raises(ValueError, match="did you mean 'masked'"):
         head_atlas(model, BATCH, "maskd")
     words = pl.MovingWindowSum(n=4, k=2, p=7).sample(2, seed=0)
+    mixture = replace(BATCH, task=pl.MatrixMixture())  # as a run keeps its held-out batch: the task has no one size
     for question in (head_atlas, patch_negated, copy_check):
-        with pytest.raises(ValueError, match="needs matrices with hidden cells"):
-            question(model, words)
+        for other in (words, mixture):
+            with pytest.raises(ValueError, match="needs matrices with hidden cells"):
+                question(model, other)
 
 
 # Ablations.

@@ -160,6 +160,19 @@ def test_components_are_trained_from_the_shell_and_not_twice(run):
     assert "Plotly.newPlot" in (run.path / "matrix" / "components.html").read_text()
 
 
+def test_components_of_a_run_of_ones_own_loop_are_trained(run):
+    config = json.loads((run.path / "run.json").read_text())
+    del config["record"]
+    (run.path / "run.json").write_text(json.dumps(config))
+    code, output = said("matrix", "components", run.path, "--steps", 3, "--only", "mlp")
+    assert code == 0 and "everything 4300" in " ".join(output.split()), output
+    log = (run.path / "metrics.jsonl").read_text()
+    (run.path / "metrics.jsonl").write_text(log.replace("masked_loss", "mine"))
+    code, output = said("matrix", "components", run.path, "--steps", 3, "--only", "attention")
+    assert code == 2 and "measured no masked_loss" in output and len(output.strip().splitlines()) == 1
+    assert not (run.path / "matrix" / "components" / "attention").exists()
+
+
 def test_every_experiment_has_its_command():
     assert list(ABOUT) == list(EXPERIMENTS)
     for name in (*ABOUT, "components"):

@@ -1,7 +1,9 @@
 """Geometry, sequences and attention as measured, against loops written from their definitions."""
 
+from dataclasses import replace
 from itertools import combinations
 from math import exp, log, sqrt
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 import plateaulens as pl
 from plateaulens import measuring, metrics
+from plateaulens.measurements import AT_SITES
 
 
 def rng(seed):
@@ -259,6 +262,33 @@ def test_names_are_measured_once_and_may_not_clash():
     with pytest.raises(ValueError, match="two measurements are named '<lambda>'"):
         pl.measure(model, batch, [lambda t: torch.zeros(4), lambda t: torch.ones(4)])
 
+    def loss(t):
+        return torch.zeros(4)
+
+    for both in ([loss, "loss"], ["loss", loss], ["loss", "loss", loss]):
+        with pytest.raises(ValueError, match="two measurements are named 'loss'"):
+            pl.measure(model, batch, both)
+
+
+def test_a_glob_is_one_of_any_kind_and_one_name_needs_no_list():
+    task = pl.MovingWindowSum(n=4, p=5)
+    model, batch = build(task), task.sample(4, seed=0)
+    after = [f"norm@blocks.{layer}.hook_resid_post" for layer in (0, 1)]
+    for glob in ("[01]", "?", "*"):
+        assert list(pl.measure(model, batch, f"norm@blocks.{glob}.hook_resid_post")) == after
+    assert pl.measure(model, batch, "collapse") == pl.measure(model, batch, ["collapse"])
+    with pytest.raises(ValueError, match="did you mean 'collapse'"):
+        pl.measure(model, batch, "colapse")
+
+
+def test_what_has_no_standard_asks_for_a_list(neox):
+    prompts = pl.Batch.prompts(torch.arange(12).view(2, 6), n_new=3)
+    with pytest.raises(ValueError, match=r"these prompts .* watch=\["):
+        pl.standard(prompts, neox[1])
+    bare = replace(pl.MovingWindowSum(n=4, p=5).sample(2, seed=0), task=SimpleNamespace())
+    with pytest.raises(ValueError, match=r"namespace\(\) .* watch=\["):
+        pl.standard(bare, neox[1])
+
 
 def test_models_with_parallel_blocks_are_read_where_they_can_be(neox):
     prompts = pl.Batch.prompts(torch.arange(12).view(2, 6), n_new=3)
@@ -271,6 +301,15 @@ def test_where_no_output_is_left_to_compare_there_is_no_value(metric):
     task = pl.WindowMix(n=4, p=5, mix=((1, 1, 4),))  # copies only: all of them are the partial solution
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16))
     assert pl.measure(model, task.sample(3, seed=0), [f"{metric}@*"])[f"{metric}@unembed.hook_in"].isnan()
+
+
+def test_what_16_bits_hold_is_measured_in_32():
+    task = pl.Permutation(n=4)
+    model = build(task).bfloat16()
+    t = pl.trace(model, task.sample(8, seed=0))
+    same_states = replace(t, cache={name: x.float() for name, x in t.cache.items()}, _outputs=t.outputs.float())
+    for function in measuring.resolve(model, [*pl.MEASUREMENTS, *(f"{name}@*" for name in AT_SITES)]):
+        torch.testing.assert_close(function(t), function(same_states))
 
 
 def test_ranks_do_not_depend_on_scale():

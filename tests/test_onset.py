@@ -182,6 +182,15 @@ def test_runs_that_never_dropped_are_left_out_and_counted():
     assert str(pl.onset_order(result)).endswith("1 more runs never dropped and are left out")
 
 
+def test_a_run_recorded_from_within_its_plateau_has_a_window_once_it_is_said_where_it_starts():
+    late = run_of(x=noisy(100, 0.01, 0)).loc[60:]
+    late.loc[60, "loss"] = LEVEL - 0.05  # noise: below the plateau, so that nobody sees it begin
+    assert pl.find_plateau(late, **KNOWN).start is None
+    assert found([late], ["x"], start=70).table.onset.item() == pytest.approx(100, abs=2)
+    with pytest.raises(ValueError, match="none of the 1 runs dropped from a plateau.* start="):
+        found([late], ["x"])
+
+
 @pytest.mark.parametrize(
     "runs, metrics, options, message",
     [

@@ -198,6 +198,17 @@ def test_a_change_killed_before_its_first_measurement_goes_on_as_if_it_had_not_b
     assert (cut / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
 
 
+def test_the_past_of_another_start_is_refused(tiny, tmp_path):
+    late = replace(plateau.SMALL["scale-10-from-25"], from_step=4)
+    late.record(tmp_path / "run", progress=False)
+    shutil.rmtree(tmp_path / "run")
+    later = replace(late, from_step=6)
+    with pytest.raises(ValueError, match="run-past ends at step 4, not 6; remove it"):
+        later.record(tmp_path / "run", progress=False)
+    shutil.rmtree(tmp_path / "run-past")
+    assert later.record(tmp_path / "run", progress=False).config["record"]["start"] == 6
+
+
 def test_changes_are_told_apart_and_checked(changed, tmp_path):
     run = changed["scale-10"]
     recipe = replace(plateau.SMALL["scale-10"], model={"d_model": 16}, train=replace(run.train_config, seed=0))
@@ -206,6 +217,12 @@ def test_changes_are_told_apart_and_checked(changed, tmp_path):
         replace(recipe, scale=2.0).record(run.path)
     with pytest.raises(ValueError, match="pass donor="):
         replace(recipe, scale=None, frozen=("KQ",), optimal=True).record(tmp_path / "new")
+    created = {"task": recipe.task, "model": run.new_model(), "train": run.train_config}
+    with pytest.raises(ValueError, match="bare has no checkpoints"):
+        frozen = replace(recipe, scale=None, frozen=("KQ",), optimal=True)
+        frozen.record(tmp_path / "new", donor=pl.Run.create(tmp_path / "bare", **created))
+    with pytest.raises(ValueError, match="another interventions and first step"):
+        recipe.record(tmp_path / "bare")  # not made by `record`
     with pytest.raises(ValueError, match="give scale"):
         replace(recipe, scale=None, from_step=3)
     with pytest.raises(ValueError, match="say which"):

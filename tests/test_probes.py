@@ -295,6 +295,18 @@ def test_columns_that_do_not_vary_or_repeat_do_no_harm():
     torch.testing.assert_close(fit.weights[..., 0], fit.weights[..., 6], rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("n", [30, 1200, 1333])
+@pytest.mark.parametrize("constant", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("l2", [0.0, 1e-7])
+def test_a_state_that_does_not_vary_says_nothing_and_hides_nothing(n, constant, l2):
+    x = torch.randn(2, n, 4, generator=rng(1))
+    x[..., 2] = constant
+    for mask in (None, torch.rand(2, n, generator=rng(2)) < 0.8):
+        fit = least_squares(x, 2 * x[..., :1] + 3, l2, mask)
+        torch.testing.assert_close(fit.weights, torch.tensor([2.0, 0, 0, 0]).expand(2, 1, 4), atol=1e-5, rtol=0)
+        torch.testing.assert_close(fit.biases, torch.full((2, 1), 3.0), atol=1e-5, rtol=0)
+
+
 def test_a_hidden_layer_solves_what_no_line_can():
     x = torch.randn(3, 400, 2, generator=rng(0))
     y = (x[..., 0] * x[..., 1] > 0).long()
@@ -792,6 +804,7 @@ def test_errors_say_what_to_do(run):
         (dict(sites="blocks.0.attn.hook_pattern"), "one state a position"),
         (dict(fractions=(0.5, 0.1, 0.1)), "add up to 1"),
         (dict(fractions=(0.7, 0.0, 0.3)), "validation"),
+        (dict(fractions=(0.8, -0.1, 0.3), C=1.0), "none is negative"),
         (dict(feature=pl.Feature(torch.ones(50, 1, dtype=torch.long), torch.full((50, 1), 99))), "position 99"),
         (dict(feature=answer_tokens(batch[:9])), "50"),
         (dict(C=0.0), "above 0"),

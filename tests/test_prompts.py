@@ -98,7 +98,7 @@ def test_the_papers_hundred_are_the_first_of_the_list():
         (("arc-eazy",), "unknown prompt set or file 'arc-eazy'; did you mean 'arc-easy'?"),
         (("qqqq",), "unknown prompt set or file 'qqqq'; known: arc-easy, built-in"),
         ((Path("built-in"),), "unknown prompt set or file 'built-in'"),
-        (("built-in", 101), "'built-in' has 100 prompts, fewer than n=101; None takes all there are"),
+        (("built-in", 101), "'built-in' has 100 prompts, fewer than n=101; ask for 100 at most"),
         (("built-in", 0), "n must be at least 1, or None for all prompts, got 0"),
     ],
 )

@@ -390,8 +390,9 @@ LESS = {other: (-0.3, -0.1) for other in ("intact", "gaussian", "shuffled")}
 def compared(intervals: dict[str, tuple[float, float]], of: str = "exact_match", mean: float = 0.5, **more):
     """The rows of one measurement in `Ablation.table`."""
     index = pd.MultiIndex.from_product([[of], intervals], names=["measurement", "with"])
-    rows = [[mean, (low + high) / 2, low, high, 0.0] for low, high in intervals.values()]
-    return pd.DataFrame(rows, index, ["mean", "difference", "low", "high", "as_far"]).assign(**more)
+    rows = [[mean, (low + high) / 2, low, high, 0.0, np.nan, np.nan] for low, high in intervals.values()]
+    columns = ["mean", "difference", "low", "high", "as_far", "overlap", "variance"]
+    return pd.DataFrame(rows, index, columns).assign(**more)
 
 
 @pytest.mark.parametrize("intervals, said", CONCLUDED.values(), ids=CONCLUDED.keys())
@@ -422,22 +423,7 @@ def test_a_control_that_shares_the_directions_is_no_comparison():
 def test_how_much_variance_the_controls_remove_is_said():
     table = compared(LESS, overlap=[np.nan, 0.02, 0.69], variance=[np.nan, 0.49, 1.0])
     assert "control (gaussian; these remove up to 49% as much variance). shuffled shares" in concluded(table)
-    assert "variance" not in concluded(table.assign(variance=np.nan)) and "variance" not in concluded(compared(LESS))
-
-
-def test_an_ablation_from_before_there_was_an_overlap_is_read(addition: Path):
-    good("ablate", str(addition), "--feature", "carry", "--control", "shuffled", *ABLATE)
-    path = addition / "ablations" / "carry-hyperplane-60.nc"
-    data = xr.load_dataset(path)
-    new = _ablation_of(data).table
-    older = data.drop_vars(["table", "overlap", "variance", "column"], errors="ignore")
-    older = older.assign({name: data.table.sel(column=name, drop=True) for name in new.columns[:5]})
-    path.unlink()
-    older.to_netcdf(path, engine="scipy")
-    found = _ablation_of(xr.load_dataset(path))
-    pd.testing.assert_frame_equal(found.table[new.columns[:5]], new[new.columns[:5]])
-    assert found.table.overlap.isna().all() and concluded(found.table) == concluded(new.iloc[:, :5])
-    good("report", str(addition))
+    assert "variance" not in concluded(table.assign(variance=np.nan))
 
 
 def test_the_page_of_an_ablation_without_exact_matches_shows_the_loss(addition: Path):

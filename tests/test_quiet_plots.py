@@ -9,6 +9,8 @@ import xarray as xr
 
 import plateaulens as pl
 from plateaulens.analysis import Ablation, Plateau, TwoPhases, frontier, thirds, two_phases
+from plateaulens.analysis.removals import CONTROLS
+from plateaulens.plots.quiet import CONTROLS as LABELS
 
 STEPS, OFFSETS = [0, 10, 40], 6
 LOSSES = pd.DataFrame({"loss": [2.0, 1.0, 0.9, 0.1]}, index=pd.Index([0, 10, 20, 40], name="step"))
@@ -189,6 +191,10 @@ def test_ablation_draws_means_draws_and_differences(measurement):
         ends = (dot.x[0] - dot.error_x.arrayminus[0], dot.x[0] + dot.error_x.array[0])
         assert ends == pytest.approx((row.low, row.high))
     assert {s.x0 for s in shapes(figure, type="line")} == {float(values.ablated.mean()), 0}
+
+
+def test_every_control_has_a_label():
+    assert set(LABELS) == set(CONTROLS)
 
 
 def test_ablation_without_controls_and_of_an_unknown_measurement():

@@ -3,12 +3,14 @@
 import json
 import warnings
 from dataclasses import asdict
+from hashlib import sha256
 
+import numpy as np
 import pytest
 import torch
 
 import plateaulens as pl
-from plateaulens.files import read_tensors, write_json, write_tensors
+from plateaulens.files import digest, read_tensors, write_json, write_tensors
 
 TASK = pl.MovingWindowSum(n=4, k=2, p=5)
 CFG = pl.TrainConfig(steps=12, batch_size=16, lr=1e-3)
@@ -124,6 +126,13 @@ def test_what_is_no_number_becomes_null(tmp_path):
     assert run.metrics["a"].isna().all()
 
 
+def test_numbers_and_arrays_of_numpy_are_logged(tmp_path):
+    run = created(tmp_path / "run")
+    run.log(1, {"a": np.float32(0.5), "b": np.float64("nan"), "c": np.array([1.0, np.inf]), "d": np.int64(2)})
+    line = json.loads((run.path / "metrics.jsonl").read_text())
+    assert line == {"step": 1, "a": 0.5, "b": None, "c": [1.0, None], "d": 2}
+
+
 def logged(tmp_path):
     run = created(tmp_path / "run")
     for step in range(4):
@@ -154,8 +163,17 @@ def test_a_broken_line_in_the_middle_raises_with_its_number(tmp_path):
     path, text = logged(tmp_path)
     lines = text.splitlines(keepends=True)
     (path / "metrics.jsonl").write_text(lines[0] + lines[1][:9] + "\n" + "".join(lines[2:]))
-    with pytest.raises(ValueError, match="metrics.jsonl, line 2, is not JSON"):
-        pl.Run(path).metrics  # noqa: B018
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2, is no measured step"):
+        pl.Run(path)
+
+
+@pytest.mark.parametrize("line", ["3", "null", "[1]", '{"loss": 1}', '{"step": "1"}', '{"step": null}'])
+def test_a_line_of_something_else_raises_with_its_number(tmp_path, line):
+    path, text = logged(tmp_path)
+    for lines, number in ((text + line + "\n", 5), (line + "\n" + text, 1)):
+        (path / "metrics.jsonl").write_text(lines)
+        with pytest.raises(ValueError, match=f"metrics.jsonl, line {number}, is no measured step"):
+            pl.Run(path)
 
 
 def test_a_truncated_checkpoint_is_one_clear_error(tmp_path):
@@ -203,6 +221,14 @@ def test_tensors_of_any_dtype_come_back(tmp_path):
     assert states_equal(got, tensors) and got["half"].dtype == torch.bfloat16
     with pytest.raises(FileNotFoundError):
         read_tensors(tmp_path / "y.safetensors")
+
+
+def test_a_digest_is_of_dtype_shape_and_bytes():
+    x = torch.arange(6.0).reshape(2, 3)
+    said = sha256(b"torch.float32[2, 3]" + x.numpy().tobytes()).hexdigest()
+    assert digest(x) == digest(x.clone().requires_grad_()) == digest(x.T.contiguous().T) == said
+    others = [x.flatten(), x.T, x.int(), x + 1, x[0, 0], x[0, :0], x.bfloat16(), x.bool()]
+    assert len({said, *map(digest, others)}) == 1 + len(others)
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path):
@@ -329,13 +355,32 @@ def test_what_a_kill_leaves_before_run_json_is_no_obstacle(tmp_path):
     (cut / "held.safetensors").write_bytes((run.path / "held.safetensors").read_bytes())
     (cut / ".run.json.partial").write_text("{")
     pl.record(pl.train(build(), TASK, CFG), cut, HELD, progress=False, until=2)
+    (tmp_path / "left").mkdir()
+    for name in ("state", "tensors"):
+        (tmp_path / "left" / name).mkdir()
+    for file in ("held.safetensors", "state/000002.safetensors"):
+        (tmp_path / "left" / file).write_bytes((run.path / file).read_bytes())
+    write_tensors(tmp_path / "left" / "tensors" / "a.safetensors", {"tensor": torch.zeros(1)})
+    (tmp_path / "left" / "state" / ".000003.safetensors.partial").write_text("x")
+    new = created(tmp_path / "left")  # takes nothing of the one that was killed
+    assert not new.has_held and not new.tensors() and new.rewind() is None
+    assert [p.name for p in new.path.rglob("*") if p.is_file()] == ["run.json"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not empty"):
         pl.record(pl.train(build(), TASK, CFG), tmp_path / "other", HELD, progress=False)
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "null", '"run"'])
+OTHERS = ({}, "x", None, {"task": 3}, {"task": []})  # what no task is
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{}", "[]", "null", '"run"', '{"task": {"task": "mws"}, "model": 1, "train": {}}'),
+        *(json.dumps({"task": other, "model": {}, "train": {}}) for other in OTHERS),
+    ],
+)
 def test_a_run_json_of_something_else_is_one_clear_error(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(ValueError, match="not what a Run writes"):

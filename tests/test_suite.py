@@ -180,13 +180,53 @@ def test_suites_by_name(suite_folder):
     for word, name in names.items():
         assert open_suite(word).name == name
     assert pl.pythia("14m").expected == PYTHIA_STEPS
-    for word in ("pythia-15m", "olmo2-3b", "no-such", "./nowhere", "pythia-14m-sed1"):
+    for word in (
+        "pythia-15m",
+        "olmo2-3b",
+        "no-such",
+        "./nowhere",
+        "pythia-14m-sed1",
+        "pythia-14m-seed99",
+        "pythia-12b-seed3",
+    ):
         with pytest.raises(ValueError):
             open_suite(word)
     with pytest.raises(FileNotFoundError, match="no sub-folders step0"):
         pl.local(suite_folder / "step0")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         pl.local(suite_folder / "nothing")
+
+
+def test_a_folder_that_is_a_run_is_said_to_be_one(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="it is a run, which plateaulens.Run opens"):
+        pl.local(tmp_path)
+
+
+def test_a_suite_without_a_tokenizer_has_models_and_none_is_made_up(folder):
+    for path in folder.glob("*/*"):
+        if path.name.startswith(("tokenizer", "special")):
+            path.unlink()
+    suite = pl.local(folder)
+    assert suite.model(16).tokenizer is None
+    with pytest.raises(ValueError, match="has no tokenizer at any step"):
+        suite.prompts()
+
+
+def test_the_tokenizer_of_any_step_will_do(folder):
+    for step in (16, 128):
+        for path in (folder / f"step{step}").glob("tokenizer*"):
+            path.unlink()
+    (folder / "step128" / "model.safetensors").unlink()
+    suite = pl.local(folder)
+    assert suite.tokenizer("Why?")["input_ids"] and suite.model(16).tokenizer is not None
+
+
+def test_prompts_can_be_given_as_they_are(suite_folder):
+    suite = pl.local(suite_folder)
+    batch = suite.prompts(["Why?", "What floats on water?"], n_new=4)
+    assert len(batch) == 2 and batch.decoding.forbidden and batch.n_new == 4
+    assert suite.tokenizer.decode(batch.tokens[0, : batch.out[0, 0] + 1].tolist()) == "Why?"
 
 
 def test_tokens_seen(suite_folder):

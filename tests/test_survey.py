@@ -5,6 +5,7 @@ import shutil
 import signal
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -219,9 +220,89 @@ def test_nothing_is_measured_of_a_damaged_step(suite_folder, prompts, tmp_path):
     shutil.copytree(suite_folder, tmp_path / "suite")
     path = tmp_path / "suite" / "step16" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-64])
-    with pytest.raises(ValueError, match="step 16 cannot be opened"):
-        pl.survey(pl.local(tmp_path / "suite"), tmp_path / "s", prompts, WATCH, progress=False)
-    assert pl.Survey(tmp_path / "s").steps == [0, 1]
+    suite = pl.local(tmp_path / "suite")
+    with pytest.raises(ValueError, match="step16/model.safetensors cannot be read .*; leave its step out with steps="):
+        pl.survey(suite, tmp_path / "s", prompts, WATCH, progress=False)
+    assert pl.Survey(tmp_path / "s").steps == []
+    assert pl.survey(suite, tmp_path / "s", prompts, WATCH, [0, 1], progress=False).steps == [0, 1]
+
+
+def test_a_step_without_weights_is_left_out_and_said(suite_folder, prompts, tmp_path, capsys):
+    shutil.copytree(suite_folder, tmp_path / "suite")
+    (tmp_path / "suite" / "step128" / "model.safetensors").unlink()  # a pre-training that was killed, the last step
+    shutil.rmtree(tmp_path / "suite" / "step16")
+    (tmp_path / "suite" / "step200").mkdir()
+    suite = pl.local(tmp_path / "suite")
+    assert suite.prompts(n=1).tokens.shape[0] == 1 and [suite.has_weights(step) for step in suite.steps] == [
+        *(True, True, False, False)
+    ]
+    assert pl.survey(suite, tmp_path / "s", prompts, WATCH, progress=False).steps == [0, 1]
+    assert "without weights, and left out: 128, 200" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="step 200 of suite cannot be opened: no weights"):
+        pl.survey(suite, tmp_path / "s", prompts, WATCH, [200])
+
+
+def test_results_of_other_weights_are_no_results(suite_folder, prompts, tmp_path):
+    """Two suites of one name; or one that was trained anew."""
+    for name, step in (("a", "step1"), ("b", "step128")):
+        shutil.copytree(suite_folder / step, tmp_path / name / "suite" / "step0")
+    first, second = (pl.local(tmp_path / name / "suite") for name in "ab")
+    done = pl.survey(first, tmp_path / "s", prompts, WATCH, progress=False)
+    with pytest.raises(ValueError, match=r"holds step 0 of other weights than suite has now.*remove steps/000000.json"):
+        pl.survey(second, tmp_path / "s", prompts, WATCH, progress=False)
+    shutil.move(tmp_path / "a", tmp_path / "moved")
+    pl.survey(pl.local(tmp_path / "moved" / "suite"), tmp_path / "s", prompts, WATCH, progress=False)
+    (done.path / "steps" / "000000.json").unlink()
+    other = pl.survey(second, tmp_path / "s", prompts, WATCH, progress=False)
+    assert other.step(0)["weights"] == pl.audit(second, progress=False).table.digest[0]
+    shutil.copytree(suite_folder / "step16", tmp_path / "b" / "suite" / "stage2-step5")
+    with pytest.raises(ValueError, match="holds a survey with pattern"):
+        pl.survey(pl.local(tmp_path / "b" / "suite", r"stage2-step(\d+)"), tmp_path / "s", prompts, WATCH)
+
+
+def test_evidence_is_warned_of_once_kept_and_shown_also_of_folders_and_in_parts(
+    suite_folder, prompts, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(audit, "_told", set())
+    for i, step in enumerate((0, 16, 16, 128)):
+        shutil.copytree(suite_folder / f"step{step}", tmp_path / "twice" / f"step{i}")
+    suite = pl.local(tmp_path / "twice")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pl.survey(suite, tmp_path / "s", prompts, WATCH, [0, 1], progress=False)
+    with pytest.warns(UserWarning, match="step 2: serves the weights of step 1 ") as caught:
+        done = pl.survey(pl.local(tmp_path / "twice"), tmp_path / "s", prompts, WATCH, progress=False)
+    assert len(caught) == 1
+    assert [bool(done.step(step)["evidence"]) for step in done.steps] == [False, False, True, False]
+    page = pl.write_report(done).read_text()
+    assert "step 2: serves the weights of step 1 " in page
+    suite = pl.local(tmp_path / "twice")
+    suite.look(suite.steps)
+    audit._told.clear()
+    with pytest.warns(UserWarning, match="step 1: serves the weights of step 2 "):
+        suite.model(1)
+
+
+def test_a_survey_without_the_papers_two_measures_has_its_page(suite, prompts, tmp_path):
+    norms = pl.survey(suite, tmp_path / "norms", prompts, "norm@*", [0, 16], progress=False)
+    page = pl.write_report(norms).read_text()
+    assert 'id="layers-norm"' in page and 'id="early"' not in page
+    short = pl.Batch.prompts([[1, 2, 3], [4, 5]], 1)
+    one = pl.survey(suite, tmp_path / "one", short, ["collapse", "repetition"], [16], progress=False)
+    assert 'id="early"' not in pl.write_report(one).read_text()  # one token has no neighbour
+    with pytest.raises(ValueError, match="a lambda has none"):
+        pl.survey(suite, tmp_path / "l", short, [lambda t: t.generated.float().mean(1)])
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "3", '{"step": 16}'])
+def test_json_of_another_shape_is_damaged(text, suite, prompts, tmp_path):
+    done = pl.survey(suite, tmp_path / "s", prompts, WATCH, [16], progress=False)
+    (done.path / "steps" / "000016.json").write_text(text)
+    with pytest.raises(ValueError, match="000016.json is damaged"):
+        done.step(16)
+    (done.path / "survey.json").write_text(text)
+    with pytest.raises(ValueError, match="survey.json is damaged"):
+        pl.Survey(done.path)
 
 
 def test_survey_module_states_its_protocol():

@@ -1,12 +1,16 @@
 """Writing so that no reader can take half for whole, and reading that notices damage."""
 
 import json
+import math
 import os
+import platform
 from collections.abc import Callable
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -53,10 +57,36 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def digest(tensor: Tensor) -> str:
+    """sha256 of a tensor's dtype, shape and bytes."""
+    total = sha256()
+    for part in _content(tensor):
+        total.update(part)
+    return total.hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: tensors and arrays become numbers or lists, NaN and infinities None."""
+    value = value.tolist() if isinstance(value, Tensor | np.generic | np.ndarray) else value
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The version of Python and of each of these packages, as installed."""
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
 def _hash(tensors: dict[str, Tensor]) -> str:
     total = sha256()
     for name in sorted(tensors):
-        tensor = tensors[name]
-        total.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
-        total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        for part in (name.encode(), *_content(tensors[name])):
+            total.update(part)
     return total.hexdigest()
+
+
+def _content(tensor: Tensor) -> tuple[bytes, bytes]:
+    tensor = tensor.detach().cpu()
+    flat = tensor.reshape(-1)  # a single number has no bytes to view
+    return f"{tensor.dtype}{list(tensor.shape)}".encode(), flat.view(torch.uint8).numpy().tobytes()

@@ -34,6 +34,7 @@ GATED = {
     "hook_result": "use_attn_result",
 }
 PATTERNS = "blocks.*.attn.hook_pattern"
+MAPS = ("hook_pattern", "hook_attn_scores")  # [batch head query key]
 
 
 def sites(model: Any) -> set[str]:
@@ -60,6 +61,16 @@ def matching(model: Any, globs: list[str]) -> list[str]:
             raise unknown("hook", glob, known)
         found.update(dict.fromkeys(hits))
     return list(found)
+
+
+def pattern_at(layer: int) -> str:
+    """The hook of a layer's attention maps."""
+    return PATTERNS.replace("*", str(layer))
+
+
+def is_map(site: str) -> bool:
+    """Whether a site holds attention maps."""
+    return site.rsplit(".", 1)[-1] in MAPS
 
 
 def n_layers(model: Any) -> int:
@@ -96,13 +107,13 @@ def refuse_unwritable(model: Any, site: str) -> None:
     }
     if is_native(model):
         dead["hook_attn_scores"] = "the scores are only shown, edit hook_pattern"
-        if not hasattr(nativeattention(), "accepts_pattern_fn"):
+        if not hasattr(native_attention(), "accepts_pattern_fn"):
             dead["hook_pattern"] = "TransformerLens 3.9 discards it"
     if name in dead:
         raise ValueError(f"an edit of {site} cannot act on this bridge ({dead[name]}); on pl.Transformer it does")
 
 
-def nativeattention() -> Any:
+def native_attention() -> Any:
     """TransformerLens's native attention class."""
     from transformer_lens.model_bridge.sources.native import NativeAttention
 

@@ -1,7 +1,8 @@
 """The named measurements: functions of a `Trace` that state what they read.
 
-Teacher-forced, except those that read what the model generates greedily: accuracy, exact_match, position_accuracy,
-part_accuracy, repetition, entropy, alpha_1, count_check and those of n-grams. Each gives one value or one row a prompt.
+Teacher-forced, except those that read what the model generates (greedily, unless prompts say `Decoding(sample=True)`):
+accuracy, exact_match, position_accuracy, part_accuracy, repetition, entropy, alpha_1, alpha_1_halves, count_check and
+those of n-grams. Each gives one value or one row a prompt, `attention_progress_global` one value a batch.
 """
 
 from collections.abc import Callable

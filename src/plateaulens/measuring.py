@@ -51,8 +51,7 @@ def measure(
     if reduce not in ("mean", None):
         raise ValueError(f"reduce must be 'mean' or None, got {reduce!r}")
     functions = resolve(model, watch)
-    stated = [getattr(f, "reads", None) for f in functions]
-    reads = None if None in stated else list(dict.fromkeys(name for names in stated for name in names or ()))
+    reads = reads_of(functions)
     traces = (trace(model, b, reads) for b in ([batch] if isinstance(batch, Batch) else batch))
     values: dict[str, list[Tensor]] = {}
     short: list[Tensor] = []
@@ -63,6 +62,12 @@ def measure(
     if not values and functions:
         raise ValueError("nothing to measure: got no batch")
     return {name: _join(name, parts, short, reduce) for name, parts in values.items()}
+
+
+def reads_of(functions: Sequence[Measurement], more: Sequence[str] = ()) -> list[str] | None:
+    """What measurements read together, and more; None, everything, when one does not say."""
+    stated = [getattr(f, "reads", None) for f in functions]
+    return None if None in stated else list(dict.fromkeys([*more, *(n for names in stated for n in names or ())]))
 
 
 def _join(name: str, parts: list[Tensor], short: list[Tensor], reduce: str | None) -> Tensor:
@@ -89,7 +94,13 @@ def standard(batch: Batch, model: Any) -> list[Measurement | str]:
 
     The task's maps belong to the last layers of a deeper model. Attention progress is left out for a task
     without an optimal map, and for a model with fewer layers than there are maps.
+
+    Raises:
+        ValueError: for prompts, and for a task that does not say.
     """
+    if not hasattr(batch.task, "standard"):
+        whose = "these prompts have" if batch.task is None else f"{batch.task!r} has"
+        raise ValueError(f"{whose} no standard measurements; say which in watch=[...]")
     if batch.task.standard is not None:
         return [*batch.task.standard, *batch.task.watch]
     maps = batch.task.optimal_attention(batch[:1])
@@ -135,22 +146,25 @@ def named(measurement: Measurement | str) -> Measurement:
 def resolve(model: Any, watch: Sequence[Measurement | str]) -> list[Measurement]:
     """The functions that `watch` stands for on this model, each once.
 
-    `NAME@GLOB` is every site that the glob matches, `NAME@*` every residual site.
+    `NAME@GLOB` is every site that the glob matches, `NAME@*` every residual site. One name alone needs no list.
 
     Raises:
         ValueError: for an unknown name, or two functions of one name.
     """
     found: dict[str, Measurement] = {}
-    for m in watch:
+    ours: set[str] = set()  # what is made for a name is made anew each time, and is the same
+    for m in [watch] if isinstance(watch, str) else watch:
         name, _, where = m.partition("@") if isinstance(m, str) else ("", "", "")
-        if name in AT_SITES and "*" in where:
+        if name in AT_SITES and any(c in where for c in "*?["):
             where_to = residual_sites(model) if where == "*" else matching(model, [where])
             functions = [at_site(name, site) for site in where_to]
         else:
             functions = [named(m)]
         for f in functions:
-            if found.setdefault(f.__name__, f) is not f and not isinstance(m, str):
+            if found.setdefault(f.__name__, f) is not f and not (isinstance(m, str) and f.__name__ in ours):
                 raise ValueError(f"two measurements are named {f.__name__!r}; give their functions different names")
+        if isinstance(m, str):
+            ours.update(f.__name__ for f in functions)
     return list(found.values())
 
 

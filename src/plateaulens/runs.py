@@ -15,13 +15,11 @@ Every file but metrics.jsonl is written under a temporary name and renamed.
 import json
 import math
 import os
-import platform
 import subprocess
 import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ from torch import Tensor, nn
 
 from plateaulens._lookup import build
 from plateaulens._shapes import COLUMNS, Batch, Decoding
-from plateaulens.files import read_tensors, write_json, write_tensors, write_whole
+from plateaulens.files import plain, read_tensors, versions, write_json, write_tensors, write_whole
 from plateaulens.models.config import ModelConfig
 from plateaulens.models.transformer import Transformer
 from plateaulens.tasks import TASKS, Task, task_from_json, task_to_json
@@ -57,9 +55,11 @@ class Run:
             self.config: dict[str, Any] = json.loads((self.path / "run.json").read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"{self.path / 'run.json'} is corrupt ({error})") from error
-        if not isinstance(self.config, dict) or not {"task", "model", "train"} <= self.config.keys():
-            raise ValueError(f"{self.path / 'run.json'} is not what a Run writes (no task, model and train)")
-        self._last, self._trimmed = self._last_step(), False
+        match self.config:
+            case {"task": {"task": str()}, "model": dict(), "train": dict()}:
+                self._last, self._trimmed = self._last_step(), False
+            case _:
+                raise ValueError(f"{self.path / 'run.json'} is not what a Run writes (no task, model and train)")
 
     @classmethod
     def create(
@@ -99,13 +99,15 @@ class Run:
                     "or overwrite=True (--overwrite in a shell)"
                 )
             path.rename(next(p for i in range(1, 10_000) if not (p := path.with_name(f"{path.name}.old-{i}")).exists()))
+        for left in [*path.rglob("*.safetensors"), *path.rglob(".*.partial")]:  # of a training whose create was killed
+            left.unlink()
         cfg = getattr(model, "cfg", None)
         config: dict[str, Any] = {
             "format": 1,
             "task": task_to_json(task) if isinstance(task, Task) else {"task": type(task).__name__},
             "model": asdict(cfg) if isinstance(cfg, ModelConfig) else {"class": type(model).__name__},
             "train": asdict(train),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "versions": versions(*PACKAGES),
             "git": _git_hash(),
             "device": str(next(model.parameters()).device),
             "threads": torch.get_num_threads(),
@@ -128,14 +130,14 @@ class Run:
     # What was measured.
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl; tensors become numbers or lists, NaN becomes null.
+        """Append one line to metrics.jsonl; tensors and arrays become numbers or lists, NaN and infinities null.
 
         Raises:
             ValueError: when `step` is not above the last one logged.
         """
         if step <= self._last:
             raise ValueError(f"step {step} is not above the last logged step {self._last} of {self.path}")
-        line = json.dumps({"step": step, **{name: _plain(v) for name, v in values.items()}}, allow_nan=False)
+        line = json.dumps({"step": step, **{name: plain(v) for name, v in values.items()}}, allow_nan=False)
         if not self._trimmed:  # a half line that a crash left must not run into this one
             self._trim(self._last)
         with held_interrupts():  # a line on disk that is not remembered would be written twice
@@ -164,9 +166,11 @@ class Run:
         rows = []
         for number, line in enumerate(lines, 1):
             try:
-                rows.append({name: _nan(value) for name, value in json.loads(line).items()})
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}, is not JSON ({error}); repair or remove it") from error
+                rows.append({name: _nan(value) for name, value in _row(line).items()})
+            except ValueError as error:
+                raise ValueError(
+                    f"{path}, line {number}, is no measured step ({error}); repair or remove it"
+                ) from error
         return rows
 
     def _trim(self, last: int) -> None:
@@ -316,11 +320,19 @@ def _is_fresh(folder: Path) -> bool:
     )
 
 
+def _row(line: str) -> dict[str, Any]:
+    """What a metrics line says; ValueError when it is not that of a measured step."""
+    match json.loads(line):
+        case {"step": int()} as row:
+            return row
+    raise ValueError("no step")
+
+
 def _step_of(line: str) -> float:
     """The step of a metrics line; infinite when the line was cut short."""
     try:
-        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
-    except json.JSONDecodeError:
+        return float(_row(line)["step"]) if line.endswith("\n") else math.inf
+    except ValueError:
         return math.inf
 
 
@@ -328,15 +340,8 @@ def _numbered(folder: Path) -> list[int]:
     return sorted(int(p.stem) for p in folder.glob("*.safetensors") if p.stem.isdigit())
 
 
-def _plain(value: Any) -> Any:
-    value = value.tolist() if isinstance(value, Tensor) else value
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _nan(value: Any) -> Any:
-    """The inverse of what `_plain` does to NaN."""
+    """The inverse of what `plain` does to NaN."""
     if isinstance(value, list):
         return [_nan(v) for v in value]
     return math.nan if value is None else value

@@ -1,4 +1,9 @@
-"""Questions to a Run: where its plateau is, and how what is inside evolves."""
+"""Questions to a Run, a suite of checkpoints or one model.
+
+Where the plateau is and which metric leaves it first; how attention and states evolve; what probes read, and what is
+lost without it (ablations); what a patch carries, also from one step to another; the best loss of each compute budget;
+heads, embeddings and completions of matrices.
+"""
 
 from plateaulens.analysis.ablations import Ablation, Directions, ablate_feature
 from plateaulens.analysis.across_steps import patch_across_steps

@@ -11,6 +11,7 @@ random directions of equal variance. Where a feature's direction has most of the
 direction themselves and no comparison: `overlap` says how nearly, and the last control is orthogonal to it.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +27,10 @@ from tqdm.auto import tqdm
 from plateaulens._lookup import look_up
 from plateaulens._shapes import Batch
 from plateaulens.analysis.probes import logistic_fit
-from plateaulens.analysis.removals import CONTROLS, METHODS, Fit, Known, Removal, hyperplanes, shared
+from plateaulens.analysis.removals import CONTROLS, METHODS, Fitter, Known, Removal, hyperplanes, no_room_beside, shared
 from plateaulens.hooked import device_of
 from plateaulens.interventions import Project, intervene
-from plateaulens.measuring import measure
+from plateaulens.measuring import measure, resolve
 from plateaulens.tasks.base import NUMBERS, Feature
 
 RESAMPLES = 10_000
@@ -123,10 +124,10 @@ def ablate_feature(
     method: str = "hyperplane",
     sites: str | Sequence[str] | None = None,
     train: Batch | None = None,
-    fit: Fit | None = logistic_fit,
+    fit: Fitter | None = logistic_fit,
     k: int = 8,
     by: float = 1.0,
-    controls: Sequence[str] = ("gaussian", "shuffled", "variance", "orthogonal"),
+    controls: Sequence[str] | None = None,
     draws: int = 32,
     watch: Sequence[str] = ("exact_match", "accuracy", "loss"),
     seed: int = 0,
@@ -162,7 +163,8 @@ def ablate_feature(
             of 0 and 1 by logistic regression unless given.
         k: how often "nullspace" fits.
         by: how far to go along the directions.
-        controls: which; none for a quick look.
+        controls: which, () for a quick look; all unless given, but for "orthogonal" where so many directions leave too
+            few dimensions for it, with a warning.
         draws: of each control.
         watch: measurements of one value a prompt.
         seed: of controls and resamples.
@@ -171,10 +173,11 @@ def ablate_feature(
     Raises:
         ValueError: for an unknown feature, method, control or site, numbers where probes of 0 and 1 are fitted, probes
             and sites both or neither, a `train` or `fit` that is needed and missing, probes of another number of
-            offsets, or a position out of reach.
+            offsets, a position out of reach, or a control "orthogonal" to too many directions.
     """
     find = look_up("method", method, METHODS)
-    drawn = {control: look_up("control", control, CONTROLS) for control in controls}
+    asked = CONTROLS if controls is None else controls
+    drawn = {control: look_up("control", control, CONTROLS) for control in asked}
     if (probes is None) == (sites is None) or draws < 1 or k < 1:
         raise ValueError("give either probes= or sites=, and k= and draws= of at least 1")
     name, places = _named(feature), _placed(feature, batch)
@@ -183,8 +186,8 @@ def ablate_feature(
     given = probes if probes is None or isinstance(probes, Directions) else Directions.of(probes)
     where = _sites(given.sites if given is not None else sites, places.positions.shape[1])
     ready = given is not None and method == "hyperplane"
-    if train is None and not (ready and {*controls} <= {"gaussian"}):
-        raise ValueError(f"{method} with controls {', '.join(controls)} needs examples to fit to: give train=")
+    if train is None and not (ready and {*drawn} <= {"gaussian"}):
+        raise ValueError(f"{method} with controls {', '.join(drawn)} needs examples to fit to: give train=")
     known = None if train is None else Known(model, train, _placed(feature, train), where, fit, k)
     if ready:
         assert given is not None
@@ -192,13 +195,20 @@ def ablate_feature(
     else:
         assert known is not None
         removal = find(known, known.labels)
+    if "orthogonal" in drawn and (why := no_room_beside(removal)):
+        if controls is not None:
+            raise ValueError(f"{why}; leave 'orthogonal' out of controls=")
+        warnings.warn(f"{why}, which is left out", stacklevel=2)
+        del drawn["orthogonal"]
+
+    functions = resolve(model, watch)
 
     def values(change: Removal | None) -> Float[Tensor, "measurement example"]:
         edits = [] if change is None else _edits(change, places.positions, where, by)
         with intervene(model, *edits):
-            found = measure(model, batch, watch, reduce=None)
+            found = measure(model, batch, functions, reduce=None)
         bar.update()
-        return torch.stack([found[measurement].double().cpu() for measurement in watch])
+        return torch.stack([value.double().cpu() for value in found.values()])
 
     rng = torch.Generator().manual_seed(seed)
     with tqdm(total=2 + len(drawn) * draws, desc=f"{name} by {method}", unit="edit", disable=not progress) as bar:
@@ -221,7 +231,7 @@ def ablate_feature(
                 for i, key in enumerate(("overlap", "variance"))
             },
         },
-        coords={"measurement": list(watch), "control": list(drawn)},
+        coords={"measurement": [f.__name__ for f in functions], "control": list(drawn)},
     )
     return Ablation(name, method, where, found, _compared(found, np.random.default_rng(seed)))
 

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from plateaulens._shapes import Batch
+from plateaulens.analysis.steps import chosen_steps
 from plateaulens.hooked import (
     PATTERNS,
     active,
@@ -34,7 +35,7 @@ from plateaulens.hooked import (
 )
 from plateaulens.interventions import Patch, intervene
 from plateaulens.measurements import Measurement
-from plateaulens.measuring import mean_over_prompts, resolve
+from plateaulens.measuring import mean_over_prompts, reads_of, resolve
 from plateaulens.models.parts import graft, parameters_of
 from plateaulens.tracing import Trace, trace
 
@@ -111,7 +112,7 @@ def patch_across_steps(
         refuse_unwritable(model, site)
     if parts is not None:
         parameters_of(model, parts)
-    plain = trace(model, batch, _reads(functions, sites))
+    plain = trace(model, batch, reads_of(functions, sites))
     most = _sources_a_pass(model, plain) if len(batch) > 1 and all(f(plain).ndim for f in functions) else 1
     untouched = {targets[0]: _means(plain, functions)}
     alone: dict[int, Means] = untouched if donor is run else {}
@@ -124,7 +125,7 @@ def patch_across_steps(
         source = donor.model(step)
         if parts is None and donor is not run and matching(source, globs) != sites:
             raise ValueError(f"{what!r} names other sites in the donor than in the run; name each site in full")
-        seen = trace(source, batch, sites if step in alone else _reads(functions, sites))
+        seen = trace(source, batch, sites if step in alone else reads_of(functions, sites))
         if step not in alone:
             alone[step] = _means(seen, functions)
         for site, shape in shapes.items():
@@ -137,7 +138,7 @@ def patch_across_steps(
             for target in targets:
                 model = run.model(target)
                 if target not in untouched:
-                    untouched[target] = _means(trace(model, batch, _reads(functions)), functions)
+                    untouched[target] = _means(trace(model, batch, reads_of(functions)), functions)
                 if parts is not None:
                     found = _grafted(model, batch, group, parts, functions)
                 else:
@@ -159,7 +160,7 @@ def _grafted(
 ) -> Iterator[tuple[int, Means]]:
     """Weights: one copy of the target at a time."""
     for step, source in group.items():
-        yield step, _means(trace(graft(model, source, parts), batch, _reads(functions)), functions)
+        yield step, _means(trace(graft(model, source, parts), batch, reads_of(functions)), functions)
 
 
 def _patched(
@@ -180,9 +181,9 @@ def _patched(
         means: Means = {}
         with intervene(model, *(Patch(site, torch.cat([group[step][site] for step in steps])) for site in sites)):
             if rows is not None:
-                means |= _means(rows.trace(stacked, _reads(quick)), quick, len(steps))
+                means |= _means(rows.trace(stacked, reads_of(quick)), quick, len(steps))
             if rest:
-                means |= _means(trace(model, stacked, _reads(rest)), rest, len(steps))
+                means |= _means(trace(model, stacked, reads_of(rest)), rest, len(steps))
         for i, step in enumerate(steps):
             yield step, {f.__name__: means[f.__name__][i : i + 1] for f in functions}
 
@@ -257,9 +258,7 @@ class _AnswerRows:
 
 
 def _steps(run: Any, steps: Sequence[int] | None, role: str) -> list[int]:
-    known = list(run.steps)
-    if not known:
-        raise ValueError(f"{run!r} has no checkpoints; record with save_every=")
+    known = chosen_steps(run)
     chosen = known if steps is None else list(dict.fromkeys(int(step) for step in steps))
     if not chosen:
         raise ValueError(f"{role}s= is empty; leave it out for all of {known}")
@@ -292,12 +291,6 @@ def _sources_a_pass(model: Any, plain: Trace) -> int:
     values = n * rows * (8 * cfg.d_model + 2 * d_mlp + cfg.n_heads * rows + cfg.d_vocab)
     kept = sum(x.nbytes for x in plain.cache.values())
     return max(1, STACKED // (kept + values * next(model.parameters()).element_size()))
-
-
-def _reads(functions: Sequence[Measurement], more: Sequence[str] = ()) -> list[str] | None:
-    """What the measurements read together, and more; None, everything, when one does not say."""
-    stated = [getattr(f, "reads", None) for f in functions]
-    return None if None in stated else list(dict.fromkeys([*more, *(n for names in stated for n in names or ())]))
 
 
 def _means(t: Trace, functions: Sequence[Measurement], count: int = 1) -> Means:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 from plateaulens._shapes import Batch
+from plateaulens.analysis.steps import chosen_steps
 from plateaulens.hooked import device_of
 
 
@@ -69,9 +70,7 @@ def sharpness(run: Any, batch: Batch, steps: Sequence[int] | None = None, **opti
     Raises:
         ValueError: when the run has no checkpoint.
     """
-    steps = list(run.steps if steps is None else steps)
-    if not steps:
-        raise ValueError(f"{run!r} has no checkpoints; record with save_every=")
+    steps = chosen_steps(run, steps)
     values = [largest_hessian_eigenvalue(run.model(step), batch, **options) for step in steps]
     return pd.DataFrame({"sharpness": values}, index=pd.Index(steps, name="step"))
 

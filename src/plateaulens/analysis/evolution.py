@@ -8,8 +8,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from plateaulens._shapes import Batch
+from plateaulens.analysis.steps import chosen_steps
 from plateaulens.hooked import PATTERNS
 from plateaulens.metrics import cosine_matrix
+from plateaulens.metrics.precision import wide
 from plateaulens.tracing import FINAL, trace
 
 
@@ -38,14 +40,12 @@ def evolve(run: Any, batch: Batch, steps: Sequence[int] | None = None) -> Evolut
     Raises:
         ValueError: when the run has no checkpoint.
     """
-    steps = list(run.steps if steps is None else steps)
-    if not steps:
-        raise ValueError(f"{run!r} has no checkpoints; record with save_every=")
+    steps = chosen_steps(run, steps)
     patterns, cosines, answers = [], [], []
     for step in steps:
         t = trace(run.model(step), batch, [PATTERNS, FINAL, "generated"])
         maps = t.pattern()
-        patterns.append(np.stack([maps[layer].mean(0).cpu().numpy() for layer in range(t.n_layers)]))
+        patterns.append(np.stack([wide(maps[layer]).mean(0).cpu().numpy() for layer in range(t.n_layers)]))
         cosine, both = cosine_matrix(t.at_out(t.cache[FINAL])), t.valid[:, :, None] & t.valid[:, None]
         cosines.append(cosine.masked_fill(~both, float("nan")).nanmean(0).cpu().numpy())
         answers.append(t.generated.cpu().numpy())

@@ -17,7 +17,7 @@ from torch import Tensor
 from plateaulens._lookup import look_up
 from plateaulens._shapes import Batch
 from plateaulens.hooked import PATTERNS, without_gradients
-from plateaulens.tasks.matrices import MatrixBatch
+from plateaulens.tasks.matrices import MatrixBatch, MatrixCompletion
 from plateaulens.tracing import trace
 
 NONE = "none"  # the label of a head without a category
@@ -121,6 +121,6 @@ def matrices_of(batch: Batch) -> MatrixBatch:
     Raises:
         ValueError: for any other.
     """
-    if not isinstance(batch, MatrixBatch):
+    if not isinstance(batch, MatrixBatch) or not isinstance(batch.task, MatrixCompletion):
         raise ValueError(f"this needs matrices with hidden cells, a batch of MatrixCompletion; got {batch!r}")
     return batch

@@ -28,11 +28,12 @@ BLOCKS = 10  # with n blocks chance leaves the last one in place in 1 of n shuff
 class Bend:
     """Least squares of y(t) = a + c max(0, t - onset)^power, with a slope b t besides when `degree` is 1.
 
-    The onset is the step (every integer, also between measurements) with the smallest residual sum of squares,
-    so it needs no threshold, is the same for a y + b of either sign, and does not come earlier merely because
-    a metric is less noisy. The statistic is the share of the variance around the plateau's model (a, or a + b t)
-    that the bend removes, R^2 = 1 - RSS(with) / RSS(without); it grows with the sup-F statistic of Andrews
-    (1993, Econometrica 61) for one unknown change point, of the segmented regression of Hinkley (1971, JASA 66).
+    The onset is the step with the smallest residual sum of squares, so it needs no threshold, is the same for a y + b
+    of either sign, and does not come earlier merely because a metric is less noisy. Every step up to the last
+    measurement but one is tried, also between measurements; of more than 501 steps 501, evenly spaced. The statistic
+    is the share of the variance around the plateau's model (a, or a + b t) that the bend removes,
+    R^2 = 1 - RSS(with) / RSS(without); it grows with the sup-F statistic of Andrews (1993, Econometrica 61) for one
+    unknown change point, of the segmented regression of Hinkley (1971, JASA 66).
 
     What it means for a slow drift: with degree 0 a metric that moves all along has no level to leave, and its
     onset is the first step of the window, which reads "at or before"; with degree 1 the drift is the plateau's
@@ -106,7 +107,8 @@ class Onsets:
             `at_start` (the onset is the first step of the window: it may lie earlier), `p` (of the statistic
             under shuffled time) and `block` (measurements that were shuffled together).
         rule: name of the rule.
-        no_drop: places of the runs that were left out because their loss never dropped.
+        no_drop: places of the runs that were left out: their loss never dropped, or where their plateau starts is not
+            known.
     """
 
     table: pd.DataFrame
@@ -132,9 +134,9 @@ def onsets(
     of the rule's statistic among `shuffles` random orders of the same window, (1 + #{as large}) / (1 + shuffles)
     (Phipson and Smyth 2010). Measurements of one model a few steps apart fluctuate together, and shuffling
     them one by one would call any slow fluctuation a change; so whole blocks are shuffled. With the lag at which
-    the autocorrelation, over the first half of the window without its straight line, falls within
-    1.96 / sqrt(points) of 0, a block has 3 (lag - 1) + 1 measurements (1 for white noise, which is plain
-    shuffling), but there are at least 10 blocks.
+    the autocorrelation over the first half of the window, without its straight line, falls to 1.96 / sqrt(n) or below
+    (a negative one too), n the measurements in that half, a block has 3 (lag - 1) + 1 measurements (1 for white noise,
+    which is plain shuffling), but there are at least 10 blocks.
 
     A small p says that such noise in another order seldom bends like this. A steady drift has a small p too, and
     so, at times, has very slow noise (each value remembering 0.5 or 0.8 of the one before, 75 measurements: p <=
@@ -164,11 +166,11 @@ def onsets(
         raise ValueError(f"shuffles and block must be at least 1, got {shuffles} and {block}")
     for i, run in enumerate(runs):
         plateau = find_plateau(run, level, floor)
-        if plateau.drop is None or plateau.start is None:
+        first = plateau.start if start is None else start
+        if plateau.drop is None or first is None:
             no_drop.append(i)
             continue
         recorded = run if isinstance(run, pd.DataFrame) else run.metrics
-        first = plateau.start if start is None else start
         for metric in dict.fromkeys(metrics):
             series = _series(recorded, metric, i).loc[first : plateau.drop]
             if len(series) < FEWEST:
@@ -183,7 +185,10 @@ def onsets(
             found = {"onset": onset, "lead": plateau.drop - onset, "at_start": onset == steps[0]}
             rows.append({"run": i, "metric": metric, **window, **found, "p": p, "block": length})
     if not rows:
-        raise ValueError(f"none of the {len(runs)} runs dropped; train for longer, or pass level= and floor=")
+        raise ValueError(
+            f"none of the {len(runs)} runs dropped from a plateau whose start was recorded; train for longer, or pass "
+            "level= and floor=, or start="
+        )
     return Onsets(pd.DataFrame(rows).set_index(["run", "metric"]), rule, tuple(no_drop))
 
 

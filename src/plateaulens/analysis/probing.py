@@ -14,6 +14,7 @@ from plateaulens._shapes import Batch
 from plateaulens.analysis.hidden import Hidden, hidden_layer
 from plateaulens.analysis.solvers import Fit, least_squares, logistic, multinomial
 from plateaulens.hooked import device_of
+from plateaulens.metrics.precision import wide
 from plateaulens.tasks.base import NUMBERS, Feature
 from plateaulens.tracing import trace
 
@@ -59,10 +60,11 @@ class Parts:
         train, validation, test = order.tensor_split([int((place < round(kinds * end)).sum()) for end in ends])
         if len(grid) == 1:
             train, validation = torch.cat([train, validation]), order[:0]
-        if not grid or min(grid) <= 0 or abs(sum(fractions) - 1) > 1e-6 or min(len(train), len(test)) == 0:
+        wrong = min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or min(len(train), len(test)) == 0
+        if wrong or not grid or min(grid) <= 0:
             raise ValueError(
                 f"{n} sequences ({kinds} that differ) split into {fractions} with C={C}: fractions add up to 1, none "
-                "leaves a part empty, C is above 0"
+                "is negative or leaves a part empty, C is above 0"
             )
         if len(grid) > 1 and len(validation) == 0:
             raise ValueError(f"to choose among C={C} some sequences must be for validation, got fractions={fractions}")
@@ -140,8 +142,7 @@ def states_at(
         for own, question in zip(found, questions, strict=True):
             places = question.positions[i : i + size].T.clamp(min=0)
             own.append(torch.stack([cache[site].flatten(2)[rows, places].to(device) for site in sites]))
-    joined = [torch.cat(own, 2) for own in found]
-    return [x.float() if x.dtype.itemsize < 4 else x for x in joined]  # in 16 bits nothing is fitted
+    return [wide(torch.cat(own, 2)) for own in found]  # in 16 bits nothing is fitted
 
 
 # Fits, of which every site and offset is a problem.

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from plateaulens._shapes import Batch
 from plateaulens.hooked import device_of
+from plateaulens.metrics.precision import wide
 from plateaulens.tasks.base import Feature
 from plateaulens.tracing import trace
 
 # From states [offset n d_model] and labels [offset n] to weights [offset d_model] and biases [offset].
-Fit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Fitter = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 SAME = 1e-3  # of a direction, the share outside the others below which it counts as one of them
 STEEPEST = 32.0  # bound of the exponent a of "variance"
 
@@ -37,13 +38,13 @@ class Known:
     """The training examples' states and labels at each offset, those that have it first; and how probes are fitted."""
 
     def __init__(
-        self, model: Any, batch: Batch, feature: Feature, sites: tuple[str, ...], fit: Fit | None, k: int
+        self, model: Any, batch: Batch, feature: Feature, sites: tuple[str, ...], fit: Fitter | None, k: int
     ) -> None:
         cache = trace(model, batch, list(dict.fromkeys(sites))).cache
         positions = feature.positions.T.to(device_of(model))
         exist, examples = positions >= 0, torch.arange(len(batch), device=positions.device)
         order = (~exist).long().argsort(dim=1, stable=True)
-        states = torch.stack([cache[s][examples, p.clamp(min=0)] for s, p in zip(sites, positions, strict=True)])
+        states = wide(torch.stack([cache[s][examples, p.clamp(min=0)] for s, p in zip(sites, positions, strict=True)]))
         labels = feature.labels.to(positions.device).transpose(0, 1)
         labels = F.one_hot(labels.long().clamp(min=0)) if feature.kind == "classes" else labels
         labels = labels.reshape(*positions.shape, -1)
@@ -211,6 +212,14 @@ CONTROLS: dict[str, Control] = {
     "variance": _of_equal_variance,
     "orthogonal": _orthogonal,
 }
+
+
+def no_room_beside(removal: Removal) -> str:
+    """Why nothing like a removal is orthogonal to it, if so."""
+    k, d_model = removal.basis.shape[1:]
+    if (left := max(0, d_model - k)) >= (k if removal.joint else 1):
+        return ""
+    return f"{k} directions leave {left} of {d_model} dimensions, too few for the control 'orthogonal'"
 
 
 def shared(removal: Removal, other: Removal, known: Known | None) -> tuple[float, float]:

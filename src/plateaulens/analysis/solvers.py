@@ -237,9 +237,10 @@ class Columns:
         and wherever else a bound to it (Boehning 1992).
         """
         there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
-        share = (there / there.sum(1, keepdim=True).clamp(min=1)).to(x)[..., None]
+        share = (there.to(x) / there.sum(1, keepdim=True).clamp(min=1))[..., None]
         x = x if mask is None else x.where(mask[..., None], 0.0)
         mean = share.mT @ x * centred
+        mean = mean + share.mT @ (x - mean) * centred  # what rounding left: a column that does not vary has to be 0
         columns = F.pad(x - mean, (0, 1), value=float(centred))
         if mask is not None:
             columns *= mask[..., None]

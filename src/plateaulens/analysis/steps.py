@@ -19,10 +19,20 @@ def over_steps(run: Any, look: Callable[[Any], xr.Dataset], steps: Sequence[int]
     Raises:
         ValueError: when there is no checkpoint.
     """
+    steps = chosen_steps(run, steps)
+    return xr.concat([look(run.model(step)) for step in steps], pd.Index(steps, name="step"))
+
+
+def chosen_steps(run: Any, steps: Sequence[int] | None = None) -> list[int]:
+    """The given steps, or all of `run`.
+
+    Raises:
+        ValueError: when there is none.
+    """
     steps = list(run.steps if steps is None else steps)
     if not steps:
         raise ValueError(f"{run!r} has no checkpoints; record with save_every=")
-    return xr.concat([look(run.model(step)) for step in steps], pd.Index(steps, name="step"))
+    return steps
 
 
 def evenly(steps: Sequence[int], most: int) -> list[int]:

@@ -1,6 +1,6 @@
 """Which checkpoints of a suite are what their names say, without downloading any.
 
-    found = audit(checkpoints("EleutherAI/pythia-2.8b"))
+    found = audit(pl.pythia("2.8b"))
     found.duplicates, found.missing, found.evidence(0)
 
 Of a Hub repository, the content hashes that its API lists are compared: equal hashes are equal bytes, for certain.
@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from plateaulens.checkpoints.reports import Report, reports_for
-from plateaulens.checkpoints.source import WEIGHTS, weight_files
+from plateaulens.checkpoints.source import WEIGHTS, few, weight_files
 
 Digests = dict[str, str]  # name of a file, or of a tensor -> digest of its content
 _told: set[Any] = set()  # what `warn_once` has said in this process
@@ -89,8 +89,9 @@ class Audit:
     def _line(self, group: Duplicate, step: int | None = None) -> str:
         what = "the weights" if group.of == len(group.files) else f"{len(group.files)} of {group.of} weight files"
         rest = [s for s in group.steps if s != step]
-        few = _few(rest) + ", the last" * (self.last in rest)
-        others = ["main"] * group.main + [f"{len(rest)} steps ({few})" if len(rest) > 1 else f"step {few}"] * bool(rest)
+        names = few(rest) + ", the last" * (self.last in rest)
+        steps = [f"{len(rest)} steps ({names})" if len(rest) > 1 else f"step {names}"] if rest else []
+        others = ["main"] * group.main + steps
         verb = f"serves {what} of" if step is not None else f"{what} are the same in"
         file, digest = min(group.files.items())
         differ = "".join(f"; {form}, which is not read, differs among them" for form in group.differ)
@@ -110,7 +111,7 @@ class Audit:
         }
 
     def __repr__(self) -> str:
-        found = [f"missing: {_few(self.missing)}"] * bool(self.missing)
+        found = [f"missing: {few(self.missing)}"] * bool(self.missing)
         found += [self._line(group) for group in (*self.duplicates, *self.partial)]
         found = found or ["nothing is missing, and no two steps have weight files in common"]
         return "\n  ".join([f"Audit of {self.name}, {len(self.table)} steps:", *found, *map(str, self.reports)])
@@ -136,7 +137,7 @@ def audit(suite: Any, steps: Sequence[int] | None = None, progress: bool = True)
     revisions, expected = suite.source.revisions(), set(suite.expected or ())
     wanted = {*revisions, *expected} if steps is None else set(steps)
     if unknown := sorted(wanted - {*revisions, *expected}):
-        raise ValueError(f"{suite.name} has no step {_few(unknown)}; it has {_few(sorted(revisions))}")
+        raise ValueError(f"{suite.name} has no step {few(unknown)}; it has {few(sorted(revisions))}")
     there: dict[int | str, str] = {step: revision for step, revision in revisions.items() if step in wanted}
     if main := getattr(suite.source, "main", None):
         there["main"] = main
@@ -191,7 +192,7 @@ def warn_once(name: str, step: int, audit: Audit | None = None) -> None:
     if audit is None:
         said.append(f"run `plateaulens checkpoints audit {name}`")
     elif not line and step in audit.table.index:
-        said.append("the audit finds no weight file of this step elsewhere")
+        said.append(f"among {len(audit.table)} audited steps no other has a weight file of this one")
     warnings.warn(f"{name}, step {step}: {'; '.join(said)}", stacklevel=3)
 
 
@@ -259,8 +260,3 @@ def _group(members: Set[int | str], served: Mapping[int | str, list[_Form]], par
         beside[form.name].add(form.digest)
     differ = tuple(name for name, digests in beside.items() if len(digests) > 1)
     return Duplicate(steps, "main" in members, files, len(read.files if part else files), differ)
-
-
-def _few(steps: Sequence[int]) -> str:
-    """The first three and the last, if there are more than four."""
-    return ", ".join(map(str, steps if len(steps) < 5 else [*steps[:3], "...", steps[-1]]))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+LARGE = 10**8  # bytes that nobody should wait for without a word
 BUSY = (408, 429, 500, 502, 503, 504)  # answers that another try may change
 LOCAL = "folders of checkpoints open with plateaulens.local(folder)"
 
@@ -31,14 +32,15 @@ class HubClient:
         patience: seconds for which a busy or broken Hub is tried again, counted from the last byte that came.
         pause: seconds before the second try, then doubled each time.
         timeout: seconds without a byte after which a connection counts as broken.
-        progress: whether a download shows a bar.
+        progress: whether a download shows a bar; None means that of a large file does.
         stops: how often `stop` was called; what began at an earlier count ends.
     """
 
     def __init__(self, name: str, token: str | bool | None = None) -> None:
         self.name, self.token = name, token
         self.patience, self.pause, self.timeout = 30.0, 1.0, 10.0
-        self.progress, self.stops, self._reached = False, 0, False
+        self.progress: bool | None = None
+        self.stops, self._reached = 0, False
 
     def listing(self, path: str, parse: Callable[[list[Any]], T], what: str) -> T:
         """What `parse` makes of the pages of a listing.
@@ -91,13 +93,13 @@ class HubClient:
         from tqdm.auto import tqdm
 
         part.touch()
-        have = size_of(part)
+        have, shown = size_of(part), size >= LARGE if self.progress is None else self.progress
         if have >= size:  # killed after the last byte
             return have
         with (
             self._open(url, {"Range": f"bytes={have}-"} if have else {}) as response,
             part.open("ab", buffering=0) as out,
-            tqdm(desc=what, total=size, initial=have, unit="B", unit_scale=True, disable=not self.progress) as bar,
+            tqdm(desc=what, total=size, initial=have, unit="B", unit_scale=True, disable=not shown) as bar,
         ):
             if response.status_code != 206:  # all of it, from the start
                 out.truncate(have := 0)

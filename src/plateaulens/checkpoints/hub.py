@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plateaulens.checkpoints.client import HubClient, size_of
+from plateaulens.checkpoints.client import LARGE, HubClient, size_of
 from plateaulens.checkpoints.source import STEP, File, steps_of
 
 REPO = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -36,6 +37,7 @@ class HubSource:
 
     Attributes:
         name: the repository's name.
+        pattern: where a revision's name has its step.
         main: its main branch, known (with the steps) once it was listed.
         max_bytes: the most that may lie in `folder` at any moment, partial files included; None for no bound.
         folder: where this repository is cached, a sub-folder per commit.
@@ -65,7 +67,7 @@ class HubSource:
         self._lock = FileLock(self.folder / ".lock", is_singleton=True)  # one for all objects, each thread for itself
         self.lock: AbstractContextManager[Any] = self._lock
         self.main: str | None = None
-        self._pattern = re.compile(pattern)
+        self.pattern = pattern
         self._known: _Refs | None = None
         self._listed: dict[str, list[File]] = {}
         self._listing = threading.RLock()
@@ -80,10 +82,10 @@ class HubSource:
             ConnectionError: when the Hub does not answer.
         """
         for names in (self._refs.branches, self._refs.tags):
-            if steps := steps_of(list(names), self._pattern):
+            if steps := steps_of(list(names), self.pattern):
                 return steps
         some = [*self._refs.branches, *self._refs.tags][:8]
-        raise ValueError(f"{self.name} names no step by {self._pattern.pattern!r}; its revisions: {some}")
+        raise ValueError(f"{self.name} names no step by {self.pattern!r}; its revisions: {some}")
 
     def commit(self, revision: str) -> str:
         """The commit that a branch or tag points to, the same for as long as this object lives.
@@ -138,6 +140,8 @@ class HubSource:
             ConnectionError: when the Hub does not answer.
             InterruptedError: when it was stopped.
         """
+        from tqdm.auto import tqdm
+
         began = self.client.stops
         folder = self.folder / (commit := self.commit(revision))
         for file in files:
@@ -146,6 +150,8 @@ class HubSource:
         with self._locked(began):
             missing = [file for file in files if not _is_verified(folder, file)]
             self._make_room(folder, files)
+            if (much := sum(file.size for file in missing)) >= LARGE:
+                tqdm.write(f"{self.name}@{revision}: {tqdm.format_sizeof(much, 'B')} to fetch", file=sys.stderr)
             for file in missing:
                 self._obtain(commit, folder, file, f"{file.path} of {self.name}@{revision}", began)
             folder.mkdir(parents=True, exist_ok=True)
@@ -191,7 +197,7 @@ class HubSource:
             return
         if needed > self.max_bytes:
             raise ValueError(
-                f"a checkpoint of {self.name} needs {needed:,} bytes and the cache may hold {self.max_bytes:,}; "
+                f"{len(files)} files of {self.name} need {needed:,} bytes and the cache may hold {self.max_bytes:,}; "
                 "raise max_bytes, or look at a smaller model"
             )
         wanted = {path for file in files for path in (folder / file.path, _partial(folder / file.path))}

@@ -63,6 +63,7 @@ def open_model(
     bridge = TransformerBridge.boot_transformers(
         str(folder), hf_model=plain, tokenizer=tokenizer, dtype=dtype, device=None if place else device
     )
+    bridge.tokenizer = bridge.tokenizer if tokenizer else None  # else it is one made up of config.json
     bridge.cfg.checkpoint_value = step
     off = float((bridge(prompt) - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
     if off > TOLERANCE * (1 if dtype == torch.float32 else 10):

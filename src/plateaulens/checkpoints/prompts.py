@@ -6,19 +6,21 @@ read_prompts("mine.txt", n=None)    # all lines of a file
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from plateaulens._lookup import unknown
 from plateaulens.checkpoints.shipped import shipped
 
 
-def read_prompts(source: str | Path = "built-in", n: int | None = 100, *, seed: int | None = None) -> list[str]:
+def read_prompts(
+    source: str | Path | Sequence[str] = "built-in", n: int | None = 100, *, seed: int | None = None
+) -> list[str]:
     """The first `n` prompts of a set or a file, each as it stands there.
 
     Args:
         source: "built-in", "arc-easy" (the questions of its test split, from the Hub or its cache), or a text
-            file with a prompt a line; blank lines are dropped.
+            file with a prompt a line; blank lines are dropped. Or the prompts themselves, as few as they may be.
         n: how many; None takes all.
         seed: shuffles all prompts before the first `n` are taken; in order unless given. The paper's last
             version shuffled too, without a seed: its subset is lost.
@@ -32,6 +34,9 @@ def read_prompts(source: str | Path = "built-in", n: int | None = 100, *, seed: 
         raise ValueError(f"n must be at least 1, or None for all prompts, got {n}")
     if isinstance(source, str) and source in SETS:
         prompts = SETS[source]()
+    elif not isinstance(source, str | Path):
+        prompts = list(source)
+        n = None if n is None else min(n, len(prompts))
     elif Path(source).is_file():
         prompts = _lines(Path(source))
     else:
@@ -39,7 +44,9 @@ def read_prompts(source: str | Path = "built-in", n: int | None = 100, *, seed: 
     if not prompts:
         raise ValueError(f"{str(source)!r} has no prompt, only blank lines")
     if n is not None and len(prompts) < n:
-        raise ValueError(f"{str(source)!r} has {len(prompts)} prompts, fewer than n={n}; None takes all there are")
+        raise ValueError(
+            f"{str(source)!r} has {len(prompts)} prompts, fewer than n={n}; ask for {len(prompts)} at most"
+        )
     if seed is not None:
         random.Random(seed).shuffle(prompts)
     return prompts[:n]

@@ -8,6 +8,7 @@ from plateaulens.checkpoints.source import STEP, LocalSource
 from plateaulens.checkpoints.suite import Checkpoints
 
 PYTHIA_SIZES = ("14m", "31m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
+POLY_SIZES, POLY_SEEDS = PYTHIA_SIZES[:5], range(1, 10)  # arXiv 2503.09543
 PYTHIA_STEPS = (0, *(2**i for i in range(10)), *range(1000, 144_000, 1000))  # arXiv 2304.01373, section 2.1
 PYTHIA_TOKENS = 2_097_152  # a step: 1024 sequences of 2048
 OLMO2 = {
@@ -18,7 +19,14 @@ OLMO2 = {
 }
 
 
-def hub(repo: str, pattern: str = STEP.pattern, *, cache: str | Path | None = None, **options: Any) -> Checkpoints:
+def hub(
+    repo: str,
+    pattern: str = STEP.pattern,
+    *,
+    cache: str | Path | None = None,
+    token: str | bool | None = None,
+    **options: Any,
+) -> Checkpoints:
     """Any repository of a Hugging Face Hub whose revisions are named by step.
 
     Args:
@@ -26,6 +34,7 @@ def hub(repo: str, pattern: str = STEP.pattern, *, cache: str | Path | None = No
         pattern: a regular expression whose first group is the step in a revision's name.
         cache: where checkpoints are kept while they are used; by default `$PLATEAULENS_CACHE` or
             `~/.cache/plateaulens`.
+        token: as huggingface_hub's: None for the saved one, False for none.
         **options: of `Checkpoints`.
 
     Raises:
@@ -33,7 +42,7 @@ def hub(repo: str, pattern: str = STEP.pattern, *, cache: str | Path | None = No
     """
     from plateaulens.checkpoints.hub import HubSource
 
-    return Checkpoints(HubSource(repo, pattern, cache=cache), **options)
+    return Checkpoints(HubSource(repo, pattern, cache=cache, token=token), **options)
 
 
 def pythia(size: str, *, deduped: bool = False, seed: int | None = None, **options: Any) -> Checkpoints:
@@ -42,15 +51,17 @@ def pythia(size: str, *, deduped: bool = False, seed: int | None = None, **optio
     Args:
         size: "14m" to "12b".
         deduped: trained on the deduplicated Pile.
-        seed: 1 to 9 of PolyPythias.
+        seed: 1 to 9 of PolyPythias, which go up to "410m".
         **options: of `hub`.
 
     Raises:
-        ValueError: for an unknown size, or both `deduped` and `seed`.
+        ValueError: for an unknown size or seed, or both `deduped` and `seed`.
     """
     look_up("size of Pythia", size, dict.fromkeys(PYTHIA_SIZES))
     if deduped and seed is not None:
         raise ValueError("PolyPythias were trained on the standard Pile; give deduped= or seed=, not both")
+    if seed is not None and (seed not in POLY_SEEDS or size not in POLY_SIZES):
+        raise ValueError(f"PolyPythias are {', '.join(POLY_SIZES)} with seeds 1 to 9; got {size} with seed {seed}")
     name = f"EleutherAI/pythia-{size}" + ("-deduped" if deduped else "" if seed is None else f"-seed{seed}")
     return hub(name, r"^step(\d+)$", expected=PYTHIA_STEPS, tokens_a_step=PYTHIA_TOKENS, **options)
 

@@ -1,6 +1,7 @@
 """Where checkpoints come from: a `Source` knows which steps there are and their files, and fetches them."""
 
 import re
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def weight_files(files: list[File]) -> list[File]:
     raise ValueError(f"no weights among {sorted(by_name)[:8]}; expected {' or '.join(WEIGHTS)} (or their shards)")
 
 
-def steps_of(names: list[str], pattern: re.Pattern[str] = STEP) -> dict[int, str]:
+def steps_of(names: list[str], pattern: str | re.Pattern[str] = STEP) -> dict[int, str]:
     """Step -> name, ascending, for the names in which `pattern` finds a step number.
 
     Raises:
@@ -79,7 +80,7 @@ def steps_of(names: list[str], pattern: re.Pattern[str] = STEP) -> dict[int, str
     """
     found: dict[int, str] = {}
     for name in names:
-        if match := pattern.search(name):
+        if match := re.search(pattern, name):
             step = int(match[1])
             if found.setdefault(step, name) != name:
                 raise ValueError(
@@ -87,6 +88,11 @@ def steps_of(names: list[str], pattern: re.Pattern[str] = STEP) -> dict[int, str
                     "expression whose first group is the step"
                 )
     return dict(sorted(found.items()))
+
+
+def few(steps: Sequence[int]) -> str:
+    """In words: the first three and the last, if there are more than four."""
+    return ", ".join(map(str, steps if len(steps) < 5 else [*steps[:3], "...", steps[-1]]))
 
 
 class LocalSource:
@@ -97,17 +103,18 @@ class LocalSource:
     """
 
     def __init__(self, folder: str | Path, pattern: str = STEP.pattern) -> None:
-        self.folder, self.name, self._pattern = Path(folder), Path(folder).resolve().name, re.compile(pattern)
+        self.folder, self.name, self.pattern = Path(folder), Path(folder).resolve().name, pattern
         self.main: str | None = None
         self.max_bytes: int | None = None
         self.lock: AbstractContextManager[Any] = nullcontext()
         if not self.folder.is_dir():
             raise FileNotFoundError(f"there is no folder {self.folder}")
         if not self.revisions():
-            raise FileNotFoundError(f"{self.folder} has no sub-folders step0, step1, ... with checkpoints")
+            hint = "; it is a run, which plateaulens.Run opens" if (self.folder / "run.json").is_file() else ""
+            raise FileNotFoundError(f"{self.folder} has no sub-folders step0, step1, ... with checkpoints{hint}")
 
     def revisions(self) -> dict[int, str]:
-        return steps_of(sorted(p.name for p in self.folder.iterdir() if p.is_dir() and p.name[0] != "."), self._pattern)
+        return steps_of(sorted(p.name for p in self.folder.iterdir() if p.is_dir() and p.name[0] != "."), self.pattern)
 
     def files(self, revision: str) -> list[File]:
         folder = self.folder / revision

@@ -17,15 +17,17 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
+from weakref import finalize
 
 import torch
 
 from plateaulens._shapes import Batch, Decoding
+from plateaulens.checkpoints.audit import Audit, audit, warn_once
 from plateaulens.checkpoints.loading import open_model
 from plateaulens.checkpoints.prompts import read_prompts
-from plateaulens.checkpoints.source import File, Source, weight_files
+from plateaulens.checkpoints.source import File, LocalSource, Source, weight_files
 
 SLACK = 2**20  # bytes for what the Hub's client writes beside the files
 TOKENIZER = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens")
@@ -43,6 +45,9 @@ class Checkpoints:
         device_map: passed to `from_pretrained` for models that one device cannot hold.
         expected: the steps that were announced, for `audit`.
         tokens_a_step: tokens that one step saw, where the names of the revisions do not say.
+
+    Attributes:
+        audited: what `look` found; `model` warns by it.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class Checkpoints:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.dtype, self.device_map = dtype, device_map
         self.expected = None if expected is None else tuple(expected)
+        self.audited: Audit | None = None
         self._tokens_a_step, self._tokenizer = tokens_a_step, None
 
     # What there is; nothing is downloaded.
@@ -103,20 +109,41 @@ class Checkpoints:
         except ValueError as error:
             raise ValueError(f"step {step} of {self.name} cannot be opened: {error}") from error
 
+    def has_weights(self, step: int) -> bool:
+        """Whether a step can be opened: some branches are there without weights."""
+        try:
+            return bool(self.files(step))
+        except ValueError:
+            return False
+
     def size(self, step: int) -> int:
         """Bytes to fetch of a step."""
         return sum(f.size for f in self.files(step))
+
+    def look(self, steps: Sequence[int]) -> Audit:
+        """Audit these steps together with those that were looked at before, so that `model` can warn of them.
+
+        Raises:
+            ValueError, ConnectionError: as `audit`.
+        """
+        known = () if self.audited is None else self.audited.table.index
+        self.audited = audit(self, sorted({*steps, *known}), progress=False)
+        return self.audited
 
     # Models and words.
 
     def model(self, step: int) -> Any:
         """The model as it was at `step`: a TransformerBridge, its weights unprocessed, its tokenizer with it.
 
+        Warns once of a step whose weights are known, or publicly reported, to be those of another.
+
         Raises:
             ValueError: for a step without a checkpoint, or files that are damaged or of another model.
             ConnectionError: when the Hub cannot be reached.
         """
-        tokenizer = self._tokenizer or self.tokenizer
+        self.revision(step)
+        warn_once(self.name, step, self.audited)
+        tokenizer = self._tokenizer or (self.tokenizer if self.has_tokenizer else None)
         with self.source.lock:  # until it is in memory, nobody else may evict it
             folder = self._fetch(step)
             options = {"device": self.device, "dtype": self.dtype, "device_map": self.device_map}
@@ -126,32 +153,46 @@ class Checkpoints:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer of the last step.
+        """The tokenizer of the last step that has one.
 
         Raises:
-            ValueError: when it cannot be opened.
+            ValueError: when there is none, or it cannot be opened.
         """
         from transformers import AutoTokenizer
 
-        step = self.steps[-1]
-        files = [f for f in self.source.files(self.revision(step)) if Path(f.path).name.startswith(TOKENIZER)]
-        files += [f for f in self.files(step) if f.path == "config.json"]
+        if self._tokenizer_files is None:
+            raise ValueError(f"{self.name} has no tokenizer at any step; prompts of tokens are Batch.prompts(rows, n)")
+        step, files = self._tokenizer_files
         # TransformerLens reads it again from where it was read, and there it may have been evicted.
-        self._kept = TemporaryDirectory(prefix="plateaulens-")
+        kept = mkdtemp(prefix="plateaulens-")
+        finalize(self, shutil.rmtree, kept, ignore_errors=True)
         with self.source.lock:
             self._allow(sum(f.size for f in files))
             folder = self.source.fetch(self.revision(step), files)
             for file in files:
-                shutil.copy(folder / file.path, self._kept.name)
+                shutil.copy(folder / file.path, kept)
         try:
-            return AutoTokenizer.from_pretrained(self._kept.name)
+            return AutoTokenizer.from_pretrained(kept)
         except (OSError, ValueError) as error:
             line = str(error).strip().splitlines()[0]
             raise ValueError(f"step {step} of {self.name} has no tokenizer that opens: {line}") from error
 
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether any step has one."""
+        return self._tokenizer_files is not None
+
+    @cached_property
+    def _tokenizer_files(self) -> tuple[int, list[File]] | None:
+        for step in reversed(self.steps):
+            listed = [f for f in self.source.files(self.revision(step)) if "/" not in f.path]
+            if any(f.path.startswith(TOKENIZER) for f in listed):
+                return step, [f for f in listed if f.path.startswith((*TOKENIZER, "config.json"))]
+        return None  # transformers would make an empty one of config.json alone
+
     def prompts(
         self,
-        source: str | Path = "built-in",
+        source: str | Path | Sequence[str] = "built-in",
         n: int | None = 100,
         *,
         n_new: int = 8,
@@ -164,7 +205,8 @@ class Checkpoints:
         Exactly `n_new` tokens are generated (the end of the text is never one of them), greedily or sampled.
 
         Args:
-            source: "built-in" (100 questions written for PlateauLens), "arc-easy", or a text file, one a line.
+            source: "built-in" (100 questions written for PlateauLens), "arc-easy", a text file, one a line, or the
+                prompts themselves.
             n: the first so many; None is all.
             n_new: tokens to generate.
             seed: shuffle before taking the first `n`.
@@ -193,6 +235,8 @@ class Checkpoints:
         steps = self.steps if steps is None else list(steps)
         for step in steps:
             self.revision(step)
+        if not isinstance(self.source, LocalSource):  # what a Hub lists of them is needed anyway
+            self.look(steps)
         ahead: Future[None] | None = None
         gc.collect()
         gc.freeze()  # else collecting, at each step, looks at all that the imports made: 0.2 s

@@ -15,6 +15,7 @@ A survey that was cut off at any moment goes on where it was when it is called a
 import gc
 import json
 import platform
+import sys
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
@@ -30,8 +31,8 @@ from torch import Tensor
 
 from plateaulens._lookup import build
 from plateaulens._shapes import Batch, Decoding
-from plateaulens.checkpoints.audit import audit, warn_once
-from plateaulens.checkpoints.source import LocalSource
+from plateaulens.checkpoints.audit import Audit
+from plateaulens.checkpoints.source import LocalSource, few
 from plateaulens.checkpoints.suite import Checkpoints
 from plateaulens.files import read_tensors, write_json, write_tensors
 from plateaulens.measurements import LANGUAGE, Measurement, reads
@@ -56,8 +57,10 @@ class Survey:
                 f"{self.path} is not a survey (no survey.json); make one: plateaulens checkpoints measure"
             )
         try:
-            self.config: dict[str, Any] = json.loads((self.path / "survey.json").read_text())
-        except json.JSONDecodeError as error:
+            self.config: dict[str, Any] = dict(json.loads((self.path / "survey.json").read_text()))
+            if missing := {"suite", "watch", "n_new", "decoding"} - self.config.keys():
+                raise ValueError(f"no {min(missing)}")
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{self.path / 'survey.json'} is damaged ({error})") from error
 
     @property
@@ -71,7 +74,10 @@ class Survey:
         return sorted(int(p.stem) for p in (self.path / "steps").glob("*.json") if p.stem.isdigit())
 
     def step(self, step: int) -> dict[str, Any]:
-        """Everything that is kept of a step: values, generated, said, near_ties, revision, files, seconds.
+        """Everything that is kept of a step: values, generated, near_ties, seconds.
+
+        Of a suite also what was said in words, its revision, files, a digest of the weights, and the evidence, if any,
+        that these are another step's.
 
         Raises:
             ValueError: for a step that was not measured, or a damaged file.
@@ -80,9 +86,12 @@ class Survey:
         if not path.is_file():
             raise ValueError(f"step {step} was not measured in {self.path}; there are {self.steps}")
         try:
-            return dict(json.loads(path.read_text()))
-        except json.JSONDecodeError as error:
+            kept = dict(json.loads(path.read_text()))
+            if missing := {"values", "generated", "near_ties"} - kept.keys():
+                raise ValueError(f"no {min(missing)}")
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}); remove it and survey again") from error
+        return kept
 
     def values(self, step: int) -> dict[str, np.ndarray]:
         """Each measurement of a step, a value (or row of values) a prompt; what has none is NaN."""
@@ -113,7 +122,7 @@ def survey(
     suite: Any,
     path: str | Path,
     prompts: Batch | None = None,
-    watch: Sequence[Measurement | str] | None = None,
+    watch: Sequence[Measurement | str] | str | None = None,
     steps: Iterable[int] | None = None,
     *,
     progress: bool = True,
@@ -135,23 +144,30 @@ def survey(
     from tqdm.auto import tqdm
 
     prompts = suite.prompts() if prompts is None else prompts
-    watch = list(LANGUAGE if watch is None else watch)
+    watch = [watch] if isinstance(watch, str) else list(LANGUAGE if watch is None else watch)
     for measurement in watch:
         named(measurement)  # an unknown one is found out before anything is written
-    steps = list(suite.steps if steps is None else steps)
-    if unknown := [s for s in steps if s not in set(suite.steps)]:
-        raise ValueError(f"{suite!r} has no checkpoint of step {unknown[0]}; it has {_some(suite.steps)}")
+        if getattr(measurement, "__name__", "") == "<lambda>":
+            raise ValueError("a survey is known by the names of its measurements, and a lambda has none; use def")
+    chosen = list(dict.fromkeys(suite.steps if steps is None else steps))
+    if unknown := [s for s in chosen if s not in set(suite.steps)]:
+        raise ValueError(f"{suite!r} has no checkpoint of step {unknown[0]}; it has {few(suite.steps)}")
     found = _open(Path(path), suite, prompts, watch)
-    left = [step for step in steps if step not in set(found.steps)]
+    looked = _look(suite, found, chosen) if isinstance(suite, Checkpoints) else None
+    if looked is not None and steps is None and (missing := [step for step in chosen if step in looked.missing]):
+        tqdm.write(f"{suite.name}: without weights, and left out: {few(missing)}", file=sys.stderr)
+        chosen = [step for step in chosen if step not in missing]
+    left = [step for step in chosen if step not in set(found.steps)]
     if left and progress and isinstance(suite, Checkpoints):
         tqdm.write(said_before(suite, left))
     with closing(_walk(suite, left)) as models, tqdm(total=len(left), unit="step", disable=not progress) as bar:
         for step, model in models:
             start = time.monotonic()
             kept = _measured(model, prompts, watch)
-            if isinstance(suite, Checkpoints):
+            if looked is not None:
                 kept |= {"revision": suite.revision(step), "files": {f.path: f.digest for f in suite.files(step)}}
-                kept["said"] = suite.tokenizer.batch_decode(kept["generated"])
+                kept |= {"weights": looked.table.digest[step], "evidence": looked.evidence(step)}
+                kept["said"] = _words(suite, kept["generated"])
             del model
             write_json(
                 found.path / "steps" / f"{step:06d}.json",
@@ -173,7 +189,7 @@ def said_before(suite: Checkpoints, steps: Sequence[int]) -> str:
 
     sizes = [suite.size(step) for step in steps]
     each, total, cap = (tqdm.format_sizeof(n, "B") for n in (max(sizes), sum(sizes), suite.max_bytes or 2 * max(sizes)))
-    line = f"{suite.name}: {len(steps)} steps ({_some(steps)}) of up to {each}, {total} in all"
+    line = f"{suite.name}: {len(steps)} steps ({few(steps)}) of up to {each}, {total} in all"
     return line if isinstance(suite.source, LocalSource) else f"{line} to fetch; on disk at most {cap}"
 
 
@@ -195,18 +211,26 @@ def _measured(model: Any, prompts: Batch, watch: Sequence[Measurement | str]) ->
 
 
 def _walk(suite: Any, steps: list[int]) -> Generator[tuple[int, Any], None, None]:
-    """The models, fetched as they are needed; an affected step is warned of before it is measured."""
-    if not isinstance(suite, Checkpoints):
-        for step in steps:
-            yield step, suite.model(step)
-            gc.collect()
-        return
-    hashed = bool(steps) and all(f.digest for f in suite.files(steps[0]))
-    found = audit(suite, steps, progress=False) if hashed else None
-    for step in steps:
-        warn_once(suite.name, step, found)
-    with closing(suite.walk(steps)) as models:
-        yield from models
+    """The models, fetched as they are needed."""
+    if isinstance(suite, Checkpoints):
+        with closing(suite.walk(steps)) as models:
+            yield from models
+    for step in [] if isinstance(suite, Checkpoints) else steps:
+        yield step, suite.model(step)
+        gc.collect()
+
+
+def _look(suite: Checkpoints, found: Survey, steps: Sequence[int]) -> Audit:
+    """Audit the steps beside those that were measured, which must have the weights they had; a folder's are read."""
+    known = [step for step in found.steps if step in suite.revisions]
+    audit = suite.look([*known, *steps])
+    for step in known:
+        if found.step(step).get("weights") != audit.table.digest[step]:
+            raise ValueError(
+                f"{found.path} holds step {step} of other weights than {suite.name} has now; take another folder, or "
+                f"remove steps/{step:06d}.json there to measure it again"
+            )
+    return audit
 
 
 def _open(path: Path, suite: Any, prompts: Batch, watch: Sequence[Measurement | str]) -> Survey:
@@ -218,6 +242,8 @@ def _open(path: Path, suite: Any, prompts: Batch, watch: Sequence[Measurement | 
         "n_new": prompts.n_new,
         "decoding": asdict(prompts.decoding),
         "dtype": str(getattr(suite, "dtype", torch.float32)),
+        "pattern": getattr(getattr(suite, "source", None), "pattern", None),
+        "trained": getattr(suite, "config", {}).get("created"),
     }
     columns = {name: getattr(prompts, name).cpu() for name in ("tokens", "out", "scored")}
     if (path / "survey.json").is_file() and (found := Survey(path)).steps:
@@ -244,11 +270,15 @@ def _open(path: Path, suite: Any, prompts: Batch, watch: Sequence[Measurement | 
     return Survey(path)
 
 
+def _words(suite: Checkpoints, rows: list[list[int]]) -> list[str]:
+    return list(suite.tokenizer.batch_decode(rows)) if suite.has_tokenizer else []
+
+
 def _texts(suite: Any, prompts: Batch) -> list[str]:
     if not isinstance(suite, Checkpoints):
         return []
     rows = zip(prompts.tokens.tolist(), prompts.out[:, 0].tolist(), strict=True)
-    return list(suite.tokenizer.batch_decode([row[: end + 1] for row, end in rows]))
+    return _words(suite, [row[: end + 1] for row, end in rows])
 
 
 def _plain(values: Any) -> Any:
@@ -264,7 +294,3 @@ def _mean(values: Any) -> Any:
     if array.ndim > 1:
         return np.nanmean(array, 0).tolist()
     return float(array.mean())
-
-
-def _some(steps: Sequence[int]) -> str:
-    return ", ".join(map(str, steps)) if len(steps) <= 8 else f"{', '.join(map(str, steps[:6]))}, ... {steps[-1]}"

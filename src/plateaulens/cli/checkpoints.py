@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from plateaulens.cli.base import Group, main, option, usable
+from plateaulens.cli.base import Group, given_values, main, option, usable
 
 
 @main.group(cls=Group)
@@ -32,16 +32,17 @@ def steps_(suite: str, sizes: bool) -> None:
     from tqdm.auto import tqdm
 
     import plateaulens as pl
+    from plateaulens.checkpoints.source import few
 
     found = pl.open_suite(suite)
     rows = []
     for step in tqdm(found.steps, unit="step", disable=None if sizes else True, leave=False):
         row = {"step": step, "revision": found.revision(step), "tokens": found.tokens(step)}
-        rows.append(row | ({"bytes": found.size(step)} if sizes else {}))
+        rows.append(row | ({"bytes": found.size(step) if found.has_weights(step) else "no weights"} if sizes else {}))
     table = pd.DataFrame(rows).dropna(axis=1, how="all")
     click.echo(table.to_string(index=False))
     if found.expected is not None and (missing := sorted(set(found.expected) - set(found.steps))):
-        click.echo(f"announced and not there: {', '.join(map(str, missing))}")
+        click.echo(f"announced and not there: {few(missing)}")
 
 
 @checkpoints.command()
@@ -49,13 +50,13 @@ def steps_(suite: str, sizes: bool) -> None:
 @option("--steps", help="Such as 0,16,64 or 0-10000, or both: 0,64-1000.  [default: all]")
 @option("--out", type=click.Path(path_type=Path), help="Folder of the survey.  [default: surveys/SUITE]")
 @option("--prompts", default="built-in", help="built-in, arc-easy, or a text file with a prompt a line.")
-@option("--n", type=click.IntRange(1), default=100, help="The first so many prompts.")
+@option("--n", type=click.IntRange(1), help="The first so many prompts.  [default: 100; all lines of a file]")
 @option("--n-new", type=click.IntRange(1), default=8, help="Tokens to generate after each.")
 @option("--shuffle", type=int, help="Seed that shuffles the prompts before the first are taken.")
 @option("--sample", is_flag=True, help="Draw the tokens instead of taking the likeliest.")
-@option("--seed", default=0, help="Of the draws.")
-@option("--temperature", default=1.0, help="Of the draws.")
-@option("--top-k", type=int, default=50, help="Draw among the likeliest so many.")
+@option("--seed", "draws", type=int, help="Of the draws.  [default: 0]")
+@option("--temperature", type=float, help="Of the draws.  [default: 1]")
+@option("--top-k", type=int, help="Draw among the likeliest so many.  [default: 50]")
 @option("--watch", multiple=True, help="A measurement, such as norm@*. Repeatable.  [default: a dozen]")
 @option("--max-bytes", help="Most that may lie on disk at a time, such as 2GB.  [default: two checkpoints]")
 @option("--cache", type=click.Path(path_type=Path), help="Where checkpoints are kept meanwhile.")
@@ -67,9 +68,10 @@ def measure(
     steps: str | None,
     out: Path | None,
     prompts: str,
-    n: int,
+    n: int | None,
     n_new: int,
     shuffle: int | None,
+    sample: bool,
     watch: tuple[str, ...],
     max_bytes: str | None,
     cache: Path | None,
@@ -87,25 +89,31 @@ def measure(
     import torch
 
     import plateaulens as pl
+    from plateaulens.checkpoints.prompts import SETS
 
     if device is not None:
         usable(device)
+    if (drawn := given_values(decoding)) and not sample:
+        raise ValueError(f"--{min(drawn).replace('_', '-').replace('draws', 'seed')} is about draws; add --sample")
     options: dict[str, Any] = {"device": device, "dtype": getattr(torch, dtype)}
-    if not Path(suite).is_dir():
-        options |= {"max_bytes": None if max_bytes is None else size(max_bytes), "cache": cache}
+    kept = given_values({"max_bytes": None if max_bytes is None else size(max_bytes), "cache": cache})
+    if kept and Path(suite).is_dir():
+        raise ValueError(f"--{min(kept).replace('_', '-')} is about checkpoints of a Hub, and {suite} is a folder")
+    options |= kept
     found = pl.open_suite(suite, **options)
     other = None if beside is None else pl.Run(beside)
     chosen = None if steps is None else among(steps, found.steps)
-    how = {"sample": True, "draws": decoding["seed"], **{k: decoding[k] for k in ("temperature", "top_k")}}
-    batch = found.prompts(prompts, n, n_new=n_new, seed=shuffle, **(how if decoding["sample"] else {}))
+    n = 100 if n is None and prompts in SETS else n
+    batch = found.prompts(prompts, n, n_new=n_new, seed=shuffle, sample=sample, **drawn)
     folder = out or default_folder(suite)
     try:
         done = pl.survey(found, folder, batch, list(watch) or None, chosen)
     except KeyboardInterrupt:
         click.echo("stopped; what was measured is kept, the same command goes on", err=True)
         raise SystemExit(130) from None
-    shown = [name for name in ("collapse", "repetition", "near_ties") if name in done.metrics]
-    click.echo(done.metrics[shown].round(3).to_string())
+    metrics = done.metrics
+    short = [name for name in ("collapse", "repetition") if name in metrics] or metrics.columns.drop("near_ties")
+    click.echo(metrics[[*short, "near_ties"]].round(3).to_string(line_width=120))
     click.echo(pl.write_report(done, other))
 
 
@@ -183,5 +191,5 @@ def size(text: str) -> int:
     found = re.fullmatch(r"([\d.]+(?:e\d+)?)\s*([kMGT]?)B?", text.strip(), re.IGNORECASE)
     try:
         return int(float(found[1]) * 1000 ** " kMGT".lower().index(found[2].lower() or " "))  # type: ignore[index]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"a number of bytes is such as 500MB or 2GB; got {text!r}") from None

@@ -9,15 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from plateaulens._lookup import look_up
-from plateaulens.hooked import AttentionPattern, device_of, n_layers
+from plateaulens.hooked import AttentionPattern, device_of, n_layers, pattern_at
 from plateaulens.interventions.base import Call, Edit, Intervention
 from plateaulens.interventions.places import only, rows
 from plateaulens.tasks import Task
-
-
-def pattern_at(layer: int) -> str:
-    """The hook of a layer's attention maps."""
-    return f"blocks.{layer}.attn.hook_pattern"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, fields
-from hashlib import sha256
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from plateaulens._lookup import look_up
+from plateaulens.files import digest
 from plateaulens.hooked import AttentionPattern, call_hooks, own_hooks, past_length, refuse_unwritable, whole
 from plateaulens.tasks import TASKS, Task, task_from_json, task_to_json
 
@@ -171,12 +171,6 @@ def _no_gradient(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 # JSON: tensors by digest, tasks and patterns by their parts.
-
-
-def digest(tensor: Tensor) -> str:
-    """sha256 of a tensor's shape, dtype and bytes."""
-    plain = tensor.detach().cpu().contiguous()
-    return sha256(f"{plain.dtype}{list(plain.shape)}".encode() + plain.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def from_json(values: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None, task: Any = None) -> Intervention:

@@ -6,15 +6,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from plateaulens.hooked import is_map
 from plateaulens.interventions.base import Call
 
-MAPS = ("hook_pattern", "hook_attn_scores")  # [batch head query key]
 BY_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_result", "hook_rot_q", "hook_rot_k")  # [batch pos head ...]
-
-
-def is_map(site: str) -> bool:
-    """Whether a site holds attention maps."""
-    return site.rsplit(".", 1)[-1] in MAPS
 
 
 def rows(full: Tensor, tensor: Tensor, call: Call, site: str) -> Tensor:

@@ -1,7 +1,8 @@
 """What can be seen: pure functions on tensors, one definition a name, ignorant of models.
 
-Every function reduces its last axes and keeps the leading ones, so it broadcasts over batches,
-steps or seeds, and none waits for the device.
+Leading axes are kept, so that functions broadcast over batches, steps or seeds, and none waits for the device. Most
+reduce their last axes to a value of each example; `cosine_matrix`, `softmax_pattern` and `disconnected` give a map, and
+`attention_progress_global`, `anisotropy` and `mean_over_cells` need a batch axis: they look across the examples.
 """
 
 from plateaulens.metrics.attention import attention_progress, attention_progress_global, softmax_pattern

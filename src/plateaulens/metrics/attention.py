@@ -4,12 +4,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from plateaulens.metrics.precision import wide
+
 
 def _masses(
     pattern: Float[Tensor, "*batch head query key"], optimal: Bool[Tensor, "*#batch query key"]
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """|A| on the optimal entries, and on all entries of the rows that have one; heads are summed."""
-    mass = pattern.abs().sum(-3)
+    mass = wide(pattern).abs().sum(-3)
     rows = optimal.any(-1, keepdim=True)
     return (mass * optimal).sum((-2, -1)), (mass * rows).sum((-2, -1))
 
@@ -42,4 +44,4 @@ def softmax_pattern(scores: Float[Tensor, "*batch head query key"]) -> Float[Ten
     what the scores prefer, not by how large they are.
     """
     later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    return scores.masked_fill(later, float("-inf")).softmax(-1)
+    return wide(scores).masked_fill(later, float("-inf")).softmax(-1)

@@ -10,13 +10,19 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from plateaulens.metrics.precision import wide
+
 Valid = Bool[Tensor, "*batch out"]
 
 
 def _existing(x: Float[Tensor, "*batch out d"], valid: Valid | None) -> tuple[Tensor, Bool[Tensor, "*batch out"]]:
     """`x` with zeros for the outputs that do not exist, and which do: all unless `valid` says so."""
     exist = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device) if valid is None else valid
-    return x.where(exist[..., None], 0.0), exist
+    return wide(x).where(exist[..., None], 0.0), exist
+
+
+def _unit(hidden: Float[Tensor, "*batch out d_model"]) -> Float[Tensor, "*batch out d_model"]:
+    return F.normalize(wide(hidden), dim=-1)
 
 
 def _centred(
@@ -29,7 +35,7 @@ def _centred(
 
 def cosine_matrix(hidden: Float[Tensor, "*batch out d_model"]) -> Float[Tensor, "*batch out out"]:
     """cos(h_i, h_j) for every pair of outputs."""
-    unit = F.normalize(hidden, dim=-1)
+    unit = _unit(hidden)
     return unit @ unit.mT
 
 
@@ -41,7 +47,7 @@ def mean_pairwise_cosine(
     One pass instead of a loop over pairs: with unit vectors u_i, \|sum_i u_i\|^2 holds every pair twice
     and every self-product once. With fewer than two outputs there is no pair: NaN.
     """
-    unit, exist = _existing(F.normalize(hidden, dim=-1), valid)
+    unit, exist = _existing(_unit(hidden), valid)
     n = exist.sum(-1)
     pairs = unit.sum(-2).square().sum(-1) - unit.square().sum((-2, -1))
     return pairs * (n > 1) / (n * (n - 1))
@@ -74,7 +80,7 @@ def effective_rank(hidden: Float[Tensor, "*batch out d_model"], valid: Valid | N
 
 def _singular_values(hidden: Float[Tensor, "*batch out d_model"], valid: Valid | None) -> Float[Tensor, "*batch rank"]:
     """Of the states as rows; rows of zeros add singular values of zero only."""
-    return torch.linalg.svdvals(_existing(hidden, valid)[0].float())
+    return torch.linalg.svdvals(_existing(hidden, valid)[0])
 
 
 def participation_ratio(
@@ -99,7 +105,7 @@ def anisotropy(
     The mean over examples is that over all pairs of different examples, if their answers are equally long. With one
     example alone: NaN.
     """
-    unit, exist = _existing(F.normalize(hidden, dim=-1), valid)
+    unit, exist = _existing(_unit(hidden), valid)
     sums, n = unit.sum(-2), exist.sum(-1)
     others, rest = sums.sum(-2, keepdim=True) - sums, n.sum(-1, keepdim=True) - n
     return (sums * others).sum(-1) * (rest > 0) / (n * rest)

@@ -21,8 +21,15 @@ def cross_entropy(
     valid: Bool[Tensor, "*batch pos"],
 ) -> Float[Tensor, "*batch"]:
     """Mean of -log p(target) in nats over the valid positions of each row."""
-    log_p = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-    return mean_over_answer(-log_p, valid)
+    return mean_over_answer(-_log_p(logits, targets), valid)
+
+
+def _log_p(
+    logits: Float[Tensor, "*batch out d_vocab"], tokens: Int[Tensor, "*batch out"]
+) -> Float[Tensor, "*batch out"]:
+    """Log p of each token; of any where there is none."""
+    log_p = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return log_p.gather(-1, tokens.clamp(min=0)[..., None])[..., 0]
 
 
 def mean_over_cells(values: Float[Tensor, "batch cell"], cells: Bool[Tensor, "batch cell"]) -> Float[Tensor, " batch"]:
@@ -119,8 +126,7 @@ def sequence_log_prob(
 
     Shows progress where no answer is right yet; the kind of smooth measure of arXiv 2304.15004.
     """
-    log_p = logits.log_softmax(-1).gather(-1, answers.clamp(min=0)[..., None])[..., 0]
-    return log_p.where(valid, 0.0).sum(-1)
+    return _log_p(logits, answers).where(valid, 0.0).sum(-1)
 
 
 def first_share(tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]) -> Float[Tensor, "*batch"]:

@@ -23,7 +23,7 @@ from plateaulens.models.layers import Block, Embed, KeyValueCache, Norm, PosEmbe
 
 
 class Transformer(HookedRootModule):
-    """A small decoder built from a `ModelConfig`; always in eval mode (it has no dropout).
+    """A small decoder, or bidirectional encoder, built from a `ModelConfig`; always in eval mode (it has no dropout).
 
     Args:
         cfg: sizes and choices; `cfg.seed` fixes the initial weights, whatever the device.

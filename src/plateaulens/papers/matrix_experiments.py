@@ -288,8 +288,8 @@ def components(
         options: as of `train_components`; measured as often as the run, on its held-out matrices, unless given.
 
     Raises:
-        ValueError: for a run of another task, another model or without checkpoints, its own seed, or an unknown
-            component.
+        ValueError: for a run of another task, another model, without checkpoints or `masked_loss`, its own seed, or
+            an unknown component.
     """
     task, config = matrices_in(run), run.model_config
     if config is None:
@@ -298,9 +298,12 @@ def components(
         )
     if options.get("seed", 1) == config.seed:
         raise ValueError(f"seed {config.seed} is the run's: its components would start as they did; choose another")
+    if "masked_loss" not in run.metrics:
+        raise ValueError(f"{run.path} measured no masked_loss to compare with; record it with that measurement")
     own = {name: value for name, value in asdict(config).items() if name not in ("d_vocab", "n_ctx", "seed")}
     recipe = Recipe(task=task, model=own, train=run.train_config)
-    options = {"every": run.config["record"]["every"]} | ({"held": run.held()} if run.has_held else {}) | options
+    recorded = {"every": run.config["record"]["every"]} if "record" in run.config else {}
+    options = recorded | ({"held": run.held()} if run.has_held else {}) | options
     trained = train_components(recipe, run, folder, names, steps=steps, **options)
     each = {**trained, "everything": run}
     curves = {name: one.metrics.masked_loss for name, one in each.items()}

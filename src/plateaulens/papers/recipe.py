@@ -69,12 +69,15 @@ class Recipe:
         """The training at step 0; `seed` is that of the weights and of the data.
 
         Raises:
-            ValueError: when the frozen parts need a donor and there is none, or one with other shapes.
+            ValueError: when the frozen parts need a donor and there is none, one without checkpoints or with other
+                shapes.
         """
         model = Transformer(self.model_config(seed), device)
         if self.optimal:
             if donor is None:
                 raise ValueError(f"the parts {self.frozen} are a trained model's: pass donor=Run(...)")
+            if not donor.steps:
+                raise ValueError(f"{donor.path} has no checkpoints to take the parts {self.frozen} from")
             model = graft(model, donor.model(donor.steps[-1], device), self.frozen)
         return train(model, self.task, replace(self.train, seed=seed))
 
@@ -101,7 +104,7 @@ class Recipe:
             options: as of `plateaulens.record`: `held` (256 prompts), `every`, `save_every`, `overwrite`, ...
 
         Raises:
-            ValueError: when the folder holds another training.
+            ValueError: when the folder, or that of the past, holds another training.
         """
         path = Path(path)
         if (path / "run.json").is_file() and not options.get("overwrite"):
@@ -116,6 +119,8 @@ class Recipe:
             past = before.record(
                 path.with_name(f"{path.name}-past"), seed=seed, device=device, **{**options, "until": self.from_step}
             )
+            if (end := past.config["record"]["end"]) != self.from_step:  # left by a recipe with another start
+                raise ValueError(f"{past.path} ends at step {end}, not {self.from_step}; remove it")
             training.load_state_dict(past.rewind() or {})
         if self.optimal and donor is not None:
             taken = {"parts": list(self.frozen), "run": str(donor.path), "step": donor.steps[-1]}
@@ -131,7 +136,7 @@ class Recipe:
             "model": kept.model_config == self.model_config(seed),
             "interventions": changes == json.loads(json.dumps([change.to_json() for change in self.changes])),
             "graft": ("graft" in kept.config) == self.optimal,
-            "first step": kept.config["record"]["start"] == self.from_step,
+            "first step": kept.config.get("record", {}).get("start") == self.from_step,
         }
         if wrong := [key for key, is_same in same.items() if not is_same]:
             raise ValueError(f"{kept.path} holds a run with another {' and '.join(wrong)}; choose another folder")

@@ -17,7 +17,12 @@ LOOKS = {  # the thirds of a feature's offsets, told apart by colour and mark
     "middle": {"color": ORANGE, "symbol": "diamond"},
     "last": {"color": GREEN, "symbol": "square"},
 }
-CONTROLS = {"gaussian": "Gaussian", "shuffled": "shuffled labels", "variance": "equal variance"}
+CONTROLS = {
+    "gaussian": "Gaussian",
+    "shuffled": "shuffled labels",
+    "variance": "equal variance",
+    "orthogonal": "orthogonal",
+}
 MOST = 3  # panels side by side
 NO_BAND = pd.DataFrame({"low": [], "high": []}, dtype=float)
 

@@ -23,7 +23,6 @@ from plateaulens.report.page import write_page
 from plateaulens.runs import Run
 
 FOLDERS = ("probes", "ablations")
-COLUMNS = ["mean", "difference", "low", "high", "as_far", "overlap", "variance"]  # of an ablation's table
 NEAR = 0.05  # of its level, how far the loss on a plateau may be from it
 IN_A_ROW = 3  # measurements, from which on a plateau stands
 SHARED = 0.3  # of the removed directions, what a control may contain and still be a comparison
@@ -132,8 +131,7 @@ def concluded(table: pd.DataFrame, measurement: str = "exact_match") -> str:
     if low <= 0 <= high:
         return f"{measurement} does not change ({span}): nothing shows that the model uses these directions."
     changes = f"{measurement} changes by {span}"
-    overlap = others.get("overlap", pd.Series(dtype=float))  # older tables have none
-    alike = overlap[overlap > SHARED]
+    alike = others.overlap[others.overlap > SHARED]
     aside = "".join(f" {name} shares {share:.0%} of the directions: no comparison." for name, share in alike.items())
     others = others.drop(alike.index)
     if others.empty:
@@ -141,7 +139,7 @@ def concluded(table: pd.DataFrame, measurement: str = "exact_match") -> str:
     beyond = others.high < 0 if intact.difference < 0 else others.low > 0
     more, same = ", ".join(others.index[beyond]), ", ".join(others.index[~beyond])
     if not same:
-        variance = others.get("variance", pd.Series(np.nan)).max()  # of less of it, less is to be expected
+        variance = others.variance.max()  # of less of it, less is to be expected
         more += "" if np.isnan(variance) else f"; these remove up to {variance:.0%} as much variance"
         return f"{changes}, further than with every {'other ' if aside else ''}control ({more}).{aside}"
     further = f", further than with {more} but" if more else ","
@@ -217,10 +215,8 @@ def _ablation_of(data: xr.Dataset) -> Ablation:
     values = data[[name for name in data if "other" not in data[name].dims]]
     order = [(m, other) for m in data.measurement.values for other in ["intact", *data.control.values]]
     index = pd.MultiIndex.from_tuples(order, names=["measurement", "with"])
-    older = "table" not in data  # a variable for each column, and not all of them
-    cells = data[COLUMNS[:5]].to_array("column") if older else data.table
-    rows = [cells.sel(measurement=m, other=other).values for m, other in order]
-    table = pd.DataFrame(rows, index, list(map(str, cells.column.values))).reindex(columns=COLUMNS)
+    rows = [data.table.sel(measurement=m, other=other).values for m, other in order]
+    table = pd.DataFrame(rows, index, list(map(str, data.column.values)))
     a = data.attrs
     return Ablation(a["feature"], a["method"], tuple(a["sites"].split(",")), values, table)
 

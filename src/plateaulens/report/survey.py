@@ -19,15 +19,17 @@ def survey_report(survey: Survey, beside: Any = None) -> Path:
     """Write `report.html` into the survey's folder.
 
     Raises:
-        ValueError: when nothing was measured yet, or without collapse and repetition.
+        ValueError: when nothing was measured yet.
     """
     metrics = survey.metrics
     if metrics.empty:
         raise ValueError(f"{survey.path} has no measured step yet; plateaulens checkpoints measure")
-    figures = {"early": plots.early(survey)}
+    figures = {}
+    if set(TITLES) <= set(metrics) and metrics[list(TITLES)].notna().any().all():  # one token alone has no pair
+        figures["early"] = plots.early(survey)
     if beside is not None:
         figures["beside"] = plots.side_by_side(beside, survey)
-    sited = [str(column).partition("@") for column in metrics]
+    sited = [str(column).partition("@") for column in metrics if metrics[column].notna().any()]
     layered = dict.fromkeys(metric for metric, _, site in sited if site.startswith("blocks."))
     maps = {f"layers-{metric}": plots.layer_steps(survey, metric) for metric in layered}
     return write_page(
@@ -41,15 +43,22 @@ def survey_report(survey: Survey, beside: Any = None) -> Path:
         prompts=survey.config["prompts"],
         samples=_samples(survey),
         table=_table(metrics),
+        evidence=_evidence(survey),
         reports=[str(report) for report in reports_for(survey.name)],
         provenance={name: v if isinstance(v, str) else json.dumps(v) for name, v in survey.config.items()},
     )
 
 
+def _evidence(survey: Survey) -> list[str]:
+    """What the audit found wrong with the steps that were measured."""
+    found = ((step, survey.step(step).get("evidence")) for step in survey.steps)
+    return [f"step {step}: {line}" for step, line in found if line]
+
+
 def _headline(metrics: pd.DataFrame, survey: Survey) -> dict[str, str]:
     lines = {"steps": f"{len(metrics)}, {metrics.index[0]} to {metrics.index[-1]}"}
     for name, title in TITLES.items():
-        if name in metrics:
+        if name in metrics and metrics[name].notna().any():
             lines[title] = f"{metrics[name].max():.3f} at step {metrics[name].idxmax()}"
             lines[f"{name} first, last"] = f"{metrics[name].iloc[0]:.3f}, {metrics[name].iloc[-1]:.3f}"
     again = int(metrics.near_ties.sum())

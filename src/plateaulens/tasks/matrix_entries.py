@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, isfinite, sqrt
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -64,8 +64,8 @@ class Entries(Task):
         require(self.rank is None or self.rank >= 1, f"rank must be at least 1, or None for any; got {self.rank}")
         require(0 < self.p_mask < 1, f"p_mask must lie between 0 and 1, got {self.p_mask}")
         require(
-            0 < self.precision <= self.limit and self.scale > 0,
-            "scale must be above 0 and precision between 0 and limit; "
+            0 < self.precision <= self.limit and isfinite(self.limit / self.precision) and 0 < self.scale < inf,
+            "scale must be above 0, precision between 0 and limit, and scale and limit / precision finite; "
             f"got scale={self.scale}, precision={self.precision}, limit={self.limit}",
         )
         require(
