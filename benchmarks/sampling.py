@@ -22,7 +22,7 @@ from bench import seconds
 import plateaulens as pl
 from plateaulens.models.config import transformer_pp
 from plateaulens.papers.plateau import RECIPES
-from plateaulens.papers.quiet import TASKS, schedule
+from plateaulens.papers.quiet import PAPER_SIZES, schedule
 
 
 def looped(task: pl.Task) -> list[int]:
@@ -73,7 +73,7 @@ def plateau_tasks(rounds: int) -> None:
 def quiet_tasks(rounds: int) -> None:
     """The table of arXiv 2505.03997."""
     print(f"\n{'task':16} {'sample ms':>10} {'step ms':>9} {'sample/step':>12} {'1024 / 64':>12}")
-    for name, task in TASKS.items():
+    for name, task in PAPER_SIZES.items():
         step = stepping(pl.ModelConfig.for_task(task, **transformer_pp(d_model=64, n_layers=4)), task, schedule(1000))
         rows = []
         for i in range(rounds):

@@ -26,9 +26,12 @@ def test_budgets_pay_for_the_steps_of_the_papers_table(d, layers, batch, steps):
 
 
 def test_lengths_are_those_of_the_paper():
-    assert mean_length(quiet.TASKS["binary-addition"]) == 52 and mean_length(quiet.TASKS["multiplication"]) == 67
+    assert (
+        mean_length(quiet.PAPER_SIZES["binary-addition"]) == 52
+        and mean_length(quiet.PAPER_SIZES["multiplication"]) == 67
+    )
     for name, length in {"subarray": 94.9, "activities": 40.2, "bfs": 69.4, "path": 61.9, "mst": 77.4}.items():
-        assert mean_length(quiet.TASKS[name], n=2000) == pytest.approx(length, rel=0.015)
+        assert mean_length(quiet.PAPER_SIZES[name], n=2000) == pytest.approx(length, rel=0.015)
 
 
 def test_the_grid_is_the_papers():
@@ -57,7 +60,7 @@ def test_two_phases_are_found_where_they_are():
     flat = two_phases({1e9: 0.66, 1e10: 0.65, 1e11: 0.65, 1e12: 0.64})
     assert flat.transition is None
     assert two_phases({1e9: 0.5, 1e10: 0.5, 1e11: 0.01}).transition == 1e11  # however flat
-    assert set(PAPER_DECADES) <= set(quiet.TASKS)
+    assert set(PAPER_DECADES) <= set(quiet.PAPER_SIZES)
     for losses in ({1e9: 1.0, 1e10: 0.5}, {1e9: 1.0, 1e10: 0.5, 1e11: 0.0}):
         with pytest.raises(ValueError, match="at least three"):
             two_phases(losses)

@@ -33,7 +33,7 @@ def test_every_recipe_has_its_size_and_its_small_twin():
     assert tuple(SIZES) == plateau.GROUPS["tasks"] and plateau.RECIPES.keys() == plateau.SMALL.keys()
     every = plateau.RECIPES | quiet.RECIPES | matrices.RECIPES
     assert {type(recipe.task) for recipe in every.values()} == set(pl.TASKS.values())
-    assert quiet.TASKS.keys() == quiet.RECIPES.keys()
+    assert quiet.PAPER_SIZES.keys() == quiet.RECIPES.keys()
     assert set(plateau.RECIPES) == {name for group in plateau.GROUPS.values() for name in group}
 
 

@@ -57,6 +57,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def move_away(path: Path) -> None:
+    """Rename what is in the way to the first free `PATH.old-N`."""
+    path.rename(next(p for i in range(1, 10_000) if not (p := path.with_name(f"{path.name}.old-{i}")).exists()))
+
+
 def digest(tensor: Tensor) -> str:
     """sha256 of a tensor's dtype, shape and bytes."""
     total = sha256()

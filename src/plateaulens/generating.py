@@ -18,13 +18,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from plateaulens._shapes import GREEDY, Batch, Decoding
-from plateaulens.hooked import active, has_raw_hooks, is_native, whole, without_gradients
+from plateaulens.hooked import active, has_raw_hooks, is_map, is_native, whole, without_gradients
 from plateaulens.metrics import token_entropy
 from plateaulens.unhooked import PADDING, TOKENS, alike, unhooked
 
 NEAR = 1e-3  # logits whose difference is below this are not told apart
 BLOCK = 128  # tokens; vocabularies are multiples of it, as a rule
-MAPS = ("hook_pattern", "hook_attn_scores")  # have no axis of positions alone
 ROWS = 128  # prompts a pass
 
 
@@ -303,7 +302,7 @@ def logits_of(outputs: Any) -> Float[Tensor, "batch pos *d_vocab"]:
 
 def _last_row(name: str, n: int, rows: list[Tensor]) -> Callable[..., None]:
     def save(tensor: Tensor, hook: Any) -> None:
-        if tensor.ndim < 3 or len(tensor) != n or name.endswith(MAPS):
+        if tensor.ndim < 3 or len(tensor) != n or is_map(name):
             shape = list(tensor.shape)
             raise ValueError(f"{name} is {shape}, not a state a prompt and position; take another site")
         rows.append(tensor[:, -1].detach().clone())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plateaulens import metrics
 from plateaulens._lookup import look_up
-from plateaulens.hooked import PATTERNS
+from plateaulens.hooked import PATTERNS, pattern_at
 from plateaulens.tasks import MatrixBatch
 from plateaulens.tracing import FINAL, Trace
 
@@ -297,12 +297,12 @@ def attention_progress_at(layer: int, route: str = "optimal") -> Measurement:
     """
     look_up("route", route, ROUTES)
 
-    @reads(f"blocks.{layer}.attn.hook_pattern")
+    @reads(pattern_at(layer))
     def measured(t: Trace) -> Float[Tensor, " batch"]:
         maps = _attended(t, route)
         if layer not in maps:
             raise ValueError(f"{t.batch.task!r} has no {route} map for layer {layer}, only for {sorted(maps)}")
-        return metrics.attention_progress(t.cache[f"blocks.{layer}.attn.hook_pattern"], maps[layer])
+        return metrics.attention_progress(t.cache[pattern_at(layer)], maps[layer])
 
     measured.__name__ = f"attention_progress@{layer}" + ("" if route == "optimal" else f":{route}")
     return measured

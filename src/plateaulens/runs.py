@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from plateaulens._lookup import build
 from plateaulens._shapes import COLUMNS, Batch, Decoding
-from plateaulens.files import plain, read_tensors, versions, write_json, write_tensors, write_whole
+from plateaulens.files import move_away, plain, read_tensors, versions, write_json, write_tensors, write_whole
 from plateaulens.models.config import ModelConfig
 from plateaulens.models.transformer import Transformer
 from plateaulens.tasks import TASKS, Task, task_from_json, task_to_json
@@ -98,7 +98,7 @@ class Run:
                     f"{path} is not empty; choose another folder, `plateaulens resume {path}`, "
                     "or overwrite=True (--overwrite in a shell)"
                 )
-            path.rename(next(p for i in range(1, 10_000) if not (p := path.with_name(f"{path.name}.old-{i}")).exists()))
+            move_away(path)
         for left in [*path.rglob("*.safetensors"), *path.rglob(".*.partial")]:  # of a training whose create was killed
             left.unlink()
         cfg = getattr(model, "cfg", None)

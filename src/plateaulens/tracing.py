@@ -11,8 +11,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from plateaulens._shapes import Batch
-from plateaulens.generating import MAPS, generate, greedy_decode, logits_of
-from plateaulens.hooked import AttentionPattern, device_of, matching, n_layers, sites, whole, without_gradients
+from plateaulens.generating import generate, greedy_decode, logits_of
+from plateaulens.hooked import (
+    AttentionPattern,
+    device_of,
+    is_map,
+    matching,
+    n_layers,
+    pattern_at,
+    sites,
+    whole,
+    without_gradients,
+)
 from plateaulens.metrics import token_entropy
 
 OWN = ("outputs", "answer_outputs", "answer_entropy", "generated")  # what is read without a hook
@@ -90,7 +100,7 @@ class Trace:
 
         They remember their prompts: of unequal ones what all have, up to the end of the shortest.
         """
-        names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in range(self.n_layers)}
+        names = {layer: pattern_at(layer) for layer in range(self.n_layers)}
         maps = {layer: self.cache[name] for layer, name in names.items() if name in self.cache}
         return AttentionPattern(maps, self.batch.shared_prompt)
 
@@ -126,7 +136,7 @@ def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace
     names = matching(model, [name for name in wanted if name not in OWN])
     has_truth, unsure = not batch.n_new, None
     if batch.n_new:
-        rows_only = "outputs" not in wanted and not any(name.endswith(MAPS) for name in names)
+        rows_only = "outputs" not in wanted and not any(map(is_map, names))
         asked = {name: rows_only and name in wanted for name in OWN}
         own = generate(
             model, batch, names if rows_only else (), logits=asked["answer_outputs"], entropy=asked["answer_entropy"]

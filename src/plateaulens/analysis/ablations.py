@@ -110,8 +110,7 @@ class Ablation:
         for control in self.values.control.values:
             overlap, variance = self.table.xs(control, level="with")[["overlap", "variance"]].iloc[0]
             of_all = "" if np.isnan(variance) else f", {variance:.2f} of the variance"
-            if not np.isnan(overlap):  # of what was kept before it was measured
-                lines.append(f"{control} takes {overlap:.0%} of the removed directions{of_all}")
+            lines.append(f"{control} takes {overlap:.0%} of the removed directions{of_all}")
         return "\n".join(lines)
 
 

@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from plateaulens.checkpoints.reports import Report, reports_for
 from plateaulens.checkpoints.source import WEIGHTS, few, weight_files
+from plateaulens.files import digest
 
 Digests = dict[str, str]  # name of a file, or of a tensor -> digest of its content
 _told: set[Any] = set()  # what `warn_once` has said in this process
@@ -151,9 +152,9 @@ def audit(suite: Any, steps: Sequence[int] | None = None, progress: bool = True)
             for item in form.files.items():
                 single[item].add(who)
     shared: defaultdict[frozenset[int | str], Digests] = defaultdict(dict)
-    for (file, digest), members in single.items():
+    for (file, content), members in single.items():
         if len(members) > 1 and not any(members <= w for w in whole.values()):
-            shared[frozenset(members)][file] = digest
+            shared[frozenset(members)][file] = content
     last = max(revisions)
     same = {who: whole[forms[0].digest] - {who} for who, forms in served.items() if forms}
     rows = [
@@ -232,18 +233,12 @@ def _tensors(path: Path) -> Iterator[tuple[str, str]]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as f:
-                yield from ((name, _hash(f.get_tensor(name))) for name in f.keys())  # noqa: SIM118 (not a dict)
+                yield from ((name, f"sha256:{digest(f.get_tensor(name))}") for name in f.keys())  # noqa: SIM118 (not a dict)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            yield from ((name, _hash(value)) for name, value in state.items() if isinstance(value, Tensor))
+            yield from ((name, f"sha256:{digest(value)}") for name, value in state.items() if isinstance(value, Tensor))
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} cannot be read ({type(error).__name__}); leave its step out with steps=") from error
-
-
-def _hash(tensor: Tensor) -> str:
-    total = sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
-    total.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return f"sha256:{total.hexdigest()}"
 
 
 def _combine(digests: Digests) -> str:

@@ -18,7 +18,6 @@ from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import asdict
 from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from plateaulens.checkpoints.loading import without_bars
-from plateaulens.files import read_tensors, write_json, write_tensors, write_whole
+from plateaulens.files import move_away, read_tensors, versions, write_json, write_tensors, write_whole
 from plateaulens.tasks.base import require
 from plateaulens.tasks.text import Text, python_documentation
 from plateaulens.training import Step, TrainConfig, Training, held_interrupts
@@ -100,9 +99,8 @@ def pretrain(
         _refuse_other(out, learnt, begun)
     else:
         _make_way(out)
-        versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-        about = {"source": source, "characters": len(words), **learnt, "arguments": arguments, "versions": versions}
-        write_json(out / "pretrain.json", {"format": 1, **about})
+        about = {"source": source, "characters": len(words), **learnt, "arguments": arguments}
+        write_json(out / "pretrain.json", {"format": 1, **about, "versions": versions(*PACKAGES)})
     _drive(out, training, held, tokenizer, steps, dtype, progress)
     return out
 
@@ -156,7 +154,7 @@ def _in_the_way(out: Path) -> bool:
 def _make_way(out: Path) -> None:
     """Rename what is in the way; remove the state of a pre-training of which nothing else is left."""
     if _in_the_way(out):
-        out.rename(next(p for i in range(1, 10_000) if not (p := out.with_name(f"{out.name}.old-{i}")).exists()))
+        move_away(out)
     shutil.rmtree(out / ".state", ignore_errors=True)
 
 

@@ -14,13 +14,11 @@ A survey that was cut off at any moment goes on where it was when it is called a
 
 import gc
 import json
-import platform
 import sys
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,7 @@ from plateaulens._shapes import Batch, Decoding
 from plateaulens.checkpoints.audit import Audit
 from plateaulens.checkpoints.source import LocalSource, few
 from plateaulens.checkpoints.suite import Checkpoints
-from plateaulens.files import read_tensors, write_json, write_tensors
+from plateaulens.files import plain, read_tensors, versions, write_json, write_tensors
 from plateaulens.measurements import LANGUAGE, Measurement, reads
 from plateaulens.measuring import measure, named
 from plateaulens.tracing import Trace
@@ -206,7 +204,7 @@ def _near_ties(t: Trace) -> Tensor:
 def _measured(model: Any, prompts: Batch, watch: Sequence[Measurement | str]) -> dict[str, Any]:
     found = measure(model, prompts, [*watch, _generated, _near_ties], reduce=None)
     said, near = found.pop("_generated"), found.pop("_near_ties")
-    values = {name: _plain(tensor.tolist()) for name, tensor in found.items()}
+    values = {name: plain(tensor) for name, tensor in found.items()}
     return {"values": values, "generated": said.tolist(), "near_ties": int(near.sum())}
 
 
@@ -263,7 +261,7 @@ def _open(path: Path, suite: Any, prompts: Batch, watch: Sequence[Measurement | 
         "prompts": len(prompts),
         "texts": _texts(suite, prompts),
         "device": str(getattr(suite, "device", "cpu")),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": versions(*PACKAGES),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     write_json(path / "survey.json", {**config, **more})  # last: a folder with a survey.json lacks nothing
@@ -279,13 +277,6 @@ def _texts(suite: Any, prompts: Batch) -> list[str]:
         return []
     rows = zip(prompts.tokens.tolist(), prompts.out[:, 0].tolist(), strict=True)
     return _words(suite, [row[: end + 1] for row, end in rows])
-
-
-def _plain(values: Any) -> Any:
-    """NaN is null in JSON."""
-    if isinstance(values, list):
-        return [_plain(v) for v in values]
-    return None if isinstance(values, float) and not np.isfinite(values) else values
 
 
 def _mean(values: Any) -> Any:

@@ -117,8 +117,7 @@ def probe(
     "--control",
     "controls",
     multiple=True,
-    default=["gaussian", "shuffled", "variance", "orthogonal"],
-    help="Repeatable.",
+    help="gaussian, shuffled, variance or orthogonal; repeatable.  [default: all that there is room for]",
 )
 @option("--C", "C", type=Positive(), default=100.0, help="Inverse penalty of the probes; 100 is the paper's.")
 @option("--k", type=click.IntRange(1), default=8, help="How often nullspace fits and projects.")
@@ -177,9 +176,11 @@ def ablate(
         if site is None:  # its probes left sequences out to be tested on, and only say where
             where = Directions.of(pl.probe(model, train, feature, C=C, shuffled=False, seed=seed), below).sites
         options = {"method": method, "train": train, "fit": partial(logistic_fit, C=C), "seed": seed, **how}
+        options |= {"controls": how["controls"] or None}
         found = pl.ablate_feature(model, test, feature, sites=where, **options)
     except KeyboardInterrupt:
         _stopped("nothing of it was kept")
+    how["controls"] = tuple(map(str, found.values.control.values))  # those that were drawn
     page = keep_ablation(opened, found, step, n=n, train=n_train, seed=seed, C=C, below=below, site=site, **how)
     click.echo(repr(found))
     click.echo(concluded(found.table))

@@ -54,7 +54,7 @@ def _recipe(task: Task, d_model: int, n_layers: int, steps: int, lr: float, batc
 
 
 # In the sizes of the main figures.
-TASKS: dict[str, Task] = {
+PAPER_SIZES: dict[str, Task] = {
     "binary-addition": BinaryAddition(),
     "multiplication": Multiplication(),
     "majority": MajorityOfMajorities(),
@@ -93,7 +93,7 @@ def grid(name: str, budgets: Sequence[float], widths: Sequence[int] = WIDTHS, ta
     Raises:
         ValueError: for an unknown name.
     """
-    task = look_up("task", name, TASKS) if task is None else task
+    task = look_up("task", name, PAPER_SIZES) if task is None else task
     length, found = mean_length(task), []
     for budget in budgets:
         for d, depth, batch in ((d, depth, batch) for d in widths for depth in DEPTHS for batch in BATCHES):
