@@ -71,6 +71,11 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auditing, "_told", set())
 
 
+def test_what_is_no_suite_is_refused():
+    with pytest.raises(ValueError, match="an audit is of a suite, such as"):
+        audit(object())
+
+
 def test_a_suite_as_it_should_be_gives_nothing():
     source = hub({"step0": "a", "step1": "b", "step2": "c", "main": "c"})
     found = look(source, expected=(0, 1, 2))

@@ -570,12 +570,23 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     assert HubSource("org/name").folder == Path.home() / ".cache" / "plateaulens" / "org--name"
 
 
-def test_nothing_is_shown_unless_asked_for(source, capfd):
+def test_of_small_files_nothing_is_shown_unless_asked_for(source, capfd):
     source.fetch("step0", source.files("step0"))
     assert capfd.readouterr() == ("", "")
     source.client.progress = True
     source.fetch("step1", source.files("step1"))
     assert f"{WEIGHTS} of org/name@step1" in capfd.readouterr().err
+
+
+def test_nobody_waits_for_a_large_file_without_a_word(source, capfd, monkeypatch):
+    monkeypatch.setattr("plateaulens.checkpoints.client.LARGE", SMALL)
+    monkeypatch.setattr("plateaulens.checkpoints.hub.LARGE", SMALL)
+    source.fetch("step0", source.files("step0"))
+    said = capfd.readouterr().err
+    assert "org/name@step0: 300kB to fetch" in said and f"{WEIGHTS} of org/name@step0" in said
+    assert "config.json" not in said
+    source.fetch("step0", source.files("step0"))
+    assert capfd.readouterr().err == ""
 
 
 def test_importing_it_imports_no_client():

@@ -133,8 +133,11 @@ def audit(suite: Any, steps: Sequence[int] | None = None, progress: bool = True)
         progress: whether to show a bar.
 
     Raises:
-        ValueError: when a step is neither there nor announced, or a local weight file cannot be read.
+        ValueError: for anything else than a suite, when a step is neither there nor announced, or when a local weight
+            file cannot be read.
     """
+    if not hasattr(suite, "source"):
+        raise ValueError(f"an audit is of a suite, such as pl.pythia('14m') or pl.local(folder); got {suite!r}")
     revisions, expected = suite.source.revisions(), set(suite.expected or ())
     wanted = {*revisions, *expected} if steps is None else set(steps)
     if unknown := sorted(wanted - {*revisions, *expected}):

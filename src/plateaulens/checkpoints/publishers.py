@@ -97,6 +97,10 @@ def local(folder: str | Path, pattern: str = STEP.pattern, **options: Any) -> Ch
 def open_suite(name: str | Path, **options: Any) -> Checkpoints:
     """A suite by one word, as in a shell: "pythia-14m", "pythia-14m-seed3", "olmo2-7b", "owner/name" or a folder.
 
+    Args:
+        name: the word.
+        **options: of `local` for a folder, else of `hub`.
+
     Raises:
         ValueError: for anything else.
     """

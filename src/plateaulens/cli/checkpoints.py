@@ -104,10 +104,9 @@ def measure(
     other = None if beside is None else pl.Run(beside)
     chosen = None if steps is None else among(steps, found.steps)
     n = 100 if n is None and prompts in SETS else n
-    batch = found.prompts(prompts, n, n_new=n_new, seed=shuffle, sample=sample, **drawn)
-    folder = out or default_folder(suite)
     try:
-        done = pl.survey(found, folder, batch, list(watch) or None, chosen)
+        batch = found.prompts(prompts, n, n_new=n_new, seed=shuffle, sample=sample, **drawn)
+        done = pl.survey(found, out or default_folder(suite), batch, list(watch) or None, chosen)
     except KeyboardInterrupt:
         click.echo("stopped; what was measured is kept, the same command goes on", err=True)
         raise SystemExit(130) from None
