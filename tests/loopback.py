@@ -176,6 +176,7 @@ def online(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for the acknowledgement of its headers
 
     def do_GET(self) -> None:
         self.hub: Hub = self.server.hub  # type: ignore[attr-defined]
