@@ -145,7 +145,7 @@ def audit(suite: Any, steps: Sequence[int] | None = None, progress: bool = True)
     there: dict[int | str, str] = {step: revision for step, revision in revisions.items() if step in wanted}
     if main := getattr(suite.source, "main", None):
         there["main"] = main
-    bar = tqdm(there.items(), desc=f"audit {suite.name}", unit="revision", disable=not progress)
+    bar = tqdm(there.items(), desc=f"audit {suite.name}", unit="revision", disable=not progress, leave=False)
     served = {who: _forms(suite.source, revision) for who, revision in bar}
 
     whole, single = defaultdict(set), defaultdict(set)

@@ -120,14 +120,14 @@ class Checkpoints:
         """Bytes to fetch of a step."""
         return sum(f.size for f in self.files(step))
 
-    def look(self, steps: Sequence[int]) -> Audit:
+    def look(self, steps: Sequence[int], progress: bool = False) -> Audit:
         """Audit these steps together with those that were looked at before, so that `model` can warn of them.
 
         Raises:
             ValueError, ConnectionError: as `audit`.
         """
         known = () if self.audited is None else self.audited.table.index
-        self.audited = audit(self, sorted({*steps, *known}), progress=False)
+        self.audited = audit(self, sorted({*steps, *known}), progress)
         return self.audited
 
     # Models and words.

@@ -151,7 +151,7 @@ def survey(
     if unknown := [s for s in chosen if s not in set(suite.steps)]:
         raise ValueError(f"{suite!r} has no checkpoint of step {unknown[0]}; it has {few(suite.steps)}")
     found = _open(Path(path), suite, prompts, watch)
-    looked = _look(suite, found, chosen) if isinstance(suite, Checkpoints) else None
+    looked = _look(suite, found, chosen, progress) if isinstance(suite, Checkpoints) else None
     if looked is not None and steps is None and (missing := [step for step in chosen if step in looked.missing]):
         tqdm.write(f"{suite.name}: without weights, and left out: {few(missing)}", file=sys.stderr)
         chosen = [step for step in chosen if step not in missing]
@@ -213,15 +213,16 @@ def _walk(suite: Any, steps: list[int]) -> Generator[tuple[int, Any], None, None
     if isinstance(suite, Checkpoints):
         with closing(suite.walk(steps)) as models:
             yield from models
-    for step in [] if isinstance(suite, Checkpoints) else steps:
+        return
+    for step in steps:
         yield step, suite.model(step)
         gc.collect()
 
 
-def _look(suite: Checkpoints, found: Survey, steps: Sequence[int]) -> Audit:
+def _look(suite: Checkpoints, found: Survey, steps: Sequence[int], progress: bool) -> Audit:
     """Audit the steps beside those that were measured, which must have the weights they had; a folder's are read."""
     known = [step for step in found.steps if step in suite.revisions]
-    audit = suite.look([*known, *steps])
+    audit = suite.look([*known, *steps], progress)
     for step in known:
         if found.step(step).get("weights") != audit.table.digest[step]:
             raise ValueError(

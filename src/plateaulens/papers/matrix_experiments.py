@@ -9,6 +9,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def attention(s: Setting) -> list[Shown]:
     shown, task = [], s.task
     for mask in (m for m in ("random", "row", "column") if task.rows >= MASKS[m][0] and task.cols >= MASKS[m][1]):
         batch = s.batch(mask=mask)
-        atlas = over_steps(s.run, lambda model, b=batch: head_atlas(model, b), list(s.steps.values()))  # type: ignore[misc]
+        atlas = over_steps(s.run, partial(head_atlas, batch=batch), list(s.steps.values()))
         last = atlas.sel(step=s.after)
         largest = last.category[last.ratio.fillna(0).argmax("category")].drop_vars("category")
         category = last.label.where(last.label != NONE, largest)

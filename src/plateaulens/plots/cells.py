@@ -6,9 +6,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from plateaulens.plots.style import BLUE, GREY, ORANGE, distinct, styled
-
-LEGEND = {"orientation": "h", "y": -0.25}
+from plateaulens.plots.style import BLUE, GREY, LEGEND, ORANGE, distinct, styled
 
 
 def cell_probes(found: xr.Dataset) -> go.Figure:

@@ -8,10 +8,9 @@ import xarray as xr
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
-from plateaulens.plots.style import BLUE, DASHES, GREY, ORANGE, distinct, styled
+from plateaulens.plots.style import BLUE, DASHES, GREY, LEGEND, ORANGE, distinct, styled
 
 BINS = ("#a50f15", "#d55e00", "#e69f00", "#56b4e9", "#0072b2", "#6a51a3")  # from the least value to the greatest
-LEGEND = {"orientation": "h", "y": -0.25}
 
 
 def token_embeddings(found: xr.Dataset) -> go.Figure:

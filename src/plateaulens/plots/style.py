@@ -12,6 +12,7 @@ SKY = "#56b4e9"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY)
 DASHES = ("solid", "dot", "dashdot", "longdash")
 GRID = "rgba(128,128,128,0.25)"
+LEGEND = {"orientation": "h", "y": -0.25}  # below the axes
 
 
 def distinct(i: int, palette: Sequence[str] = PALETTE) -> dict[str, str]:
