@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -50,6 +51,13 @@ def test_a_survey_without_a_result_is_no_obstacle(shell, suite_folder):
     assert pl.Survey("s").steps == [16]
 
 
+def test_a_suite_without_any_weights_is_one_line(shell, suite_folder, tmp_path):
+    shutil.copytree(suite_folder / "step0", tmp_path / "w" / "step0")
+    (tmp_path / "w" / "step0" / "model.safetensors").unlink()
+    done = shell("measure", "w", "--n", 2)
+    assert done.exit_code == 2 and "has no measured step yet" in done.output
+
+
 def test_sampling_is_asked_for(shell, suite_folder, tmp_path):
     (tmp_path / "mine.txt").write_text("Why?\n")
     options = ("--prompts", "mine.txt", "--n", 1, "--steps", 16, "--watch", "collapse", "--watch", "repetition")
@@ -84,6 +92,7 @@ MISTAKES = [
     (("measure", "SUITE", "--n", "101"), "fewer than n=101; ask for 100 at most"),
     (("measure", "SUITE", "--temperature", "0.5"), "--temperature is about draws; add --sample"),
     (("measure", "SUITE", "--seed", "3"), "--seed is about draws; add --sample"),
+    (("measure", "SUITE", "--watch", "norm@*", "--beside", "RUN"), "--beside compares collapse and repetition"),
     (("measure", "SUITE", "--max-bytes", "2GB"), "--max-bytes is about checkpoints of a Hub"),
     (("measure", "pythia-14m", "--max-bytes", "1e400"), "500MB or 2GB"),
     (("measure", "SUITE", "--watch", "colapse"), "did you mean 'collapse'"),
@@ -96,10 +105,12 @@ MISTAKES = [
 
 @pytest.mark.parametrize("arguments, message", MISTAKES, ids=lambda a: a if isinstance(a, str) else a[-1])
 def test_a_mistake_is_one_line_and_nothing_is_written(arguments, message, shell, suite_folder, tmp_path):
-    done = shell(*(suite_folder if a == "SUITE" else a for a in arguments))
+    model, task = pl.Transformer(pl.ModelConfig(d_vocab=5, n_ctx=8, d_model=8)), pl.MovingWindowSum(n=4, p=5)
+    run = pl.Run.create(tmp_path / "run", task=task, model=model, train=pl.TrainConfig(steps=1))
+    done = shell(*({"SUITE": suite_folder, "RUN": run.path}.get(a, a) for a in arguments))
     assert done.exit_code == 2 and message in done.output, done.output
     assert len(done.output.strip().splitlines()) == 1
-    assert not list(tmp_path.rglob("*.json"))
+    assert list(tmp_path.rglob("*.json")) == [run.path / "run.json"]
 
 
 @pytest.mark.parametrize("command", main.commands["checkpoints"].commands)

@@ -150,9 +150,23 @@ def test_in_float64_the_company_does_not_matter_either(neox):
 
 
 def test_scores_that_are_no_numbers_are_not_told_apart():
-    nothing, decoding = torch.full((2, 50), torch.nan), pl.Decoding(sample=True, top_k=None)
+    nothing = torch.full((2, 50), torch.nan)
     assert generating._choose(nothing.clone(), pl.Decoding(), None)[1].all()
-    assert generating._choose(nothing.clone(), decoding, torch.rand(2, 50))[1].all()
+    for k in (None, 1, 2, 49):
+        assert generating._choose(nothing.clone(), pl.Decoding(sample=True, top_k=k), torch.rand(2, 50))[1].all()
+
+
+def test_near_is_a_difference_of_logits_at_any_temperature_and_beyond_the_last_of_the_likeliest():
+    def unsure(*scores, noise, **decoding):
+        drawn = generating._choose(torch.tensor([scores]), pl.Decoding(sample=True, **decoding), torch.tensor([noise]))
+        return bool(drawn[1])
+
+    none = [0.0, 0.0, 0.0]
+    assert unsure(5.0, 4.9995, 0.0, noise=none, top_k=None, temperature=0.01)
+    assert not unsure(5.0, 4.9, 0.0, noise=none, top_k=None, temperature=0.01)
+    assert not unsure(5.0, 4.9, 0.0, noise=none, top_k=None, temperature=50.0)
+    assert unsure(5.0, 4.0, 3.9995, 0.0, noise=[0.5, 0.0, 1.5002, 0.0], top_k=2)  # the third, were it the second
+    assert not unsure(5.0, 4.0, 3.9, 0.0, noise=[0.5, 0.0, 1.5997, 0.0], top_k=2)
 
 
 @pytest.mark.parametrize("k", [1, 2, 7])

@@ -32,7 +32,7 @@ def runs_of(text, n=8):
 def test_the_built_in_prompts_are_a_hundred_of_moderate_length():
     prompts = read_prompts()
     lengths = [len(prompt.split()) for prompt in prompts]
-    assert len(prompts) == len(set(prompts)) == 100 == len(read_prompts(n=None))
+    assert len(prompts) == len(set(prompts)) == 100
     assert min(lengths) >= 6 and max(lengths) <= 60 and len(set(lengths)) > 20
     assert all(prompt == prompt.strip() and prompt.isascii() and prompt[0].isupper() for prompt in prompts)
 
@@ -61,8 +61,8 @@ def write(tmp_path, text, encoding="utf-8"):
 def test_a_file_has_a_prompt_a_line_and_nothing_else_is_changed(tmp_path):
     file = write(tmp_path, "\n one \r\n\r\n  \ntwo\u2028halves, caf\u00e9\n\nlast")
     for source in (file, str(file)):
-        assert read_prompts(source, None) == [" one ", "two\u2028halves, caf\u00e9", "last"]
-    assert read_prompts(write(tmp_path, "first\n", "utf-8-sig"), None) == ["first"], "a byte-order mark is no text"
+        assert read_prompts(source) == [" one ", "two\u2028halves, caf\u00e9", "last"]
+    assert read_prompts(write(tmp_path, "first\n", "utf-8-sig")) == ["first"], "a byte-order mark is no text"
 
 
 def test_n_takes_the_first_and_a_seed_shuffles_before(tmp_path):
@@ -71,7 +71,7 @@ def test_n_takes_the_first_and_a_seed_shuffles_before(tmp_path):
     some = read_prompts(file, 10, seed=0)
     assert some == read_prompts(file, 10, seed=0) == read_prompts(file, 20, seed=0)[:10]
     assert some != read_prompts(file, 10, seed=1) and some != read_prompts(file, 10)
-    assert sorted(read_prompts(file, None, seed=0), key=int) == read_prompts(file, None)
+    assert sorted(read_prompts(file, seed=0), key=int) == read_prompts(file)
     assert {int(p) for p in some} - set(range(10)), "taken from all, not from the first"
 
 
@@ -85,7 +85,7 @@ def test_a_shuffle_hangs_on_its_seed_only():
 
 @needs_arc
 def test_the_papers_hundred_are_the_first_of_the_list():
-    prompts, lines = read_prompts(ARC), ARC.read_text(encoding="utf-8").splitlines()
+    prompts, lines = read_prompts(ARC, 100), ARC.read_text(encoding="utf-8").splitlines()
     assert prompts == lines[:100] and all(prompt.strip() for prompt in prompts)
     assert 3 <= min(map(len, map(words_of, prompts))) and max(map(len, map(words_of, prompts))) < 150
     with pytest.raises(ValueError, match=f"has {len(lines)} prompts, fewer than n={len(lines) + 1}"):
@@ -99,7 +99,7 @@ def test_the_papers_hundred_are_the_first_of_the_list():
         (("qqqq",), "unknown prompt set or file 'qqqq'; known: arc-easy, built-in"),
         ((Path("built-in"),), "unknown prompt set or file 'built-in'"),
         (("built-in", 101), "'built-in' has 100 prompts, fewer than n=101; ask for 100 at most"),
-        (("built-in", 0), "n must be at least 1, or None for all prompts, got 0"),
+        (("built-in", 0), "n must be at least 1, got 0"),
     ],
 )
 def test_one_clear_line_says_what_is_wrong(arguments, message):
@@ -109,7 +109,7 @@ def test_one_clear_line_says_what_is_wrong(arguments, message):
 
 def test_a_file_without_prompts_or_in_another_encoding_is_refused(tmp_path):
     with pytest.raises(ValueError, match="mine.txt.* has no prompt"):
-        read_prompts(write(tmp_path, "\n \n"), None)
+        read_prompts(write(tmp_path, "\n \n"))
     with pytest.raises(ValueError, match="mine.txt is not UTF-8 .* at byte 3.*save it as UTF-8"):
         read_prompts(write(tmp_path, "caf\u00e9", "latin-1"))
 

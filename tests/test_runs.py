@@ -360,11 +360,18 @@ def test_what_a_kill_leaves_before_run_json_is_no_obstacle(tmp_path):
         (tmp_path / "left" / name).mkdir()
     for file in ("held.safetensors", "state/000002.safetensors"):
         (tmp_path / "left" / file).write_bytes((run.path / file).read_bytes())
-    write_tensors(tmp_path / "left" / "tensors" / "a.safetensors", {"tensor": torch.zeros(1)})
+    write_tensors(tmp_path / "left" / "tensors" / f"{'a' * 64}.safetensors", {"tensor": torch.zeros(1)})
     (tmp_path / "left" / "state" / ".000003.safetensors.partial").write_text("x")
     new = created(tmp_path / "left")  # takes nothing of the one that was killed
-    assert not new.has_held and not new.tensors() and new.rewind() is None
     assert [p.name for p in new.path.rglob("*") if p.is_file()] == ["run.json"]
+    assert not new.has_held and not new.tensors() and new.rewind() is None
+    for name in ("tensors/my_embeddings.safetensors", "state/deep/000001.safetensors", "held.safetensors/notes.txt"):
+        file = tmp_path / name.replace("/", "-") / name
+        file.parent.mkdir(parents=True)
+        file.write_text("mine")
+        with pytest.raises(FileExistsError, match="not empty"):
+            created(tmp_path / name.replace("/", "-"))
+        assert file.read_text() == "mine"
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not empty"):

@@ -200,6 +200,9 @@ def test_a_branch_with_anothers_weights_is_warned_of_with_the_evidence(hub, prom
     assert found.duplicates[0].steps == (1, 128) and found.duplicates[0].main and not hub.requests("/resolve/")
     with pytest.warns(UserWarning, match=r"step 1: serves the weights of main.*sha256"):
         pl.survey(opened("org/wrong"), tmp_path / "s", prompts, WATCH, [1], progress=False)
+    audit._told.clear()
+    with pytest.warns(UserWarning, match=r"step 1: serves the weights of main.*sha256"):
+        list(opened("org/wrong").walk([1]))
 
 
 CHILD = """

@@ -238,8 +238,9 @@ def test_a_step_without_weights_is_left_out_and_said(suite_folder, prompts, tmp_
     ]
     assert pl.survey(suite, tmp_path / "s", prompts, WATCH, progress=False).steps == [0, 1]
     assert "without weights, and left out: 128, 200" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="step 200 of suite cannot be opened: no weights"):
-        pl.survey(suite, tmp_path / "s", prompts, WATCH, [200])
+    with pytest.raises(ValueError, match="step 200 of suite has no weights; leave it out"):
+        pl.survey(suite, tmp_path / "t", prompts, WATCH, [0, 200], progress=False)
+    assert pl.Survey(tmp_path / "t").steps == []
 
 
 def test_results_of_other_weights_are_no_results(suite_folder, prompts, tmp_path):
@@ -273,14 +274,39 @@ def test_evidence_is_warned_of_once_kept_and_shown_also_of_folders_and_in_parts(
     with pytest.warns(UserWarning, match="step 2: serves the weights of step 1 ") as caught:
         done = pl.survey(pl.local(tmp_path / "twice"), tmp_path / "s", prompts, WATCH, progress=False)
     assert len(caught) == 1
-    assert [bool(done.step(step)["evidence"]) for step in done.steps] == [False, False, True, False]
+    assert [bool(done.step(step)["evidence"]) for step in done.steps] == [False, True, True, False]
     page = pl.write_report(done).read_text()
     assert "step 2: serves the weights of step 1 " in page
+    pl.survey(suite, tmp_path / "other", prompts, WATCH, [2], progress=False)
+    other = pl.survey(pl.local(tmp_path / "twice"), tmp_path / "other", prompts, WATCH, [1, 2], progress=False)
+    assert all(other.step(step)["evidence"] for step in (1, 2))  # whichever came first
     suite = pl.local(tmp_path / "twice")
-    suite.look(suite.steps)
+    for step in (1, 2):
+        suite.look([step])
     audit._told.clear()
     with pytest.warns(UserWarning, match="step 1: serves the weights of step 2 "):
         suite.model(1)
+
+
+def test_weights_of_a_folder_are_read_once_while_they_stay_the_same(suite_folder, prompts, tmp_path, monkeypatch):
+    shutil.copytree(suite_folder, tmp_path / "suite")
+    read = []
+    monkeypatch.setattr(audit, "_tensors", lambda path, own=audit._tensors: read.append(path.parent.name) or own(path))
+    for steps in ([0], [0, 1], None, None):
+        pl.survey(pl.local(tmp_path / "suite"), tmp_path / "s", prompts, WATCH, steps, progress=False)
+    assert read == ["step0", "step1", "step16", "step128"]
+    shutil.copy(suite_folder / "step1" / "model.safetensors", tmp_path / "suite" / "step0")
+    with pytest.raises(ValueError, match="holds step 0 of other weights"):
+        pl.survey(pl.local(tmp_path / "suite"), tmp_path / "s", prompts, WATCH, progress=False)
+
+
+def test_suites_of_ones_own_are_surveyed_whatever_else_they_have(suite, prompts, tmp_path):
+    from types import SimpleNamespace
+
+    own = SimpleNamespace(steps=[0, 16], model=suite.model, config=SimpleNamespace(hidden=3), source=None)
+    done = pl.survey(own, tmp_path / "own", prompts, WATCH, progress=False)
+    assert done.steps == [0, 16] and "weights" not in done.step(0)
+    pl.write_report(done)
 
 
 def test_a_survey_without_the_papers_two_measures_has_its_page(suite, prompts, tmp_path):

@@ -91,7 +91,7 @@ def _hash(tensors: dict[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def _content(tensor: Tensor) -> tuple[bytes, bytes]:
+def _content(tensor: Tensor) -> tuple[Any, ...]:
     tensor = tensor.detach().cpu()
     flat = tensor.reshape(-1)  # a single number has no bytes to view
-    return f"{tensor.dtype}{list(tensor.shape)}".encode(), flat.view(torch.uint8).numpy().tobytes()
+    return f"{tensor.dtype}{list(tensor.shape)}".encode(), flat.view(torch.uint8).numpy()

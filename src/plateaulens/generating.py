@@ -236,18 +236,18 @@ def _best(
     if noise is None:
         token, best, second = _likeliest(scores)
         return token, ~(best - second >= NEAR)[:, 0]  # what is no number is not told apart either
-    scores = scores / decoding.temperature
+    scores, near = scores / decoding.temperature, NEAR / decoding.temperature
     drawn = scores + noise.to(scores)
     if decoding.top_k is None or decoding.top_k >= scores.shape[1]:
         best, token = drawn.topk(2)
-        return token[:, :1], ~(best[:, 0] - best[:, 1] >= NEAR)
+        return token[:, :1], ~(best[:, 0] - best[:, 1] >= near)
     least = scores.topk(decoding.top_k).values[:, -1:]
-    best, token = drawn.masked_fill(scores < least, -torch.inf).topk(2 if decoding.top_k > 1 else 1)
-    outside = scores < least - NEAR
-    near = drawn.masked_fill(outside, -torch.inf).argmax(1) != token[:, 0]
-    close = (~outside).sum(1) > decoding.top_k  # the last of them could be another
-    near |= close & (scores.gather(1, token[:, :1]) < least + NEAR)[:, 0]
-    return token[:, :1], near | ~(best[:, 0] - best[:, -1] >= NEAR) & (decoding.top_k > 1)
+    token = drawn.masked_fill(scores < least, -torch.inf).argmax(1, keepdim=True)
+    outside = scores < least - near  # whatever rounding does
+    best, first = drawn.masked_fill(outside, -torch.inf).topk(2)
+    unsure = (first[:, :1] != token)[:, 0] | ~(best[:, 0] - best[:, 1] >= near)
+    replaceable = ((~outside).sum(1) > decoding.top_k) & (scores.gather(1, token) < least + near)[:, 0]
+    return token, unsure | replaceable
 
 
 def _likeliest(scores: Float[Tensor, "batch d_vocab"]) -> tuple[Tensor, Tensor, Tensor]:

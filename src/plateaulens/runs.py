@@ -15,11 +15,13 @@ Every file but metrics.jsonl is written under a temporary name and renamed.
 import json
 import math
 import os
+import re
 import subprocess
 import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from plateaulens.models.transformer import Transformer
 from plateaulens.tasks import TASKS, Task, task_from_json, task_to_json
 from plateaulens.training import TrainConfig, held_interrupts
 
+LEFT = re.compile(r"(held|tensors/[0-9a-f]{64}|state/\d{6,})\.safetensors|((tensors|state)/)?\.[^/]+\.partial")
 PACKAGES = ("plateaulens", "torch", "transformer-lens", "numpy")
 
 
@@ -99,7 +102,7 @@ class Run:
                     "or overwrite=True (--overwrite in a shell)"
                 )
             move_away(path)
-        for left in [*path.rglob("*.safetensors"), *path.rglob(".*.partial")]:  # of a training whose create was killed
+        for left in _files(path):  # of a training whose create was killed
             left.unlink()
         cfg = getattr(model, "cfg", None)
         config: dict[str, Any] = {
@@ -135,6 +138,7 @@ class Run:
         Raises:
             ValueError: when `step` is not above the last one logged.
         """
+        step = index(step)  # of NumPy, too
         if step <= self._last:
             raise ValueError(f"step {step} is not above the last logged step {self._last} of {self.path}")
         line = json.dumps({"step": step, **{name: plain(v) for name, v in values.items()}}, allow_nan=False)
@@ -315,9 +319,11 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _is_fresh(folder: Path) -> bool:
     """Whether there is nothing but what `create` leaves when it is killed before it writes run.json."""
-    return all(
-        p.name in ("held.safetensors", "tensors", "state") or p.name.endswith(".partial") for p in folder.iterdir()
-    )
+    return all(LEFT.fullmatch(p.relative_to(folder).as_posix()) for p in _files(folder))
+
+
+def _files(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if not p.is_dir()]
 
 
 def _row(line: str) -> dict[str, Any]:

@@ -29,10 +29,11 @@ def chosen_steps(run: Any, steps: Sequence[int] | None = None) -> list[int]:
     Raises:
         ValueError: when there is none.
     """
-    steps = list(run.steps if steps is None else steps)
-    if not steps:
-        raise ValueError(f"{run!r} has no checkpoints; record with save_every=")
-    return steps
+    chosen = list(run.steps if steps is None else steps)
+    if not chosen:
+        none = "steps= is empty" if steps is not None else f"{run!r} has no checkpoints; record with save_every="
+        raise ValueError(none)
+    return chosen
 
 
 def evenly(steps: Sequence[int], most: int) -> list[int]:

@@ -15,6 +15,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from hashlib import sha256
 from html import escape
 from pathlib import Path
@@ -225,10 +226,16 @@ def _forms(source: Any, revision: str) -> list[_Form]:
             found.append(_Form(name, size, digests, _combine(digests)))
         elif files and not found:  # nobody has hashed these: read them, in the format that is read only
             folder = source.fetch(revision, files)
-            tensors = {f.path: dict(_tensors(folder / f.path)) for f in files}
+            tensors = {f.path: _read(folder / f.path, (folder / f.path).stat().st_mtime_ns) for f in files}
             every = {name: digest for part in tensors.values() for name, digest in part.items()}
             found.append(_Form(name, size, {path: _combine(part) for path, part in tensors.items()}, _combine(every)))
     return found
+
+
+@lru_cache(maxsize=4096)
+def _read(path: Path, modified: int) -> Digests:
+    """The tensors of a weight file; once, while it is not modified."""
+    return dict(_tensors(path))
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, str]]:

@@ -99,7 +99,7 @@ class HubClient:
         with (
             self._open(url, {"Range": f"bytes={have}-"} if have else {}) as response,
             part.open("ab", buffering=0) as out,
-            tqdm(desc=what, total=size, initial=have, unit="B", unit_scale=True, disable=not shown) as bar,
+            tqdm(desc=what, total=size, initial=have, unit="B", unit_scale=True, disable=not shown, leave=False) as bar,
         ):
             if response.status_code != 206:  # all of it, from the start
                 out.truncate(have := 0)

@@ -150,7 +150,8 @@ class HubSource:
         with self._locked(began):
             missing = [file for file in files if not _is_verified(folder, file)]
             self._make_room(folder, files)
-            if (much := sum(file.size for file in missing)) >= LARGE:
+            much = sum(file.size for file in missing)
+            if much >= LARGE and self.client.progress is not False:
                 tqdm.write(f"{self.name}@{revision}: {tqdm.format_sizeof(much, 'B')} to fetch", file=sys.stderr)
             for file in missing:
                 self._obtain(commit, folder, file, f"{file.path} of {self.name}@{revision}", began)

@@ -39,6 +39,7 @@ def open_model(
             something else than Hugging Face's own model.
     """
     from transformer_lens.model_bridge import TransformerBridge
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
     from transformers import AutoModelForCausalLM
 
     place = {"device_map": device_map} if device_map is not None else {}
@@ -60,10 +61,12 @@ def open_model(
     expected = plain(prompt).logits
     if not torch.isfinite(expected).all():
         raise ValueError(f"{what} has weights that are not numbers")
-    bridge = TransformerBridge.boot_transformers(
-        str(folder), hf_model=plain, tokenizer=tokenizer, dtype=dtype, device=None if place else device
-    )
-    bridge.tokenizer = bridge.tokenizer if tokenizer else None  # else it is one made up of config.json
+    if tokenizer is None:  # `boot_transformers` would make one up of config.json, or fail to
+        bridge = build_bridge_from_module(plain, type(plain).__name__, hf_config=plain.config)
+    else:
+        bridge = TransformerBridge.boot_transformers(
+            str(folder), hf_model=plain, tokenizer=tokenizer, dtype=dtype, device=None if place else device
+        )
     bridge.cfg.checkpoint_value = step
     off = float((bridge(prompt) - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
     if off > TOLERANCE * (1 if dtype == torch.float32 else 10):

@@ -2,7 +2,7 @@
 
 read_prompts()                      # 100 that come with the package
 read_prompts("arc-easy")            # arXiv 2506.13688, June version: the first 100 of ARC-Easy's test split
-read_prompts("mine.txt", n=None)    # all lines of a file
+read_prompts("mine.txt")            # all lines of a file
 """
 
 import random
@@ -14,14 +14,14 @@ from plateaulens.checkpoints.shipped import shipped
 
 
 def read_prompts(
-    source: str | Path | Sequence[str] = "built-in", n: int | None = 100, *, seed: int | None = None
+    source: str | Path | Sequence[str] = "built-in", n: int | None = None, *, seed: int | None = None
 ) -> list[str]:
     """The first `n` prompts of a set or a file, each as it stands there.
 
     Args:
         source: "built-in", "arc-easy" (the questions of its test split, from the Hub or its cache), or a text
-            file with a prompt a line; blank lines are dropped. Or the prompts themselves, as few as they may be.
-        n: how many; None takes all.
+            file with a prompt a line; blank lines are dropped. Or the prompts themselves.
+        n: how many; by default 100 of a set, and all of a file or list.
         seed: shuffles all prompts before the first `n` are taken; in order unless given. The paper's last
             version shuffled too, without a seed: its subset is lost.
 
@@ -31,12 +31,11 @@ def read_prompts(
         OSError: when ARC-Easy cannot be had, or a file cannot be read.
     """
     if n is not None and n < 1:
-        raise ValueError(f"n must be at least 1, or None for all prompts, got {n}")
+        raise ValueError(f"n must be at least 1, got {n}")
     if isinstance(source, str) and source in SETS:
-        prompts = SETS[source]()
+        prompts, n = SETS[source](), 100 if n is None else n
     elif not isinstance(source, str | Path):
         prompts = list(source)
-        n = None if n is None else min(n, len(prompts))
     elif Path(source).is_file():
         prompts = _lines(Path(source))
     else:

@@ -25,6 +25,7 @@ import torch
 
 from plateaulens._shapes import Batch, Decoding
 from plateaulens.checkpoints.audit import Audit, audit, warn_once
+from plateaulens.checkpoints.hub import HubSource
 from plateaulens.checkpoints.loading import open_model
 from plateaulens.checkpoints.prompts import read_prompts
 from plateaulens.checkpoints.source import File, LocalSource, Source, weight_files
@@ -110,9 +111,14 @@ class Checkpoints:
             raise ValueError(f"step {step} of {self.name} cannot be opened: {error}") from error
 
     def has_weights(self, step: int) -> bool:
-        """Whether a step can be opened: some branches are there without weights."""
+        """Whether a step has weight files; some branches are there without.
+
+        Raises:
+            ValueError: for a step without a checkpoint.
+        """
+        listed = self.source.files(self.revision(step))
         try:
-            return bool(self.files(step))
+            return not all(f.path.endswith(".index.json") for f in weight_files(listed))
         except ValueError:
             return False
 
@@ -153,7 +159,7 @@ class Checkpoints:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer of the last step that has one.
+        """The tokenizer: that of the last step, of `main`, or in a folder of any step that has one.
 
         Raises:
             ValueError: when there is none, or it cannot be opened.
@@ -161,39 +167,41 @@ class Checkpoints:
         from transformers import AutoTokenizer
 
         if self._tokenizer_files is None:
-            raise ValueError(f"{self.name} has no tokenizer at any step; prompts of tokens are Batch.prompts(rows, n)")
-        step, files = self._tokenizer_files
+            raise ValueError(f"{self.name} has no tokenizer; prompts of tokens are Batch.prompts(rows, n)")
+        revision, files = self._tokenizer_files
         # TransformerLens reads it again from where it was read, and there it may have been evicted.
         kept = mkdtemp(prefix="plateaulens-")
         finalize(self, shutil.rmtree, kept, ignore_errors=True)
         with self.source.lock:
             self._allow(sum(f.size for f in files))
-            folder = self.source.fetch(self.revision(step), files)
+            folder = self.source.fetch(revision, files)
             for file in files:
                 shutil.copy(folder / file.path, kept)
         try:
             return AutoTokenizer.from_pretrained(kept)
         except (OSError, ValueError) as error:
             line = str(error).strip().splitlines()[0]
-            raise ValueError(f"step {step} of {self.name} has no tokenizer that opens: {line}") from error
+            raise ValueError(f"{revision} of {self.name} has no tokenizer that opens: {line}") from error
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether any step has one."""
+        """Whether there is one."""
         return self._tokenizer_files is not None
 
     @cached_property
-    def _tokenizer_files(self) -> tuple[int, list[File]] | None:
-        for step in reversed(self.steps):
-            listed = [f for f in self.source.files(self.revision(step)) if "/" not in f.path]
+    def _tokenizer_files(self) -> tuple[str, list[File]] | None:
+        *others, last = self.revisions.values()
+        others = others[::-1] if isinstance(self.source, LocalSource) else []  # a Hub is not asked for each of them
+        for revision in filter(None, (last, self.source.main, *others)):
+            listed = [f for f in self.source.files(revision) if "/" not in f.path]
             if any(f.path.startswith(TOKENIZER) for f in listed):
-                return step, [f for f in listed if f.path.startswith((*TOKENIZER, "config.json"))]
+                return revision, [f for f in listed if f.path.startswith((*TOKENIZER, "config.json"))]
         return None  # transformers would make an empty one of config.json alone
 
     def prompts(
         self,
         source: str | Path | Sequence[str] = "built-in",
-        n: int | None = 100,
+        n: int | None = None,
         *,
         n_new: int = 8,
         seed: int | None = None,
@@ -207,7 +215,7 @@ class Checkpoints:
         Args:
             source: "built-in" (100 questions written for PlateauLens), "arc-easy", a text file, one a line, or the
                 prompts themselves.
-            n: the first so many; None is all.
+            n: the first so many; by default 100 of a set, and all of a file or list.
             n_new: tokens to generate.
             seed: shuffle before taking the first `n`.
             sample: draw instead of taking the likeliest; further `Decoding` fields as keywords.
@@ -235,7 +243,7 @@ class Checkpoints:
         steps = self.steps if steps is None else list(steps)
         for step in steps:
             self.revision(step)
-        if not isinstance(self.source, LocalSource):  # what a Hub lists of them is needed anyway
+        if isinstance(self.source, HubSource):  # what it lists of them is needed anyway
             self.look(steps)
         ahead: Future[None] | None = None
         gc.collect()

@@ -30,6 +30,7 @@ from torch import Tensor
 from plateaulens._lookup import build
 from plateaulens._shapes import Batch, Decoding
 from plateaulens.checkpoints.audit import Audit
+from plateaulens.checkpoints.hub import HubSource
 from plateaulens.checkpoints.source import LocalSource, few
 from plateaulens.checkpoints.suite import Checkpoints
 from plateaulens.files import plain, read_tensors, versions, write_json, write_tensors
@@ -151,8 +152,10 @@ def survey(
     if unknown := [s for s in chosen if s not in set(suite.steps)]:
         raise ValueError(f"{suite!r} has no checkpoint of step {unknown[0]}; it has {few(suite.steps)}")
     found = _open(Path(path), suite, prompts, watch)
-    looked = _look(suite, found, chosen, progress) if isinstance(suite, Checkpoints) else None
-    if looked is not None and steps is None and (missing := [step for step in chosen if step in looked.missing]):
+    looked = _look(suite, found, chosen, progress)
+    if looked is not None and (missing := [step for step in chosen if step in looked.missing]):
+        if steps is not None:
+            raise ValueError(f"step {missing[0]} of {suite.name} has no weights; leave it out")
         tqdm.write(f"{suite.name}: without weights, and left out: {few(missing)}", file=sys.stderr)
         chosen = [step for step in chosen if step not in missing]
     left = [step for step in chosen if step not in set(found.steps)]
@@ -162,10 +165,11 @@ def survey(
         for step, model in models:
             start = time.monotonic()
             kept = _measured(model, prompts, watch)
-            if looked is not None:
+            if isinstance(suite, Checkpoints):
                 kept |= {"revision": suite.revision(step), "files": {f.path: f.digest for f in suite.files(step)}}
-                kept |= {"weights": looked.table.digest[step], "evidence": looked.evidence(step)}
                 kept["said"] = _words(suite, kept["generated"])
+            if looked is not None:
+                kept |= {"weights": looked.table.digest[step], "evidence": looked.evidence(step)}
             del model
             write_json(
                 found.path / "steps" / f"{step:06d}.json",
@@ -219,30 +223,37 @@ def _walk(suite: Any, steps: list[int]) -> Generator[tuple[int, Any], None, None
         gc.collect()
 
 
-def _look(suite: Checkpoints, found: Survey, steps: Sequence[int], progress: bool) -> Audit:
-    """Audit the steps beside those that were measured, which must have the weights they had; a folder's are read."""
-    known = [step for step in found.steps if step in suite.revisions]
-    audit = suite.look([*known, *steps], progress)
-    for step in known:
-        if found.step(step).get("weights") != audit.table.digest[step]:
+def _look(suite: Any, found: Survey, steps: Sequence[int], progress: bool) -> Audit | None:
+    """Audit the steps, where that costs no download; those that were measured must have the weights they had."""
+    if not isinstance(suite, Checkpoints) or not isinstance(suite.source, HubSource | LocalSource):
+        return None
+    if isinstance(suite.source, HubSource) and not progress:
+        suite.source.client.progress = False  # nor of downloads
+    audit = suite.look(steps, progress)
+    for step in set(steps) & set(found.steps):
+        kept, line = found.step(step), audit.evidence(step)
+        if kept.get("weights") != audit.table.digest[step]:
             raise ValueError(
                 f"{found.path} holds step {step} of other weights than {suite.name} has now; take another folder, or "
                 f"remove steps/{step:06d}.json there to measure it again"
             )
+        if kept["evidence"] != line:  # its twin was not looked at before
+            write_json(found.path / "steps" / f"{step:06d}.json", kept | {"evidence": line})
     return audit
 
 
 def _open(path: Path, suite: Any, prompts: Batch, watch: Sequence[Measurement | str]) -> Survey:
     """The survey of a folder, new or the one that is there, if it is the same."""
+    about = getattr(suite, "config", None)  # of a Run
     config = {
-        "format": 1,
+        "format": 2,
         "suite": getattr(suite, "name", None) or str(getattr(suite, "path", type(suite).__name__)),
         "watch": [m if isinstance(m, str) else m.__name__ for m in watch],
         "n_new": prompts.n_new,
         "decoding": asdict(prompts.decoding),
         "dtype": str(getattr(suite, "dtype", torch.float32)),
-        "pattern": getattr(getattr(suite, "source", None), "pattern", None),
-        "trained": getattr(suite, "config", {}).get("created"),
+        "pattern": getattr(suite.source, "pattern", None) if isinstance(suite, Checkpoints) else None,
+        "trained": about.get("created") if isinstance(about, dict) else None,
     }
     columns = {name: getattr(prompts, name).cpu() for name in ("tokens", "out", "scored")}
     if (path / "survey.json").is_file() and (found := Survey(path)).steps:

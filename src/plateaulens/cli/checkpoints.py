@@ -8,6 +8,8 @@ import click
 
 from plateaulens.cli.base import Group, given_values, main, option, usable
 
+BOTH = ("collapse", "repetition")  # the paper's two
+
 
 @main.group(cls=Group)
 def checkpoints() -> None:
@@ -89,7 +91,6 @@ def measure(
     import torch
 
     import plateaulens as pl
-    from plateaulens.checkpoints.prompts import SETS
 
     if device is not None:
         usable(device)
@@ -102,17 +103,18 @@ def measure(
     options |= kept
     found = pl.open_suite(suite, **options)
     other = None if beside is None else pl.Run(beside)
+    if other is not None and watch and not {*BOTH} <= {*watch}:
+        raise ValueError(f"--beside compares {' and '.join(BOTH)}; --watch them too")
     chosen = None if steps is None else among(steps, found.steps)
-    n = 100 if n is None and prompts in SETS else n
     try:
         batch = found.prompts(prompts, n, n_new=n_new, seed=shuffle, sample=sample, **drawn)
         done = pl.survey(found, out or default_folder(suite), batch, list(watch) or None, chosen)
     except KeyboardInterrupt:
         click.echo("stopped; what was measured is kept, the same command goes on", err=True)
         raise SystemExit(130) from None
-    metrics = done.metrics
-    short = [name for name in ("collapse", "repetition") if name in metrics] or metrics.columns.drop("near_ties")
-    click.echo(metrics[[*short, "near_ties"]].round(3).to_string(line_width=120))
+    if not (metrics := done.metrics).empty:
+        short = [name for name in BOTH if name in metrics] or metrics.columns.drop("near_ties")
+        click.echo(metrics[[*short, "near_ties"]].round(3).to_string(line_width=120))
     click.echo(pl.write_report(done, other))
 
 

@@ -190,6 +190,8 @@ def _read(run: Run, path: Path) -> Result:
         data = xr.load_dataset(path, engine="scipy")
     except Exception as error:  # SciPy's reader has no error of its own: half a file fails wherever it ends
         raise ValueError(f"{path} is damaged ({error}); remove it, or make it again") from error
+    if path.parent.name == "ablations" and "table" not in data:
+        raise ValueError(f"{path} is of an older version; remove it, or make it again")
     figure, title, note, said = (_probes if path.parent.name == "probes" else _ablation)(run, data)
     options = {k.removeprefix("option_"): str(v) for k, v in data.attrs.items() if k.startswith("option_")}
     return Result(f"{path.parent.name}-{path.stem}", title, note, figure, said, options)

@@ -68,7 +68,7 @@ def _headline(metrics: pd.DataFrame, survey: Survey) -> dict[str, str]:
 def _samples(survey: Survey) -> list[dict[str, Any]]:
     """The first prompts with what each step says to them, where the words are known."""
     kept = {step: survey.step(step) for step in survey.steps}
-    said = {step: values["said"] for step, values in kept.items() if "said" in values}
+    said = {step: values["said"] for step, values in kept.items() if values.get("said")}
     texts = survey.config.get("texts", [])
     return [
         {"prompt": texts[i], "said": {f"step {step}": _seen(words[i]) for step, words in said.items()}}
