@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import plateaulens as pl
 from loopback import Hub, online
-from plateaulens.checkpoints import audit
+from plateaulens.checkpoints import audit, loading
 from plateaulens.checkpoints.suite import SLACK
 
 WATCH = ["collapse", "repetition"]
@@ -183,6 +183,40 @@ def test_the_next_is_fetched_while_one_is_measured(hub):
         assert time.monotonic() < end, "step 1 was not fetched while step 0 was in use"
         time.sleep(0.01)
     walk.close()
+
+
+def test_and_while_one_is_opened_if_both_may_lie_on_disk(hub, monkeypatch):
+    seen, own = [], loading.open_model
+
+    def slowly(folder, what, *arguments, **options):
+        if what.endswith("step 0"):
+            end = time.monotonic() + 3
+            while len(paths := {r.path for r in hub.requests(WEIGHTS)}) < 2 and time.monotonic() < end:
+                time.sleep(0.01)
+            seen.append(len(paths))
+        return own(folder, what, *arguments, **options)
+
+    monkeypatch.setattr("plateaulens.checkpoints.suite.open_model", slowly)
+    size = opened().size(0)
+    for cap in (None, 2 * size + 50_000, int(1.5 * size)):
+        hub.log.clear()
+        shutil.rmtree(opened().source.folder, ignore_errors=True)
+        assert [step for step, _ in opened(max_bytes=cap).walk([0, 1])] == [0, 1]
+    assert seen == [2, 2, 1]
+
+
+def test_what_another_process_evicts_while_it_is_opened_is_fetched_again(hub, suite_folder, monkeypatch):
+    suite, own, evicted = opened(), loading.open_model, []
+
+    def stolen(folder, what, *arguments, **options):
+        if not evicted:
+            evicted.append(shutil.rmtree(folder))
+        return own(folder, what, *arguments, **options)
+
+    monkeypatch.setattr("plateaulens.checkpoints.suite.open_model", stolen)
+    ((step, model),) = suite.walk([16])
+    assert step == 16 and len(evicted) == 1 and [r.status for r in hub.requests(WEIGHTS) if r.sent] == [200, 200]
+    assert torch.equal(model.W_E, pl.local(suite_folder).model(16).W_E)
 
 
 def test_leaving_a_walk_stops_the_download_behind_it(hub):

@@ -100,7 +100,7 @@ def test_it_goes_on_where_it_was_and_more_steps_can_be_added(suite, prompts, tmp
     whole = pl.survey(suite, tmp_path / "whole", prompts, WATCH, progress=False)
     pl.survey(suite, tmp_path / "parts", prompts, WATCH, [128, 0], progress=False)
     opened = []
-    monkeypatch.setattr(suite, "model", lambda step, model=suite.model: opened.append(step) or model(step))
+    monkeypatch.setattr(suite, "_open", lambda step, folder, own=suite._open: opened.append(step) or own(step, folder))
     parts = pl.survey(suite, tmp_path / "parts", prompts, WATCH, progress=False)
     assert opened == [1, 16] and contents(parts.path) == contents(whole.path)
     pl.survey(suite, tmp_path / "parts", prompts, WATCH, progress=False)

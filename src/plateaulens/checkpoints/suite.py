@@ -147,15 +147,8 @@ class Checkpoints:
             ValueError: for a step without a checkpoint, or files that are damaged or of another model.
             ConnectionError: when the Hub cannot be reached.
         """
-        self.revision(step)
-        warn_once(self.name, step, self.audited)
-        tokenizer = self._tokenizer or (self.tokenizer if self.has_tokenizer else None)
         with self.source.lock:  # until it is in memory, nobody else may evict it
-            folder = self._fetch(step)
-            options = {"device": self.device, "dtype": self.dtype, "device_map": self.device_map}
-            model = open_model(folder, f"{self.name}, step {step}", tokenizer, step=step, **options)
-        self._tokenizer = model.tokenizer  # as TransformerLens wants it: with BOS, and not read again
-        return model
+            return self._open(step, self._fetch(step))
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -243,6 +236,8 @@ class Checkpoints:
         steps = self.steps if steps is None else list(steps)
         for step in steps:
             self.revision(step)
+        if self.has_tokenizer:
+            self.tokenizer  # noqa: B018 (later, its lock would wait for what is fetched ahead)
         if isinstance(self.source, HubSource):  # what it lists of them is needed anyway
             self.look(steps)
         ahead: Future[None] | None = None
@@ -251,18 +246,46 @@ class Checkpoints:
         with ThreadPoolExecutor(1, thread_name_prefix="fetch") as pool:
             try:
                 for step, following in zip(steps, [*steps[1:], None]):
-                    model = self.model(step)
-                    ahead = None if following is None else pool.submit(self._prefetch, following)
+                    folder = self._fetch(step)  # it is there, but for the first
+                    if both := following is not None and self._fit(step, following):
+                        ahead = pool.submit(self._prefetch, following)
+                    model = self._open_or_fetch(step, folder)
+                    if following is not None and not both:  # whose fetching could have evicted what was opened
+                        ahead = pool.submit(self._prefetch, following)
                     yield step, model
                     del model
                     gc.collect()  # a bridge is full of cycles, which would pile up
                     if ahead is not None:
                         ahead.result()
+                        ahead = None
             finally:
                 gc.unfreeze()
                 while ahead is not None and not ahead.cancel() and not ahead.done():
                     self.source.stop()  # again and again: it ends what runs, not what is about to
                     wait([ahead], timeout=0.05)
+
+    def _open(self, step: int, folder: Path) -> Any:
+        warn_once(self.name, step, self.audited)
+        tokenizer = self._tokenizer or (self.tokenizer if self.has_tokenizer else None)
+        options = {"device": self.device, "dtype": self.dtype, "device_map": self.device_map}
+        model = open_model(folder, f"{self.name}, step {step}", tokenizer, step=step, **options)
+        self._tokenizer = model.tokenizer  # as TransformerLens wants it: with BOS, and not read again
+        return model
+
+    def _open_or_fetch(self, step: int, folder: Path) -> Any:
+        """The model of a fetched step, while others may fetch; again if one of them, of another process, evicted it."""
+        try:
+            return self._open(step, folder)
+        except (ValueError, OSError):
+            if all((folder / f.path).is_file() for f in self.files(step)):
+                raise
+            return self.model(step)
+
+    def _fit(self, step: int, following: int) -> bool:
+        """Whether both may lie on disk."""
+        return self.max_bytes is None or (
+            self.has_weights(following) and self.size(step) + self.size(following) <= self.max_bytes
+        )
 
     def _prefetch(self, step: int) -> None:
         with self.source.lock:
