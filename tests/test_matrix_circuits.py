@@ -310,7 +310,7 @@ def test_the_paper_s_fillers_and_scaled_ones(tmp_path):
     assert copy_check(run, BATCH, [None, 0.42, 0.38, -0.3])["value"].values.tolist() == ["MASK", "0.4", "-0.3"]
     with pytest.raises(ValueError, match="tokens reach from -1.0 to 1.0, got 1.2"):
         copy_check(run, BATCH, [1.2])
-    with pytest.raises(ValueError, match="has no checkpoints"):
+    with pytest.raises(ValueError, match="steps= is empty"):
         copy_check(run, BATCH, steps=[])
 
 
