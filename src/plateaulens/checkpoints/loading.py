@@ -28,7 +28,7 @@ def open_model(
     Args:
         folder: config.json and weights.
         what: named in errors.
-        tokenizer: the bridge's.
+        tokenizer: the bridge's; None for none.
         step: noted in the bridge's config.
         device: where it goes.
         dtype: of its weights.

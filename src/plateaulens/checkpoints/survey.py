@@ -181,7 +181,7 @@ def survey(
     return found
 
 
-SHOWN = ("collapse", "repetition")
+SHOWN = ("collapse", "repetition")  # the two of arXiv 2506.13688
 FRESH = ("survey.json", "prompts.safetensors", "steps")  # with no step in it, there is nothing to lose
 
 

@@ -8,8 +8,6 @@ import click
 
 from plateaulens.cli.base import Group, given_values, main, option, usable
 
-BOTH = ("collapse", "repetition")  # the paper's two
-
 
 @main.group(cls=Group)
 def checkpoints() -> None:
@@ -91,6 +89,7 @@ def measure(
     import torch
 
     import plateaulens as pl
+    from plateaulens.checkpoints.survey import SHOWN
 
     if device is not None:
         usable(device)
@@ -103,8 +102,8 @@ def measure(
     options |= kept
     found = pl.open_suite(suite, **options)
     other = None if beside is None else pl.Run(beside)
-    if other is not None and watch and not {*BOTH} <= {*watch}:
-        raise ValueError(f"--beside compares {' and '.join(BOTH)}; --watch them too")
+    if other is not None and watch and not {*SHOWN} <= {*watch}:
+        raise ValueError(f"--beside compares {' and '.join(SHOWN)}; --watch them too")
     chosen = None if steps is None else among(steps, found.steps)
     try:
         batch = found.prompts(prompts, n, n_new=n_new, seed=shuffle, sample=sample, **drawn)
@@ -113,7 +112,7 @@ def measure(
         click.echo("stopped; what was measured is kept, the same command goes on", err=True)
         raise SystemExit(130) from None
     if not (metrics := done.metrics).empty:
-        short = [name for name in BOTH if name in metrics] or metrics.columns.drop("near_ties")
+        short = [name for name in SHOWN if name in metrics] or metrics.columns.drop("near_ties")
         click.echo(metrics[[*short, "near_ties"]].round(3).to_string(line_width=120))
     click.echo(pl.write_report(done, other))
 

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from plateaulens.metrics.precision import wide
+
 IN_CACHE = 2**16  # logits that are worked on at once: what is made of them stays in the processor's cache
 
 
@@ -28,8 +30,7 @@ def _log_p(
     logits: Float[Tensor, "*batch out d_vocab"], tokens: Int[Tensor, "*batch out"]
 ) -> Float[Tensor, "*batch out"]:
     """Log p of each token; of any where there is none."""
-    log_p = logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return log_p.gather(-1, tokens.clamp(min=0)[..., None])[..., 0]
+    return wide(logits).log_softmax(-1).gather(-1, tokens.clamp(min=0)[..., None])[..., 0]
 
 
 def mean_over_cells(values: Float[Tensor, "batch cell"], cells: Bool[Tensor, "batch cell"]) -> Float[Tensor, " batch"]:
