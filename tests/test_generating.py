@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import plateaulens as pl
-from plateaulens import generating
+from plateaulens import choosing, generating
 from plateaulens.generating import generate
 
 LENGTHS = [5, 11, 3, 5, 8, 1, 14]
@@ -151,14 +151,14 @@ def test_in_float64_the_company_does_not_matter_either(neox):
 
 def test_scores_that_are_no_numbers_are_not_told_apart():
     nothing = torch.full((2, 50), torch.nan)
-    assert generating._choose(nothing.clone(), pl.Decoding(), None)[1].all()
+    assert choosing.choose(nothing.clone(), pl.Decoding(), None)[1].all()
     for k in (None, 1, 2, 49):
-        assert generating._choose(nothing.clone(), pl.Decoding(sample=True, top_k=k), torch.rand(2, 50))[1].all()
+        assert choosing.choose(nothing.clone(), pl.Decoding(sample=True, top_k=k), torch.rand(2, 50))[1].all()
 
 
 def test_near_is_a_difference_of_logits_at_any_temperature_and_beyond_the_last_of_the_likeliest():
     def unsure(*scores, noise, **decoding):
-        drawn = generating._choose(torch.tensor([scores]), pl.Decoding(sample=True, **decoding), torch.tensor([noise]))
+        drawn = choosing.choose(torch.tensor([scores]), pl.Decoding(sample=True, **decoding), torch.tensor([noise]))
         return bool(drawn[1])
 
     none = [0.0, 0.0, 0.0]
@@ -174,10 +174,10 @@ def test_the_last_of_the_likeliest_is_unsure_only_where_another_could_have_its_p
     scores = torch.arange(50.0).flip(0)[None].repeat(200, 1)
     noise = -torch.empty(200, 50).exponential_(generator=torch.Generator().manual_seed(0)).log()
     decoding = pl.Decoding(sample=True, top_k=k, temperature=20.0)  # all of them are drawn
-    token, unsure = generating._choose(scores.clone(), decoding, noise)
+    token, unsure = choosing.choose(scores.clone(), decoding, noise)
     assert set(token.flatten().tolist()) == set(range(k)) and not unsure.any()
-    scores[:, k] = scores[:, k - 1] - generating.NEAR / 2
-    token, unsure = generating._choose(scores.clone(), decoding, noise)
+    scores[:, k] = scores[:, k - 1] - choosing.NEAR / 2
+    token, unsure = choosing.choose(scores.clone(), decoding, noise)
     assert unsure[token[:, 0] == k - 1].all() and (k == 1 or not unsure.all())
     better = noise[:, k] - 1 > noise[:, :k].max(1).values  # would be drawn, were it one of them
     assert better.any() and unsure[better].all()
@@ -214,8 +214,8 @@ def test_sampling_follows_the_softmax(neox):
         counts = torch.zeros(50)
         for seed in range(draws):
             batch = pl.Batch.prompts(prompt, 1, pl.Decoding(sample=True, seed=seed, **decoding))
-            noise = generating._noise(batch, [6], 50)[:, 0]
-            counts[generating._choose(logits[None], batch.decoding, noise)[0]] += 1
+            noise = choosing.gumbel_noise(batch, [6], 50)[:, 0]
+            counts[choosing.choose(logits[None], batch.decoding, noise)[0]] += 1
         kept = p > 0
         assert counts[~kept].sum() == 0 and kept.sum() == (decoding["top_k"] or 50)
         assert chisquare(counts[kept].double(), p.double()[kept] / p.double().sum() * draws).pvalue > 1e-4
@@ -226,7 +226,7 @@ def test_sampling_follows_the_softmax(neox):
 def test_the_likeliest_and_the_next_are_found_in_blocks_as_in_one(d_vocab):
     """Few different scores, so that ties lie within a block and between them."""
     scores = torch.randint(0, 4, (200, d_vocab), generator=torch.Generator().manual_seed(d_vocab)).float()
-    token, best, second = generating._likeliest(scores)
+    token, best, second = choosing._likeliest(scores)
     assert token[:, 0].tolist() == scores.numpy().argmax(1).tolist()
     ranked = F.pad(scores, (0, 1), value=-torch.inf).sort(1, descending=True).values
     assert torch.equal(best, ranked[:, :1]) and torch.equal(second, ranked[:, 1:2])
@@ -236,7 +236,7 @@ def test_choosing_leaves_the_logits_as_they_were():
     logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0))
     for decoding in (pl.Decoding(forbidden=(3, 7)), pl.Decoding(forbidden=(3, 7), sample=True)):
         before = logits.clone()
-        generating._choose(logits, decoding, torch.zeros(5, 50) if decoding.sample else None)
+        choosing.choose(logits, decoding, torch.zeros(5, 50) if decoding.sample else None)
         assert torch.equal(logits, before)
 
 
@@ -255,7 +255,7 @@ def test_a_rank_that_rounding_could_change_is_a_near_tie():
     for favourite, near in ((0, False), (1, True), (2, True), (3, False)):
         noise = torch.zeros(1, 4)
         noise[0, favourite] = 20.0
-        assert bool(generating._choose(logits, decoding, noise)[1]) == near
+        assert bool(choosing.choose(logits, decoding, noise)[1]) == near
 
 
 @pytest.mark.parametrize("decoding", [{}, dict(sample=True, top_k=3)])

@@ -17,6 +17,7 @@ FLOORS = {
     "metrics": 1,
     "hooked": 1,
     "files": 1,
+    "choosing": 1,
     "models": 2,
     "unhooked": 2,
     "generating": 2,

@@ -6,24 +6,21 @@ is run again from there by itself, without a cache.
 """
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from plateaulens._shapes import GREEDY, Batch, Decoding
+from plateaulens.choosing import choose, gumbel_noise
 from plateaulens.hooked import active, has_raw_hooks, is_map, is_native, whole, without_gradients
 from plateaulens.metrics import token_entropy
 from plateaulens.unhooked import PADDING, TOKENS, alike, unhooked
 
-NEAR = 1e-3  # logits whose difference is below this are not told apart
-BLOCK = 128  # tokens; vocabularies are multiples of it, as a rule
 ROWS = 128  # prompts a pass
 
 
@@ -126,7 +123,7 @@ def _decode_batch(model: Any, batch: Batch, cached: bool, reading: Reading) -> G
             batch.prompt_len  # noqa: B018 (raises: prompts of unequal length)
         tokens = torch.stack([F.pad(row[:n], (longest - n, 0)) for row, n in zip(tokens, lengths, strict=True)])
         mask = torch.stack([(torch.arange(longest) >= longest - n).long() for n in lengths]).to(tokens.device)
-    noise = _noise(batch, lengths, int(model.cfg.d_vocab)) if batch.decoding.sample else None
+    noise = gumbel_noise(batch, lengths, int(model.cfg.d_vocab)) if batch.decoding.sample else None
     return _decode(model, tokens, batch.out.shape[1], cached, mask, reading, batch.decoding, noise)
 
 
@@ -136,7 +133,7 @@ def _run_again(model: Any, prompt: Batch, found: Generation, i: int) -> None:
     As long as they come out the same, so does what follows; after one that does not, all is said again.
     """
     length, total = prompt.prompt_len, found.tokens.shape[1]
-    noise = _noise(prompt, [length], int(model.cfg.d_vocab)) if prompt.decoding.sample else None
+    noise = gumbel_noise(prompt, [length], int(model.cfg.d_vocab)) if prompt.decoding.sample else None
     reading = Reading(tuple(found.rows), found.logits is not None, found.entropy is not None)
 
     def decode(k: int, count: int) -> Generation:
@@ -179,7 +176,7 @@ def _decode(
             if reading.logits:
                 kept = scores.new_empty(len(scores), count, scores.shape[1]) if kept is None else kept
                 kept[:, i] = scores
-            fresh, unsure = _choose(scores, decoding, None if noise is None else noise[:, i])
+            fresh, unsure = choose(scores, decoding, None if noise is None else noise[:, i])
             near.append(unsure)
             if given is not None and i < given.shape[1]:
                 fresh = torch.where(given[:, i : i + 1] < 0, fresh, given[:, i : i + 1])
@@ -212,67 +209,6 @@ def _caller(model: Any, n: int, mask: Int[Tensor, "batch pos"] | None, cached: b
         return model(fresh, past_key_values=cache, attention_mask=seen, position_ids=positions, **options)
 
     return call
-
-
-def _choose(
-    logits: Float[Tensor, "batch d_vocab"], decoding: Decoding, noise: Float[Tensor, "batch d_vocab"] | None
-) -> tuple[Int[Tensor, "batch 1"], Bool[Tensor, " batch"]]:
-    """The next tokens, and which of them rounding could have changed.
-
-    A draw from a softmax is the largest of the logits with Gumbel noise added, so that it is as good as
-    greedy, and as repeatable.
-    """
-    never = torch.tensor(decoding.forbidden, device=logits.device).long()
-    scores = logits.float()
-    held = scores[:, never]
-    found = _best(scores.index_fill_(1, never, -torch.inf), decoding, noise)
-    scores[:, never] = held  # somebody may look at them still
-    return found
-
-
-def _best(
-    scores: Float[Tensor, "batch d_vocab"], decoding: Decoding, noise: Float[Tensor, "batch d_vocab"] | None
-) -> tuple[Int[Tensor, "batch 1"], Bool[Tensor, " batch"]]:
-    if noise is None:
-        token, best, second = _likeliest(scores)
-        return token, ~(best - second >= NEAR)[:, 0]  # what is no number is not told apart either
-    scores, near = scores / decoding.temperature, NEAR / decoding.temperature
-    drawn = scores + noise.to(scores)
-    if decoding.top_k is None or decoding.top_k >= scores.shape[1]:
-        best, token = drawn.topk(2)
-        return token[:, :1], ~(best[:, 0] - best[:, 1] >= near)
-    least = scores.topk(decoding.top_k).values[:, -1:]
-    token = drawn.masked_fill(scores < least, -torch.inf).argmax(1, keepdim=True)
-    outside = scores < least - near  # whatever rounding does
-    best, first = drawn.masked_fill(outside, -torch.inf).topk(2)
-    unsure = (first[:, :1] != token)[:, 0] | ~(best[:, 0] - best[:, 1] >= near)
-    replaceable = ((~outside).sum(1) > decoding.top_k) & (scores.gather(1, token) < least + near)[:, 0]
-    return token, unsure | replaceable
-
-
-def _likeliest(scores: Float[Tensor, "batch d_vocab"]) -> tuple[Tensor, Tensor, Tensor]:
-    """The best token of each row, of a tie the first, as everybody takes it; its score, and that of the next best.
-
-    Values alone are found several times faster than with their places, so first comes the best of each block.
-    """
-    width = math.gcd(scores.shape[1], BLOCK)
-    blocks = scores.unflatten(1, (-1, width))
-    tops = blocks.amax(2)
-    best, block = tops.max(1, keepdim=True)
-    inside = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]]
-    place = inside.max(1, keepdim=True).indices
-    others = [x.scatter(1, i, -torch.inf).amax(1, keepdim=True) for x, i in ((tops, block), (inside, place))]
-    return block * width + place, best, torch.maximum(*others)
-
-
-def _noise(batch: Batch, lengths: list[int], d_vocab: int) -> Float[Tensor, "batch out d_vocab"]:
-    """Gumbel noise of each prompt: of the seed and its own tokens, whatever it is batched with."""
-    draws = []
-    for row, n in zip(batch.tokens.cpu(), lengths, strict=True):
-        words = np.random.SeedSequence([batch.decoding.seed, *row[:n].tolist()]).generate_state(1, np.uint64)
-        rng = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
-        draws.append(-torch.empty(batch.out.shape[1], d_vocab).exponential_(generator=rng).log())
-    return torch.stack(draws).to(batch.tokens.device)
 
 
 def _tensors(g: Generation) -> list[Tensor]:
