@@ -30,7 +30,7 @@ demo: .venv/.ready
 # What pretends to be a second device would show in other tests: it has processes of its own.
 test: .venv/.ready
 	$(call TEST,.venv)
-	$(call TEST,.venv) tests/on_another_device.py
+	$(call TEST,.venv) tests/end_to_end/second_device.py
 
 test-slow: .venv/.ready
 	$(call TEST,.venv) -m slow

@@ -26,14 +26,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from bench import compare
-from interventions import memory
 from torch import Tensor
 from transformers.utils import logging
 
 import plateaulens as pl
-from plateaulens.checkpoints.prompts import read_prompts
-from plateaulens.measurements import AT_SITES, OF_NGRAMS, reads
-from plateaulens.tracing import FINAL
+from interventions import memory
+from plateaulens.lm.prompts import read_prompts
+from plateaulens.metrics.named import AT_SITES, OF_NGRAMS, reads
+from plateaulens.tracing.traces import FINAL
 
 SHIPPED = pl.shipped("neox-0.2m")
 REPO, WEIGHTS = "org/small", "model.safetensors"
@@ -60,7 +60,7 @@ def by_hand(model: Any, batch: pl.Batch, watch: Sequence[str]) -> dict[str, Tens
         states.append(layers[-1])
         found["collapse"].append(mean_cosine(layers[-1]))
         if watch != SHORT:
-            found["prediction_entropy"].append(pl.metrics.prediction_entropy(torch.cat(out.logits), ALL[0]))
+            found["prediction_entropy"].append(pl.metrics.functional.prediction_entropy(torch.cat(out.logits), ALL[0]))
             for i, layer in enumerate(layers[1:-1]):  # the last is behind the final norm
                 found[f"collapse@blocks.{i}.hook_resid_post"].append(mean_cosine(layer))
     values = {name: torch.stack(column) for name, column in found.items()}
@@ -69,7 +69,7 @@ def by_hand(model: Any, batch: pl.Batch, watch: Sequence[str]) -> dict[str, Tens
     if watch != SHORT:
         values |= {name: OF_NGRAMS[name[:-2]](tokens, ALL, 2) for name in ("rep@2", "distinct@2")}
         values |= {name: AT_SITES[name.partition("@")[0]](final) for name in watch if name.endswith(FINAL)}
-        values["entropy"] = pl.metrics.sequence_entropy(tokens, ALL)
+        values["entropy"] = pl.metrics.functional.sequence_entropy(tokens, ALL)
     return values
 
 
@@ -182,7 +182,7 @@ def main() -> None:
         one_checkpoint("  14m", folder / "14m", 0, like_pythia_14m(folder / "14m"), args.rounds)
 
         sys.path.append(str(Path(__file__).parents[1] / "tests"))
-        from loopback import Hub
+        from loopback_hub import Hub
 
         spawned = partial(ProcessPoolExecutor, 1, mp_context=multiprocessing.get_context("spawn"))
         with Hub({REPO: make_steps(folder / "steps", args.steps)}) as hub:

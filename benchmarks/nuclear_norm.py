@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import plateaulens as pl
-from plateaulens.analysis import complete_by_nuclear_norm
+from plateaulens.papers.matrix_completion.nuclear_norm import complete_by_nuclear_norm
 
 Solve = Callable[[Tensor, Tensor], Tensor]
 

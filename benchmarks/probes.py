@@ -23,9 +23,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 import plateaulens as pl
-from plateaulens.analysis.probing import Parts, Question, states_at
-from plateaulens.analysis.solvers import Fit, logistic
-from plateaulens.papers.quiet import RECIPES
+from plateaulens.papers.quiet_features.recipes import RECIPES
+from plateaulens.probing.fitting import Parts, Question, states_at
+from plateaulens.probing.solvers import Fit, logistic
 
 RECIPE, STEPS = RECIPES["binary-addition"], (0, 92, 96)
 C, TESTS = 100.0, 1000

@@ -21,8 +21,8 @@ from bench import seconds
 
 import plateaulens as pl
 from plateaulens.models.config import transformer_pp
-from plateaulens.papers.plateau import RECIPES
-from plateaulens.papers.quiet import PAPER_SIZES, schedule
+from plateaulens.papers.abrupt_learning.recipes import RECIPES
+from plateaulens.papers.quiet_features.recipes import PAPER_SIZES, schedule
 
 
 def looped(task: pl.Task) -> list[int]:

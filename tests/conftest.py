@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-# To import these changes PyTorch for the process (see elsewhere.py); `make test` gives them one of their own.
-collect_ignore = ["elsewhere.py", "on_another_device.py"]
+# To import these changes PyTorch for the process (see pretended_device.py); `make test` gives them one of their own.
+collect_ignore = ["pretended_device.py", "end_to_end/second_device.py"]
 
 
 @pytest.fixture(scope="session")

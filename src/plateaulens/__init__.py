@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "_shapes": ("Batch", "Decoding"),
+    "batch": ("Batch", "Decoding"),
     "tasks": (
         "TASKS",
         "ActivitySelection",
@@ -46,10 +46,11 @@ _HOME = {
     ),
     "models.config": ("ModelConfig",),
     "models.transformer": ("Transformer",),
-    "models.convert": ("from_tl", "to_tl"),
-    "generating": ("Generation", "generate", "greedy_decode"),
-    "tracing": ("Trace", "trace"),
-    "measurements": (
+    "models.conversion": ("from_tl", "to_tl"),
+    "lm.generation": ("generate",),
+    "tracing.decoding": ("Generation", "greedy_decode"),
+    "tracing.traces": ("Trace", "trace"),
+    "metrics.named": (
         "LANGUAGE",
         "MEASUREMENTS",
         "STANDARD",
@@ -82,9 +83,9 @@ _HOME = {
         "tf_accuracy",
         "tf_exact_match",
     ),
-    "measuring": ("measure", "standard"),
-    "hooked": ("AttentionPattern",),
-    "models.parts": ("graft",),
+    "metrics.measuring": ("measure", "standard"),
+    "hooks": ("AttentionPattern",),
+    "models.parameter_groups": ("graft",),
     "interventions": (
         "Ablate",
         "AblateHeads",
@@ -98,23 +99,19 @@ _HOME = {
         "intervene",
     ),
     "training": ("Step", "TrainConfig", "Training", "train"),
-    "runs": ("Run",),
-    "recording": ("record", "resume"),
-    "checkpoints.audit": ("audit",),
-    "checkpoints.prompts": ("read_prompts",),
-    "checkpoints.pretraining": ("pretrain",),
-    "checkpoints.shipped": ("shipped",),
-    "checkpoints.suite": ("Checkpoints",),
-    "checkpoints.publishers": ("hub", "local", "olmo2", "open_suite", "pythia"),
-    "checkpoints.survey": ("Survey", "survey"),
+    "runs.run": ("Run",),
+    "runs.recording": ("record", "resume"),
+    "lm.audit": ("audit",),
+    "lm.prompts": ("read_prompts",),
+    "lm.pretraining": ("pretrain",),
+    "lm.bundled": ("shipped",),
+    "lm.suite": ("Checkpoints",),
+    "lm.pretrained": ("hub", "local", "olmo2", "open_suite", "pythia"),
+    "lm.evaluation": ("Survey", "survey"),
     "analysis": (
         "PairedDifference",
         "Plateau",
-        "Probes",
-        "Verdict",
-        "ablate_feature",
         "activation_patching",
-        "answer_tokens",
         "evolve",
         "find_plateau",
         "onset_order",
@@ -122,16 +119,22 @@ _HOME = {
         "paired_difference",
         "patch_across_steps",
         "path_patching",
+        "sharpness",
+    ),
+    "probing": (
+        "Probes",
+        "Verdict",
+        "ablate_feature",
+        "answer_tokens",
         "probe",
         "probe_over",
         "probe_tokens",
         "quiet_or_loud",
-        "sharpness",
     ),
     "report": ("write_report",),
 }
 _OF = {name: module for module, names in _HOME.items() for name in names}
-_MODULES = ("analysis", "checkpoints", "interventions", "metrics", "models", "plots", "tasks", "training")
+_MODULES = ("analysis", "interventions", "lm", "metrics", "models", "papers", "plots", "probing", "tasks", "training")
 
 __all__ = [*_OF, *_MODULES]
 

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from plateaulens._lookup import look_up
+from plateaulens._registry import look_up
 from plateaulens.analysis.plateau import find_plateau
 
 METRICS = ("loss", "collapse", "attention_progress", "repetition", "accuracy")

@@ -21,12 +21,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from plateaulens._lookup import look_up
-from plateaulens._shapes import Batch
-from plateaulens.hooked import device_of, n_layers, refuse_unwritable, sites
+from plateaulens._registry import look_up
+from plateaulens.batch import Batch
+from plateaulens.hooks import device_of, n_layers, refuse_unwritable, sites
 from plateaulens.interventions import Intervention, Patch, intervene
-from plateaulens.metrics import cross_entropy
-from plateaulens.tracing import Trace, trace
+from plateaulens.metrics.functional.outputs import cross_entropy
+from plateaulens.tracing.traces import Trace, trace
 
 Metric = Callable[[Float[Tensor, "batch pos d_vocab"]], Any]
 # TransformerLens's short names -> the axes of their activations after the batch, without the vectors'.

@@ -29,7 +29,7 @@ class Group(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find a command; an unknown one is one line."""
         if args and self.get_command(ctx, args[0]) is None:
-            from plateaulens._lookup import unknown
+            from plateaulens._registry import unknown
 
             raise unknown("command", args[0], self.commands)
         return super().resolve_command(ctx, args)

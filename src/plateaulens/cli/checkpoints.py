@@ -32,7 +32,7 @@ def steps_(suite: str, sizes: bool) -> None:
     from tqdm.auto import tqdm
 
     import plateaulens as pl
-    from plateaulens.checkpoints.source import few
+    from plateaulens.lm.source import few
 
     found = pl.open_suite(suite)
     rows = []
@@ -89,7 +89,7 @@ def measure(
     import torch
 
     import plateaulens as pl
-    from plateaulens.checkpoints.survey import SHOWN
+    from plateaulens.lm.evaluation import SHOWN
 
     if device is not None:
         usable(device)
@@ -129,7 +129,7 @@ def audit(suite: str, steps: str | None, out: Path | None) -> None:
     Example: plateaulens checkpoints audit pythia-2.8b
     """
     import plateaulens as pl
-    from plateaulens.files import write_json
+    from plateaulens._io import write_json
 
     found = pl.open_suite(suite)
     result = pl.audit(found, None if steps is None else among(steps, found.steps))

@@ -94,8 +94,10 @@ def train(
     Example: plateaulens train mws --steps 400 --seed 0 --out runs/mws-0
     """
     import plateaulens as pl
-    from plateaulens._lookup import build, look_up
-    from plateaulens.papers import matrices, plateau, quiet
+    from plateaulens._registry import build, look_up
+    from plateaulens.papers.abrupt_learning import recipes as plateau
+    from plateaulens.papers.matrix_completion import recipes as matrices
+    from plateaulens.papers.quiet_features import recipes as quiet
 
     table = plateau.SMALL if small else plateau.RECIPES
     known = {name: table[name] for name in plateau.GROUPS["tasks"]} | quiet.RECIPES | matrices.RECIPES
@@ -162,7 +164,7 @@ def report(runs: tuple[Path, ...]) -> None:
     import plateaulens as pl
 
     for run in [pl.Run(path) for path in runs]:
-        click.echo(pl.write_report(run))
+        click.echo(_write_report(run))
 
 
 @main.command()
@@ -176,15 +178,14 @@ def reproduce(names: tuple[str, ...], out: Path, seeds: int, small: bool, device
 
     Example: plateaulens reproduce copy reverse --small --seeds 2 --out runs/plateau
     """
-    import plateaulens as pl
-    from plateaulens.papers import plateau
+    from plateaulens.papers.abrupt_learning import recipes as plateau
     from plateaulens.report import headline, plateau_of
 
     usable(device)
     try:
         for name, run in plateau.reproduce(names, out, seeds=seeds, small=small, device=device):
             click.echo(f"{name}: " + ", ".join(f"{k} {v}" for k, v in headline(run, plateau_of(run)).items()))
-            click.echo(pl.write_report(run))
+            click.echo(_write_report(run))
     except KeyboardInterrupt:
         click.echo("stopped; the same command goes on", err=True)
         sys.exit(130)
@@ -207,7 +208,6 @@ def tasks() -> None:
 
 def _finish(folder: Path, run: Callable[[], Any]) -> None:
     """Train, then report; Ctrl-C says how to go on."""
-    import plateaulens as pl
     from plateaulens.report import headline, plateau_of
 
     try:
@@ -217,9 +217,17 @@ def _finish(folder: Path, run: Callable[[], Any]) -> None:
         sys.exit(130)
     for name, value in headline(done, plateau_of(done)).items():
         click.echo(f"{name:>16}  {value}")
-    click.echo(pl.write_report(done))
+    click.echo(_write_report(done))
 
 
 def _take(values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """Remove `names` from `values` and return what was there."""
     return {name: values.pop(name) for name in names if name in values}
+
+
+def _write_report(run: Any) -> Path:
+    """Write the report of a run, with what its paper adds."""
+    import plateaulens as pl
+    from plateaulens.papers.matrix_completion.report import report_sections
+
+    return pl.write_report(run, sections=report_sections(run))

@@ -3,7 +3,7 @@
 from plateaulens.interventions.activations import Ablate, Patch, Steer
 from plateaulens.interventions.attention import AblateHeads, FixAttention, OptimalAttention, ScaleAttention
 from plateaulens.interventions.base import Call, Edit, Intervention, from_json, intervene
-from plateaulens.interventions.parameters import Freeze
+from plateaulens.interventions.freezing import Freeze
 from plateaulens.interventions.projection import Project
 
 INTERVENTIONS: dict[str, type[Intervention]] = {

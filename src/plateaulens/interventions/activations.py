@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from plateaulens._lookup import look_up
-from plateaulens.hooked import device_of, matching
+from plateaulens._registry import look_up
+from plateaulens.hooks import device_of, matching
 from plateaulens.interventions.attention import batch_mean
 from plateaulens.interventions.base import Call, Edit, Intervention
-from plateaulens.interventions.places import only, rows
+from plateaulens.interventions.positions import only, rows
 
 
 class _AtSite(Intervention):

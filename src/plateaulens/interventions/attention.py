@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from plateaulens._lookup import look_up
-from plateaulens.hooked import AttentionPattern, device_of, n_layers, pattern_at
+from plateaulens._registry import look_up
+from plateaulens.hooks import AttentionPattern, device_of, n_layers, pattern_at
 from plateaulens.interventions.base import Call, Edit, Intervention
-from plateaulens.interventions.places import only, rows
+from plateaulens.interventions.positions import only, rows
 from plateaulens.tasks import Task
 
 

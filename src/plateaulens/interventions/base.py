@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from plateaulens._lookup import look_up
-from plateaulens.files import digest
-from plateaulens.hooked import AttentionPattern, call_hooks, own_hooks, past_length, refuse_unwritable, whole
+from plateaulens._io import digest
+from plateaulens._registry import look_up
+from plateaulens.hooks import AttentionPattern, call_hooks, own_hooks, past_length, refuse_unwritable, whole
 from plateaulens.tasks import TASKS, Task, task_from_json, task_to_json
 
 

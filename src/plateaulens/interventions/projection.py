@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from plateaulens.hooked import device_of
+from plateaulens.hooks import device_of
 from plateaulens.interventions.base import Call, Edit, Intervention
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
-from plateaulens._lookup import look_up
+from plateaulens._registry import look_up
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "attention": ("linear", "softmax"),
@@ -109,13 +109,13 @@ class ModelConfig:
         Raises:
             ValueError: for any field whose value a `Transformer` cannot honour.
         """
-        from plateaulens.models.convert import config_from_tl
+        from plateaulens.models.conversion import config_from_tl
 
         return config_from_tl(cfg)
 
     def to_tl(self) -> Any:
         """The TransformerLens config, `HookedTransformerConfig` on 3.9 and `TransformerBridgeConfig` on 4."""
-        from plateaulens.models.convert import config_to_tl
+        from plateaulens.models.conversion import config_to_tl
 
         return config_to_tl(self)
 

@@ -1,1 +1,5 @@
-"""Whole experiments of the papers."""
+"""The three papers: recipes, experiments, and what only one paper needs."""
+
+from plateaulens.papers import abrupt_learning, matrix_completion, quiet_features
+
+__all__ = ["abrupt_learning", "matrix_completion", "quiet_features"]

@@ -12,12 +12,13 @@ from typing import Any
 
 from plateaulens.interventions import Freeze, Intervention, ScaleAttention, intervene
 from plateaulens.models.config import ModelConfig
-from plateaulens.models.parts import graft
+from plateaulens.models.parameter_groups import graft
 from plateaulens.models.transformer import Transformer
-from plateaulens.recording import record, resume
-from plateaulens.runs import Run
+from plateaulens.runs.recording import record, resume
+from plateaulens.runs.run import Run
 from plateaulens.tasks import Task
-from plateaulens.training import TrainConfig, Training, train
+from plateaulens.training.config import TrainConfig
+from plateaulens.training.loop import Training, train
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,39 @@
-"""A page of sections, each a title, a figure and a table."""
+"""A page of sections, each a title, a text and a figure."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import plotly.graph_objects as go
 
 from plateaulens.report.page import write_page
 
 
-def write_sections(path: Path, title: str, sections: Sequence[Any], provenance: Mapping[str, str]) -> Path:
-    """Write a page of `sections`, each with `title`, `said` and `figure`; returns its path."""
-    named = {f"section-{i}": section for i, section in enumerate(sections)}
+@dataclass(frozen=True)
+class Section:
+    """One section of a page.
+
+    Attributes:
+        title: heading; empty for none.
+        text: a paragraph or a table in plain text.
+        figure: a figure below the text.
+        min_width: pixels below which the figure scrolls sideways instead of shrinking; 0 for none.
+    """
+
+    title: str
+    text: str
+    figure: go.Figure
+    min_width: int = 0
+
+
+def named_sections(sections: Sequence[Section]) -> dict[str, Section]:
+    """The sections by the name of their element on the page."""
+    return {f"section-{i}": section for i, section in enumerate(sections)}
+
+
+def write_sections(path: Path, title: str, sections: Sequence[Section], provenance: Mapping[str, str]) -> Path:
+    """Write a page of `sections`; returns its path."""
+    named = named_sections(sections)
     return write_page(
         path,
         "sections.html.j2",

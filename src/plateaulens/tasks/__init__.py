@@ -4,26 +4,26 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from plateaulens._lookup import build, look_up
-from plateaulens.tasks.activities import ActivitySelection
-from plateaulens.tasks.addition import Addition
-from plateaulens.tasks.base import Feature, Task
-from plateaulens.tasks.binary import BinaryAddition, MajorityOfMajorities, Multiplication
-from plateaulens.tasks.copying import Copy, Reverse
-from plateaulens.tasks.graphs import (
+from plateaulens._registry import build, look_up
+from plateaulens.tasks.algorithms.activity_selection import ActivitySelection
+from plateaulens.tasks.algorithms.binary_arithmetic import BinaryAddition, MajorityOfMajorities, Multiplication
+from plateaulens.tasks.algorithms.graphs import (
     BreadthFirstSearch,
     DepthFirstSearch,
     MinimumSpanningTree,
     ShortestPath,
     TopologicalSort,
 )
-from plateaulens.tasks.histogram import Histogram
-from plateaulens.tasks.matrices import MatrixBatch, MatrixCompletion, MatrixMixture, MatrixSequence
-from plateaulens.tasks.permutation import Permutation
-from plateaulens.tasks.prefix_sum import PrefixSum
-from plateaulens.tasks.repeat import Repeat
-from plateaulens.tasks.subarray import MaximumSubarray
-from plateaulens.tasks.window_sum import MovingWindowSum, WindowMix
+from plateaulens.tasks.algorithms.maximum_subarray import MaximumSubarray
+from plateaulens.tasks.base import Feature, Task
+from plateaulens.tasks.matrices.completion import MatrixBatch, MatrixCompletion, MatrixMixture, MatrixSequence
+from plateaulens.tasks.sequences.addition import Addition
+from plateaulens.tasks.sequences.copying import Copy, Reverse
+from plateaulens.tasks.sequences.histogram import Histogram
+from plateaulens.tasks.sequences.moving_window_sum import MovingWindowSum, WindowMix
+from plateaulens.tasks.sequences.permutation import Permutation
+from plateaulens.tasks.sequences.prefix_sum import PrefixSum
+from plateaulens.tasks.sequences.repeat import Repeat
 
 TASKS: dict[str, type[Task]] = {
     "mws": MovingWindowSum,

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
-from plateaulens._shapes import Batch
+from plateaulens.batch import Batch
 
 Maps = tuple[Bool[Tensor, "#batch query key"] | None, ...]
 

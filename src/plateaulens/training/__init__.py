@@ -1,7 +1,6 @@
 """How it learns: the `Training` iterator, its config and exact state."""
 
 from plateaulens.training.config import TrainConfig
-from plateaulens.training.interrupts import held_interrupts
 from plateaulens.training.loop import Step, Training, train
 
-__all__ = ["Step", "TrainConfig", "Training", "held_interrupts", "train"]
+__all__ = ["Step", "TrainConfig", "Training", "train"]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from plateaulens._lookup import look_up
+from plateaulens._registry import look_up
 
 CHOICES = {"optimizer": ("adam", "adamw", "sgd", "muon"), "schedule": ("constant", "cosine", "wsd")}
 

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from plateaulens.hooked import active, device_of
+from plateaulens._signals import held_interrupts
+from plateaulens.hooks import active, device_of
 from plateaulens.training.config import TrainConfig
-from plateaulens.training.interrupts import held_interrupts
 from plateaulens.training.optimizers import build_optimizers, lr_factor, memory_of
 
 

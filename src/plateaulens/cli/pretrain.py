@@ -1,0 +1,78 @@
+"""Pre-training a small language model."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from plateaulens.cli.base import given_values, main, option, usable
+
+
+@main.command()
+@option("--text", type=click.Path(path_type=Path), help="A text file in UTF-8.  [default: Python's documentation]")
+@option("--out", default="runs/pretrain", type=click.Path(path_type=Path), help="Folder of the checkpoints.")
+@option("--overwrite", is_flag=True, help="Rename a folder that is in the way.")
+@option("--steps", type=int, help="Optimiser updates.  [default: 512]")
+@option("--save-at", help="Steps to save, as in 0,16,64.  [default: 0, 1, 2, 4, ..., 512, 1000, 2000, ...]")
+@option("--seed", default=0, help="Of the initial weights and of the data.")
+@option("--hidden", default=64, help="Width.")
+@option("--layers", default=3)
+@option("--heads", default=4)
+@option("--vocab", default=512, help="Tokens of the byte-level BPE.")
+@option("--context", default=64, help="Tokens of a training window.")
+@option("--batch-size", type=int, help="Windows an update.  [default: 32]")
+@option("--lr", type=float, help="Learning rate.  [default: 3e-3]")
+@option("--warmup", default=0, help="Updates with a rising learning rate.")
+@option("--dtype", default="float32", help="Of the saved weights: float32, float16 or bfloat16.")
+@option("--device", default="cpu", help="cpu, cuda or mps.")
+def pretrain(
+    text: Path | None,
+    out: Path,
+    overwrite: bool,
+    save_at: str | None,
+    hidden: int,
+    layers: int,
+    heads: int,
+    vocab: int,
+    context: int,
+    dtype: str,
+    device: str,
+    **given: Any,
+) -> None:
+    """Train a small GPT-NeoX on English text and save its steps as Pythia's are; call again to go on.
+
+    Example: plateaulens pretrain --steps 512 --seed 0 --out runs/pretrain
+    """
+    import json
+
+    import torch
+
+    from plateaulens._registry import look_up
+    from plateaulens.lm import pretraining
+
+    dtypes = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
+    usable(device)
+    try:
+        folder = pretraining.pretrain(
+            out,
+            text,
+            hidden=hidden,
+            layers=layers,
+            heads=heads,
+            vocab=vocab,
+            context=context,
+            train=replace(pretraining.DEFAULT, **given_values(given)),
+            steps_to_save=None if save_at is None else [int(step) for step in save_at.split(",")],
+            dtype=look_up("dtype", dtype, dtypes),
+            device=device,
+            overwrite=overwrite,
+        )
+    except KeyboardInterrupt:
+        click.echo("stopped; the same command goes on" + " (without --overwrite)" * overwrite, err=True)
+        sys.exit(130)
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        values = json.loads(line)
+        click.echo(f"step {values['step']:>6}  held-out loss {values['loss']:.3f}")
+    click.echo(folder)

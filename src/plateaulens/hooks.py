@@ -1,0 +1,277 @@
+"""Any hooked model, seen one way: `Transformer`, 3.9's `HookedTransformer`, bridges of TransformerLens 4.
+
+The one place that knows how these differ: which sites exist, which edits cannot act, which hooks are
+our own, and where the layers and the vocabulary are. `whole` sees to it that Ctrl-C leaves no hook behind.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import wraps
+from types import FrameType, TracebackType
+from typing import Any, Generic, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from plateaulens._registry import unknown
+
+T, P = TypeVar("T"), ParamSpec("P")
+
+_OWN: "WeakKeyDictionary[nn.Module, list[tuple[Any, int]]]" = WeakKeyDictionary()
+# TransformerLens refuses hooks on these until a flag of the config is set.
+GATED = {
+    "hook_attn_in": "use_attn_in",
+    "hook_q_input": "use_split_qkv_input",
+    "hook_k_input": "use_split_qkv_input",
+    "hook_v_input": "use_split_qkv_input",
+    "hook_mlp_in": "use_hook_mlp_in",
+    "hook_result": "use_attn_result",
+}
+PATTERNS = "blocks.*.attn.hook_pattern"
+MAPS = ("hook_pattern", "hook_attn_scores")  # [batch head query key]
+
+
+def sites(model: Any) -> set[str]:
+    """Every hook name that the model can fire as it is configured, aliases included.
+
+    Raises:
+        TypeError: when the model has no TransformerLens hooks.
+    """
+    if not hasattr(model, "hook_dict"):
+        raise TypeError(
+            f"{type(model).__name__} has no TransformerLens hooks; wrap it in a TransformerBridge to trace or intervene"
+        )
+    off = tuple(name for name, flag in GATED.items() if not getattr(model.cfg, flag, False))
+    return {name for name in model.hook_dict if not name.endswith(off)}
+
+
+def matching(model: Any, globs: list[str]) -> list[str]:
+    """The sites that the names or globs stand for; a name that matches nothing raises with the nearest."""
+    known = sites(model)
+    found: dict[str, None] = {}
+    for glob in globs:
+        hits = [glob] if glob in known else sorted(name for name in known if fnmatchcase(name, glob))
+        if not hits:
+            raise unknown("hook", glob, known)
+        found.update(dict.fromkeys(hits))
+    return list(found)
+
+
+def pattern_at(layer: int) -> str:
+    """The hook of a layer's attention maps."""
+    return PATTERNS.replace("*", str(layer))
+
+
+def is_map(site: str) -> bool:
+    """Whether a site holds attention maps."""
+    return site.rsplit(".", 1)[-1] in MAPS
+
+
+def n_layers(model: Any) -> int:
+    """Layers of the model."""
+    return int(model.cfg.n_layers)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's weights are."""
+    return next(model.parameters()).device
+
+
+def is_native(model: Any) -> bool:
+    """Whether the model is a native bridge, where some edits do nothing."""
+    return type(getattr(model, "original_model", None)).__name__ == "NativeModel"
+
+
+def refuse_unwritable(model: Any, site: str) -> None:
+    """Raise unless an edit at `site` really acts on this model.
+
+    Raises:
+        ValueError: for an unknown site, one that waits for a flag of the config, and sites of bridges
+            whose edits are discarded or reach only half of what the name says.
+    """
+    name = site.rsplit(".", 1)[-1] if site != "rotary_emb.hook_in" else site
+    if name in GATED and site in model.hook_dict and not getattr(model.cfg, GATED[name], False):
+        raise ValueError(f"{site} is computed only with cfg.{GATED[name]}; model.set_{GATED[name]}(True) turns it on")
+    matching(model, [site])
+    if not hasattr(model, "original_model"):
+        return
+    dead = {
+        "hook_resid_mid": "it reaches the MLP and misses the skip",
+        "rotary_emb.hook_in": "only its type is looked at",
+    }
+    if is_native(model):
+        dead["hook_attn_scores"] = "the scores are only shown, edit hook_pattern"
+        if not hasattr(native_attention(), "accepts_pattern_fn"):
+            dead["hook_pattern"] = "TransformerLens 3.9 discards it"
+    if name in dead:
+        raise ValueError(f"an edit of {site} cannot act on this bridge ({dead[name]}); on pl.Transformer it does")
+
+
+def native_attention() -> Any:
+    """TransformerLens's native attention class."""
+    from transformer_lens.model_bridge.sources.native import NativeAttention
+
+    return NativeAttention
+
+
+@contextmanager
+def own_hooks(model: nn.Module, values: list[Any], hooks: list[tuple[str, Any]]) -> Iterator[None]:
+    """Attach hooks that know absolute positions, and remember them as ours while they are on."""
+    stack = _OWN.setdefault(model, [])
+    entries = [(value, 0) for value in values]
+    if entries:
+        entries[0] = (values[0], len(hooks))
+    stack.extend(entries)
+    try:
+        with model.hooks(fwd_hooks=hooks):  # type: ignore[operator]
+            yield
+    finally:
+        del stack[len(stack) - len(entries) :]
+
+
+@contextmanager
+def call_hooks(
+    model: Any, on_call: Callable[[Mapping[str, Any]], None], on_tokens: Callable[[Tensor], None]
+) -> Iterator[None]:
+    """Tell the keyword arguments of every call of the model, and then its tokens, before anything is computed."""
+    inner = getattr(model, "original_model", None)
+    called = [m for m in (model, inner) if m is not None]
+    handles = [
+        m.register_forward_pre_hook(lambda module, args, kwargs: on_call(kwargs), with_kwargs=True) for m in called
+    ]
+    handles.append(
+        model.embed.register_forward_pre_hook(
+            lambda module, args, kwargs: on_tokens(args[0] if args else next(iter(kwargs.values()))), with_kwargs=True
+        )
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def past_length(kwargs: Mapping[str, Any]) -> int:
+    """Tokens that the key-value cache among the arguments of a call holds already; 0 without one."""
+    cache = next((c for n in ("past_kv_cache", "past_key_values") if (c := kwargs.get(n)) is not None), None)
+    if cache is None:
+        return 0
+    if hasattr(cache, "get_seq_length"):  # Hugging Face
+        return int(cache.get_seq_length())
+    return int(cache.length if hasattr(cache, "length") else cache[0].past_keys.shape[1])  # ours, or 3.9's
+
+
+def active(model: Any) -> list[Any]:
+    """The interventions that are on, outermost first."""
+    return [value for value, _ in _OWN.get(model, [])]
+
+
+def has_raw_hooks(model: Any) -> bool:
+    """Whether somebody else's hooks sit on the model."""
+    attached = sum(len(point.fwd_hooks) for point in model.hook_dict.values())
+    return attached > sum(count for _, count in _OWN.get(model, []))
+
+
+class whole(AbstractContextManager[T], Generic[T]):  # noqa: N801 (reads as a verb, like `closing`)
+    """`with whole(cm):` is `with cm:`, but a SIGINT can cut neither its entering nor its leaving.
+
+    Python handles a SIGINT between any two instructions, also those of a context manager: hooks that are half
+    attached, or half removed, would stay for ever. One that comes while `cm` is entered or left takes
+    effect once it is out again; in the block itself Ctrl-C works as ever.
+    """
+
+    def __init__(self, inner: AbstractContextManager[T]) -> None:
+        self._inner = inner
+        self._before: Callable[..., Any] | None = None
+        self._holding = True
+        self._pending = False
+
+    def __enter__(self) -> T:
+        before = signal.getsignal(signal.SIGINT)
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            self._before = before
+            signal.signal(signal.SIGINT, self._handle)
+        try:
+            value = self._inner.__enter__()
+        except BaseException:
+            self._release()
+            raise
+        try:
+            self._holding = False
+            self._deliver()
+            return value
+        except BaseException as error:  # an interrupt that came too late to stop the entering
+            self._holding = True
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        self._holding = True
+        try:
+            return self._inner.__exit__(kind, error, traceback)
+        finally:
+            self._release()
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        # Python may call this at the very start of `__exit__`, before its first line.
+        leaving = frame is not None and frame.f_code.co_name == "__exit__" and frame.f_locals.get("self") is self
+        if self._holding or leaving:
+            self._pending = True
+        elif self._before is not None:
+            self._before(signum, frame)
+
+    def _release(self) -> None:
+        ours = self._before is not None and signal.getsignal(signal.SIGINT) == self._handle
+        if ours and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._before)
+        self._holding = False
+        self._deliver()
+
+    def _deliver(self) -> None:
+        if self._pending:
+            self._pending = False
+            signal.raise_signal(signal.SIGINT)
+
+
+def without_gradients(function: Callable[P, T]) -> Callable[P, T]:
+    """As the decorator `torch.no_grad()`, which a SIGINT at the wrong moment leaves on for ever."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        with whole(torch.no_grad()):
+            return function(*args, **kwargs)
+
+    return call
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionPattern:
+    """Attention maps by layer, and the prompts they came from.
+
+    Attributes:
+        maps: layer -> [batch head query key], or [head query key] once averaged over the batch.
+        prompts: the prompts of the maps, or None when they hold for any prompt.
+    """
+
+    maps: dict[int, Float[Tensor, "*batch query key"]]
+    prompts: Int[Tensor, "batch prompt"] | None = None
+
+    def mean(self, axis: str = "batch") -> "AttentionPattern":
+        """The average over the batch, which fits any prompt."""
+        if axis != "batch":
+            raise ValueError(f"a pattern is averaged over 'batch' only, got {axis!r}")
+        maps = {layer: m.mean(0) if m.ndim == 4 else m for layer, m in self.maps.items()}
+        return replace(self, maps=maps, prompts=None)
+
+    def __getitem__(self, layer: int) -> Float[Tensor, "*batch query key"]:
+        if layer not in self.maps:
+            raise ValueError(f"no pattern of layer {layer}; there are layers {sorted(self.maps)}")
+        return self.maps[layer]

@@ -1,0 +1,299 @@
+"""Checkpoints on the Hugging Face Hub: listed without a download, kept in a bounded cache, believed once verified.
+
+    source = HubSource("EleutherAI/pythia-14m")
+    source.revisions()                                   # {0: "step0", 1: "step1", 2: "step2", ...}
+    folder = source.fetch("step0", source.files("step0"))
+
+How it is asked: `client.py`.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from plateaulens.lm.hub_client import LARGE, HubClient, size_of
+from plateaulens.lm.source import STEP, File, steps_of
+
+REPO = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+TRIES = 3  # of a file whose bytes are wrong
+MARKS = ".verified"  # folder of empty files: each says, by its name, that a file was verified as it lies there
+
+
+class HubSource:
+    """A repository whose branches (or tags) are named by step.
+
+    Threads and processes may share a cache. Whoever reads files after `fetch` holds `lock` from before it until
+    they are read, else another's fetch may evict them in between.
+
+    Attributes:
+        name: the repository's name.
+        pattern: where a revision's name has its step.
+        main: its main branch, known (with the steps) once it was listed.
+        max_bytes: the most that may lie in `folder` at any moment, partial files included; None for no bound.
+        folder: where this repository is cached, a sub-folder per commit.
+        lock: held by `fetch` and `evict`; a context manager, re-entrant within a thread.
+        client: asks the Hub, with this much patience and that token.
+
+    Raises:
+        ValueError: for a name that no repository can have.
+    """
+
+    def __init__(
+        self,
+        repo: str,
+        pattern: str = STEP.pattern,
+        *,
+        max_bytes: int | None = None,
+        cache: str | Path | None = None,
+        token: str | bool | None = None,
+    ) -> None:
+        from filelock import FileLock
+
+        if not REPO.fullmatch(repo):  # the cache's folder is named after it
+            raise ValueError(f"{repo!r} cannot be a repository; expected a name such as 'EleutherAI/pythia-14m'")
+        cache = cache or os.environ.get("PLATEAULENS_CACHE") or Path.home() / ".cache" / "plateaulens"
+        self.name, self.max_bytes, self.client = repo, max_bytes, HubClient(repo, token)
+        self.folder = Path(cache).expanduser().absolute() / repo.replace("/", "--")
+        self._lock = FileLock(self.folder / ".lock", is_singleton=True)  # one for all objects, each thread for itself
+        self.lock: AbstractContextManager[Any] = self._lock
+        self.main: str | None = None
+        self.pattern = pattern
+        self._known: _Refs | None = None
+        self._listed: dict[str, list[File]] = {}
+        self._listing = threading.RLock()
+
+    # What is there.
+
+    def revisions(self) -> dict[int, str]:
+        """Step -> branch, or tag where no branch names a step; ascending, from one request.
+
+        Raises:
+            ValueError: when none names a step, two name the same, or there is no such repository.
+            ConnectionError: when the Hub does not answer.
+        """
+        for names in (self._refs.branches, self._refs.tags):
+            if steps := steps_of(list(names), self.pattern):
+                return steps
+        some = [*self._refs.branches, *self._refs.tags][:8]
+        raise ValueError(f"{self.name} names no step by {self.pattern!r}; its revisions: {some}")
+
+    def commit(self, revision: str) -> str:
+        """The commit that a branch or tag points to, the same for as long as this object lives.
+
+        Raises:
+            ValueError: when there is no such revision.
+        """
+        if COMMIT.fullmatch(revision):
+            return revision
+        commits = self._refs.tags | self._refs.branches
+        if revision not in commits:
+            near = get_close_matches(revision, commits, 3, 0)
+            raise ValueError(f"{self.name} has no revision {revision!r} among its {len(commits)}; nearest: {near}")
+        return commits[revision]
+
+    def files(self, revision: str) -> list[File]:
+        """The files of a revision with their digests, from one request.
+
+        Raises:
+            ValueError: when there is no such revision.
+            ConnectionError: when the Hub does not answer.
+        """
+        commit = self.commit(revision)
+        with self._listing:
+            if commit not in self._listed:
+                what = f"the files of {self.name}@{revision}"
+                self._listed[commit] = self.client.listing(f"tree/{commit}?recursive=true", _files_of, what)
+            return list(self._listed[commit])
+
+    @property
+    def _refs(self) -> "_Refs":
+        with self._listing:
+            if self._known is None:
+                self._known = self.client.listing("refs", _refs_of, f"the revisions of {self.name}")
+                self.main = "main" if "main" in self._known.branches else None
+            return self._known
+
+    # What lies here.
+
+    @property
+    def used(self) -> int:
+        """Bytes in the cache's folder of this repository."""
+        return sum(map(size_of, _files(self.folder)))
+
+    def fetch(self, revision: str, files: list[File]) -> Path:
+        """A folder in which these files lie, each compared with its digest; what lies there already is not fetched.
+
+        Room is made by evicting the revisions whose last fetch is longest ago.
+
+        Raises:
+            ValueError: when they exceed `max_bytes`, when wrong bytes come again and again, or for a missing file.
+            ConnectionError: when the Hub does not answer.
+            InterruptedError: when it was stopped.
+        """
+        from tqdm.auto import tqdm
+
+        began = self.client.stops
+        folder = self.folder / (commit := self.commit(revision))
+        for file in files:
+            if not (folder / file.path).resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"{self.name}@{revision} has a file {file.path!r}, which would lie outside the cache")
+        with self._locked(began):
+            missing = [file for file in files if not _is_verified(folder, file)]
+            self._make_room(folder, files)
+            much = sum(file.size for file in missing)
+            if much >= LARGE and self.client.progress is not False:
+                tqdm.write(f"{self.name}@{revision}: {tqdm.format_sizeof(much, 'B')} to fetch", file=sys.stderr)
+            for file in missing:
+                self._obtain(commit, folder, file, f"{file.path} of {self.name}@{revision}", began)
+            folder.mkdir(parents=True, exist_ok=True)
+            os.utime(folder, ns=(now := time.time_ns(), now))  # revisions are evicted by it
+        return folder
+
+    def evict(self, revision: str) -> None:
+        """Remove what is cached of a revision, if anything is."""
+        with self.lock:
+            _remove(self.folder / self.commit(revision))
+
+    def stop(self) -> None:
+        """End what is on its way now with an InterruptedError; what came is kept, and the next fetch goes on there.
+
+        A Hub that hangs is noticed to hang within `client.timeout` seconds, and no sooner.
+        """
+        self.client.stop()
+
+    def __repr__(self) -> str:
+        return f"HubSource({self.name!r})"
+
+    # Room.
+
+    @contextmanager
+    def _locked(self, began: int) -> Iterator[None]:
+        from filelock import Timeout
+
+        while True:
+            self.client.go_on(began)
+            try:
+                self._lock.acquire(timeout=0.2)  # another process may hold it for long, and `stop` be called
+                break
+            except Timeout:
+                continue
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _make_room(self, folder: Path, files: list[File]) -> None:
+        needed = sum({file.path: file.size for file in files}.values())
+        if self.max_bytes is None:
+            return
+        if needed > self.max_bytes:
+            raise ValueError(
+                f"{len(files)} files of {self.name} need {needed:,} bytes and the cache may hold {self.max_bytes:,}; "
+                "raise max_bytes, or look at a smaller model"
+            )
+        wanted = {path for file in files for path in (folder / file.path, _partial(folder / file.path))}
+        others = [p for p in self.folder.iterdir() if p.is_dir() and p != folder]
+        own = [p for p in _files(folder) if p not in wanted and size_of(p)]
+        for least_used in [*sorted(others, key=lambda p: p.stat().st_mtime_ns), *own]:
+            if sum(size_of(p) for p in _files(self.folder) if p not in wanted) + needed <= self.max_bytes:
+                break
+            _remove(least_used)
+
+    # Downloads.
+
+    def _obtain(self, commit: str, folder: Path, file: File, what: str, began: int) -> None:
+        """Download a file until its bytes are right, and only then give it its name."""
+        path, got = folder / file.path, ""
+        part = _partial(path)
+        part.parent.mkdir(parents=True, exist_ok=True)
+        for _ in range(TRIES):
+            came = self.client.download(commit, file.path, part, file.size, what, began)
+            with part.open("rb") as f:
+                os.fsync(f.fileno())
+            got = _digest(part, file.digest) if came == file.size else f"{came} bytes"
+            if got == file.digest:
+                os.replace(part, path)
+                _mark(folder, file).parent.mkdir(exist_ok=True)
+                _mark(folder, file).touch()
+                return
+            part.unlink()
+        raise ValueError(
+            f"{what} came wrong {TRIES} times: expected {file.size} bytes, {file.digest}, got {got}; nothing of it is "
+            "kept or measured. Try again later, or leave this step out"
+        )
+
+
+class _Refs(NamedTuple):
+    """Commits by name."""
+
+    branches: dict[str, str]
+    tags: dict[str, str]
+
+
+def _refs_of(pages: list[Any]) -> _Refs:
+    return _Refs(*({ref["name"]: ref["targetCommit"] for ref in pages[0][kind]} for kind in _Refs._fields))
+
+
+def _files_of(pages: list[Any]) -> list[File]:
+    found = [entry for page in pages for entry in page if entry["type"] == "file"]
+    return [
+        File(e["path"], e["size"], f"sha256:{e['lfs']['oid']}" if e.get("lfs") else f"git:{e['oid']}") for e in found
+    ]
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (Path(at, name) for at, _, names in os.walk(folder) for name in names)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _mark(folder: Path, file: File) -> Path:
+    """An empty file: whole or not there, and no bytes of the cache."""
+    stat = (folder / file.path).stat()
+    record = f"{file.path} {file.digest} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+    return folder / MARKS / hashlib.sha256(record.encode()).hexdigest()
+
+
+def _is_verified(folder: Path, file: File) -> bool:
+    """Whether a file lies there as it should; one that does not is removed."""
+    path = folder / file.path
+    if not path.is_file():
+        return False
+    mark = _mark(folder, file)  # of the file as it is before it is read
+    if mark.exists():
+        return True
+    if right := size_of(path) == file.size and _digest(path, file.digest) == file.digest:
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+    else:
+        path.unlink()
+    return right
+
+
+def _digest(path: Path, like: str) -> str:
+    """The digest of a file, of the same kind as another."""
+    kind = "git" if like.startswith("git:") else "sha256"
+    total = hashlib.sha1(b"blob %d\0" % path.stat().st_size) if kind == "git" else hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(1 << 20):
+            total.update(block)
+    return f"{kind}:{total.hexdigest()}"

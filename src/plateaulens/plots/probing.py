@@ -1,0 +1,231 @@
+"""Quiet features: what probes read while the loss stands still, loss against compute, what an ablation costs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from plateaulens.plots.curves import frame
+from plateaulens.plots.steps_axis import add_curve, step_axes
+from plateaulens.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, distinct, pale, styled
+
+LOOKS = {  # the thirds of a feature's offsets, told apart by colour and mark
+    "first": {"color": BLUE, "symbol": "circle"},
+    "middle": {"color": ORANGE, "symbol": "diamond"},
+    "last": {"color": GREEN, "symbol": "square"},
+}
+CONTROLS = {
+    "gaussian": "Gaussian",
+    "shuffled": "shuffled labels",
+    "variance": "equal variance",
+    "orthogonal": "orthogonal",
+}
+MOST = 3  # panels side by side
+NO_BAND = pd.DataFrame({"low": [], "high": []}, dtype=float)
+
+
+def probes(over: Any, run: Any = None, plateau: Any = None, *, feature: str | None = None) -> go.Figure:
+    """Probe losses over training below the loss curve, on one log axis of steps with a place of its own for step 0.
+
+    A line for each third of the feature's offsets (see `thirds`); dotted, the same in the untrained network. A feature
+    is quiet where its line leaves the dotted one while the loss is still on its plateau.
+
+    Args:
+        over: what `probe_over` returned.
+        run: a Run or a metrics frame, whose `loss` is drawn.
+        plateau: from `find_plateau`: shaded, its level dashed, the drop dotted.
+        feature: which of several.
+
+    Raises:
+        ValueError: for several features and no name, or when nothing varies in any third.
+    """
+    from plateaulens.probing.probes import thirds  # here: no figure of frames needs torch
+
+    if "feature" in over.dims:
+        if feature not in over.feature.values:
+            raise ValueError(f"say which feature= to draw of {over.feature.values.tolist()}; got {feature!r}")
+        over = over.sel(feature=feature)
+    table = thirds(over)
+    known = [third for third in LOOKS if not np.isnan(table.loss.sel(third=third)).all()]
+    if not known:
+        raise ValueError("there is nothing to draw: the feature varies at no offset")
+    loss = pd.Series(dtype=float) if run is None else frame(run).loss.dropna()
+    figure = go.Figure()
+    steps = loss.index.union(pd.Index(over.step.values))
+    axes = step_axes(figure, steps)
+    lower, upper = ("y", "y2") if len(loss) else ("y", None)
+    for third in known:
+        curve = table.loss.sel(third=third).to_series().dropna()
+        add_curve(figure, curve.rename(f"{third} third"), NO_BAND, {**LOOKS[third], "dash": "solid"}, axes, lower)
+        untrained = float(table.baseline.sel(third=third).isel(step=0))
+        ends = [min(s for s in steps if s > 0), max(steps)] if max(steps) > 0 else []
+        line = {"color": LOOKS[third]["color"], "dash": "dot", "width": 1.5}
+        label = {"name": f"{third} third, untrained network", "legendgroup": f"{third} third", "showlegend": False}
+        figure.add_scatter(
+            x=ends, y=[untrained] * len(ends), mode="lines", line=line, xaxis=axes[0], yaxis=lower, **label
+        )
+    figure.add_scatter(  # an entry in the legend for all dotted lines
+        x=[None], y=[None], mode="lines", line={"color": GREY, "dash": "dot"}, name="untrained network"
+    )
+    left = axes[1] if 0 in steps else axes[0]
+    squares = "r2" in over and over.r2.notnull().any()  # beside a feature of numbers, others have it too, all NaN
+    unit = "squared error" if squares else "nats"
+    below = {"title": f"probes, test loss ({unit})", "type": "log", "dtick": 1, "exponentformat": "power"}
+    figure.update_layout(yaxis={**below, "anchor": left, "domain": [0, 0.56 if upper else 1]})
+    if upper:
+        add_curve(figure, loss.rename("held-out loss"), NO_BAND, {"color": PURPLE, "dash": "solid"}, axes, upper)
+        figure.update_layout(
+            yaxis2={"title": "loss (nats)", "anchor": left, "domain": [0.62, 1], "rangemode": "tozero"}
+        )
+    if plateau is not None:
+        _mark(figure, plateau, max(steps), upper)
+    height = 560 if upper else 400
+    legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -80 / height}
+    styled(figure, height=height, hovermode="closest", legend=legend, showlegend=True)
+    return figure.update_layout(margin={"t": 30, "l": 70})
+
+
+def _mark(figure: go.Figure, plateau: Any, last: int, loss: str | None) -> None:
+    """The plateau behind everything; its level on the y axis of the loss."""
+    whole = {"xref": "x", "yref": "paper", "y0": 0, "y1": 1, "layer": "below"}
+    if plateau.start is not None:
+        end = last if plateau.end is None else plateau.end
+        figure.add_shape(
+            type="rect", x0=max(plateau.start, 1), x1=end, fillcolor=GREY, opacity=0.18, line_width=0, **whole
+        )
+    if plateau.drop is not None:
+        line = {"color": GREY, "dash": "dot", "width": 1}
+        figure.add_shape(type="line", x0=plateau.drop, x1=plateau.drop, line=line, **whole)
+    if loss is not None and np.isfinite(plateau.level):
+        line = {"color": GREY, "dash": "dash", "width": 1}
+        across = {"xref": "paper", "yref": loss, "y0": plateau.level, "y1": plateau.level}
+        figure.add_shape(type="line", x0=0, x1=1, line=line, **across)
+        text = {"text": f"analytic plateau {plateau.level:.4f}", "showarrow": False, "yanchor": "bottom", "x": 1}
+        figure.add_annotation(xref="paper", yref=loss, y=plateau.level, xanchor="right", **text)
+
+
+def scaling_law(
+    frontiers: Mapping[str, Mapping[str, pd.DataFrame]],
+    chance: Mapping[str, float] | None = None,
+    phases: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    value: str = "loss",
+) -> go.Figure:
+    """The best run of each budget: a panel for each task, a line for each size, both axes log (arXiv 2505.03997).
+
+    From the last flat budget to the transition of each `TwoPhases` a band in the line's colour; where there is no
+    transition, none.
+
+    Args:
+        frontiers: panel -> size -> what `frontier` returned.
+        chance: panel -> the level drawn dashed, such as `task.loss_plateau()`.
+        phases: panel -> size -> what `two_phases` returned.
+        value: the column drawn; the axis of another than `loss` is not log.
+
+    Raises:
+        ValueError: without a frontier, or for one without the column.
+    """
+    if not frontiers or not all(frontiers.values()):
+        raise ValueError(
+            f"each panel needs at least one frontier, got { ({k: list(v) for k, v in frontiers.items()}) }"
+        )
+    for panel, sizes in frontiers.items():
+        if without := [size for size, front in sizes.items() if value not in front]:
+            raise ValueError(
+                f"the frontier of {panel}, {without[0]}, has no column {value!r}; it has {list(sizes[without[0]])}"
+            )
+    columns = min(MOST, len(frontiers))
+    rows = -(-len(frontiers) // columns)
+    figure = make_subplots(
+        rows, columns, subplot_titles=list(frontiers), horizontal_spacing=0.09, vertical_spacing=0.3 / rows
+    )
+    every = list(dict.fromkeys(size for sizes in frontiers.values() for size in sizes))
+    for i, (panel, sizes) in enumerate(frontiers.items()):
+        place = {"row": i // columns + 1, "col": i % columns + 1}
+        for size, front in sizes.items():
+            line = distinct(every.index(size))
+            new = not any(trace.name == size for trace in figure.data)
+            style = {
+                "mode": "lines+markers",
+                "line": line,
+                "marker": {"size": 7},
+                "legendgroup": size,
+                "showlegend": new,
+            }
+            figure.add_trace(go.Scatter(x=front.index, y=front[value], name=size, **style), **place)
+            found = (phases or {}).get(panel, {}).get(size)
+            if found is not None and found.transition is not None:
+                band = {"fillcolor": pale(line["color"]), "line_width": 0, "layer": "below"}
+                figure.add_vrect(found.last_flat, found.transition, **band, **place)
+        if panel in (chance or {}):
+            level = (chance or {})[panel]
+            figure.add_hline(level, line={"color": GREY, "dash": "dash", "width": 1.5}, **place)
+            text = {"text": "chance", "showarrow": False, "xanchor": "right", "yanchor": "bottom"}
+            height = np.log10(level) if value == "loss" else level  # notes, unlike lines, are placed by the logarithm
+            figure.add_annotation(x=1, xref="x domain", y=height, **text, **place)
+        if i + columns >= len(frontiers):  # the lowest of its column
+            figure.update_xaxes(title="training compute (operations)", **place)
+    figure.update_xaxes(type="log", exponentformat="power", dtick=1)
+    figure.update_yaxes(title=f"{value} (nats)" if value == "loss" else value, col=1)
+    if value == "loss":
+        figure.update_yaxes(type="log", exponentformat="power")
+    legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.32 / rows}
+    return styled(figure, height=250 * rows + 110, legend=legend, showlegend=True)
+
+
+def ablation(result: Any, measurement: str = "exact_match") -> go.Figure:
+    """What is left without a feature, and without other directions; and how far these differ, with 95 % intervals.
+
+    Left: the mean over the examples; of a control the mean over its draws, each of them a dot, and the band that holds
+    the middle 95 % of them. Right: ablated - each of the others, from `result.table`.
+
+    Args:
+        result: from `ablate_feature`.
+        measurement: one that it watched.
+
+    Raises:
+        ValueError: for another.
+    """
+    if measurement not in result.values.measurement.values:
+        raise ValueError(f"{measurement} was not measured; choose from {result.values.measurement.values.tolist()}")
+    values, table = result.values.sel(measurement=measurement), result.table.loc[measurement]
+    controls = [str(control) for control in values.control.values]
+    names = {"intact": "intact", "ablated": "ablated", **{c: CONTROLS.get(c, c) for c in controls}}
+    colours = {
+        "intact": GREY,
+        "ablated": PURPLE,
+        **{c: distinct(i, (BLUE, ORANGE, GREEN, SKY))["color"] for i, c in enumerate(controls)},
+    }
+    means = {name: float(values[name].mean()) for name in ("intact", "ablated")}
+    figure = make_subplots(1, 2, shared_yaxes=True, column_widths=[0.6, 0.4], horizontal_spacing=0.04)
+    for name, label in names.items():
+        drawn = {"y": [label], "name": label, "orientation": "h", "marker": {"color": colours[name]}, "width": 0.62}
+        if name in controls:
+            draws = values.controls.sel(control=name).mean("example").values
+            mean, (low, high) = float(draws.mean()), np.percentile(draws, [2.5, 97.5])
+            band = {"type": "data", "symmetric": False, "array": [high - mean], "arrayminus": [mean - low]}
+            figure.add_trace(go.Bar(x=[mean], error_x={**band, "color": GREY, "width": 8}, opacity=0.75, **drawn), 1, 1)
+            dots = {
+                "mode": "markers",
+                "marker": {"color": colours[name], "size": 5, "line": {"color": "white", "width": 0.5}},
+            }
+            figure.add_trace(go.Scatter(x=draws, y=[label] * len(draws), name=f"{label}, draws", **dots), 1, 1)
+        else:
+            figure.add_trace(go.Bar(x=[means[name]], opacity=0.75, **drawn), 1, 1)
+        if name != "ablated":
+            row = table.loc[name]
+            reach = {"type": "data", "symmetric": False, "array": [row.high - row.difference]}
+            reach |= {"arrayminus": [row.difference - row.low], "color": colours[name], "width": 8, "thickness": 3}
+            dot = {"mode": "markers", "marker": {"color": colours[name], "size": 11}, "error_x": reach}
+            figure.add_trace(go.Scatter(x=[row.difference], y=[label], name=f"ablated - {label}", **dot), 1, 2)
+    figure.add_vline(means["ablated"], line={"color": PURPLE, "dash": "dash", "width": 1}, row=1, col=1)
+    figure.add_vline(0, line={"color": GREY, "width": 1.5}, row=1, col=2)
+    unit = " (nats)" if measurement == "loss" else ""
+    figure.update_xaxes(title=f"{measurement}{unit}", rangemode="tozero", row=1, col=1)
+    figure.update_xaxes(title="ablated - each", row=1, col=2)
+    figure.update_yaxes(autorange="reversed", categoryorder="array", categoryarray=list(names.values()), ticksuffix=" ")
+    title = {"text": f"{result.feature} removed by {result.method}"}
+    return styled(figure, height=60 * len(names) + 130, title=title, showlegend=False)

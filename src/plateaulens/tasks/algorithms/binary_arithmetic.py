@@ -1,0 +1,247 @@
+"""Addition, multiplication and a vote of votes, in bits (arXiv 2505.03997).
+
+The paper draws a finite training set without replacement; here every batch is fresh, its bits independent
+and fair.
+"""
+
+from dataclasses import dataclass
+from math import comb, log
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
+
+from plateaulens.batch import Batch
+from plateaulens.tasks.algorithms.string_task import FixedInput, in_step
+from plateaulens.tasks.base import Feature, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binary(FixedInput):
+    """Base of the tasks in bits; all three share a vocabulary of five tokens.
+
+    Attributes:
+        bits: of an operand, or of the whole input.
+    """
+
+    bits: int = 16
+    symbols = "01+"
+
+    def __post_init__(self) -> None:
+        require(self.bits >= 2, f"{type(self).__name__} needs at least two bits, got bits={self.bits}")
+
+    def draw(self, n: int, rng: torch.Generator) -> Int[Tensor, "batch input"]:
+        return torch.randint(2, (n, self.bits), generator=rng, device=rng.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic(Binary):
+    """Two operands of `bits` bits and their result, all with the least significant bit first.
+
+    A subclass gives `n_answer`, `answer` and `priors`.
+    """
+
+    @property
+    def n_ctx(self) -> int:
+        return 2 * self.bits + 3 + self.n_answer
+
+    def draw(self, n: int, rng: torch.Generator) -> Int[Tensor, "batch input"]:
+        a, b = super().draw(2 * n, rng).chunk(2)
+        return torch.cat([a, torch.full_like(a[:, :1], self.symbols.index("+")), b], 1)
+
+    def operands(self, tokens: Int[Tensor, "batch pos"]) -> tuple[Int[Tensor, "batch bits"], Int[Tensor, "batch bits"]]:
+        """The bits of a and b of inputs or whole sequences."""
+        return tokens[:, : self.bits], tokens[:, self.bits + 1 : 2 * self.bits + 1]
+
+    def reads(self, labels: Int[Tensor, "batch offset"], place: int, published: str = "") -> Feature:
+        """The feature whose offset r is read where bit place + r of the answer is predicted."""
+        return in_step(labels, 2 * self.bits + 1 + place, published=published)
+
+    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+        """`first_operand`: bit r of a, where bit r of the answer is predicted."""
+        return {"first_operand": self.reads(self.operands(batch.tokens)[0], 0, "quiet")}
+
+    def priors(self) -> list[float]:
+        """How often each bit of the answer is 1."""
+        raise NotImplementedError
+
+    def loss_plateau(self) -> float:
+        """The entropy of each bit of the answer by itself."""
+        return sum(map(coin, self.priors())) / self.n_out
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinaryAddition(Arithmetic):
+    """a + b; the sum has one bit more than the numbers, and all have the least significant bit first.
+
+    >>> print(BinaryAddition(bits=4).example(seed=1))
+    prompt  1100+1111
+    answer  =01001<EOS>
+
+    Args:
+        bits: of each number.
+        answer_only: see `StringTask`.
+
+    Raises:
+        ValueError: unless bits >= 2.
+    """
+
+    @property
+    def n_answer(self) -> int:
+        return self.bits + 1
+
+    def answer(self, inputs: Int[Tensor, "batch input"]) -> Int[Tensor, "batch answer"]:
+        a, b = self.operands(inputs)
+        return settle(F.pad(a + b, (0, 1)))
+
+    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+        """Beside `first_operand`, `carry`: out of column r, where bit r + 1 of the sum is predicted."""
+        a, b = self.operands(batch.tokens)
+        carries = F.pad(a ^ b, (0, 1)) ^ self.answer(batch.tokens)  # into each column: what the operands do not explain
+        return super().features(batch, released) | {"carry": self.reads(carries[:, 1:], 1, "quiet")}
+
+    def priors(self) -> list[float]:
+        """A half each, but for the last: a + b >= 2^bits is a little rarer."""
+        return [0.5] * self.bits + [0.5 - 0.5 ** (self.bits + 1)]
+
+    def published_chance(self) -> float:
+        return (self.bits + 2) / (self.bits + 3) * log(2)  # the code counts one bit more than there is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multiplication(Arithmetic):
+    """a * b; the product has twice the bits of the numbers, and as in the paper `+` stands between these too.
+
+    >>> print(Multiplication(bits=4).example(seed=1))
+    prompt  1100+1111
+    answer  =10110100<EOS>
+
+    Args:
+        bits: of each number.
+        answer_only: see `StringTask`.
+
+    Raises:
+        ValueError: unless bits >= 2.
+    """
+
+    @property
+    def n_answer(self) -> int:
+        return 2 * self.bits
+
+    def answer(self, inputs: Int[Tensor, "batch input"]) -> Int[Tensor, "batch answer"]:
+        return settle(self.rows(inputs).sum(1))
+
+    def rows(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch row answer"]:
+        """Long multiplication: row k is a, shifted by k - 1 places, or zeros where bit k - 1 of b is 0."""
+        a, b = self.operands(tokens)
+        padded = F.pad(b[:, :, None] * a[:, None], (0, self.bits + 1))  # one too wide: cut anew, each row moves by one
+        return padded.flatten(1)[:, : 2 * self.bits**2].unflatten(1, (self.bits, 2 * self.bits))
+
+    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+        """Beside `first_operand`, `carry_k` for k = 2 .. `bits`, of which the paper shows the last.
+
+        It is the carry into column k + r as row k is added to those before it, read where bit k + r of the
+        product is predicted. `released` adds `carry`: the last one, read as if k were 1.
+        """
+        rows = self.rows(batch.tokens)
+        sums = settle(rows.cumsum(1))
+        carries = rows[:, 1:] ^ sums[:, :-1] ^ sums[:, 1:]
+        found = super().features(batch, released)
+        for k in range(2, self.bits + 1):
+            labels = carries[:, k - 2, k : k + self.bits]
+            found[f"carry_{k}"] = self.reads(labels, k, "quiet" if k == self.bits else "")
+        return found | ({"carry": self.reads(carries[:, -1, self.bits :], 1)} if released else {})
+
+    def priors(self) -> list[float]:
+        """By counting, up to 10 bits; beyond, as there at both ends, and halves between: the loss is right to 1e-4."""
+        n = min(self.bits, 10)
+        numbers = torch.arange(2**n)
+        products = (numbers[:, None] * numbers).flatten()
+        shares = [float((products >> place & 1).double().mean()) for place in range(2 * n)]
+        return shares[:n] + [0.5] * 2 * (self.bits - n) + shares[n:]
+
+    def published_chance(self) -> float:
+        return self.bits / (self.bits + 1) * log(2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MajorityOfMajorities(Binary):
+    """Groups of bits vote, then the groups: 1 where more than half are 1.
+
+    The paper's figures call 64 bits "32".
+
+    >>> print(MajorityOfMajorities(bits=16).example(seed=1))
+    prompt  1100111110010110
+    answer  =0<EOS>
+
+    Args:
+        bits: of the input.
+        groups: equal parts; divides bits.
+        answer_only: see `StringTask`.
+
+    Raises:
+        ValueError: unless bits divide into groups.
+    """
+
+    bits: int = 64
+    groups: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.groups >= 1 and self.bits % self.groups == 0,
+            f"bits={self.bits} do not divide into groups={self.groups} equal parts; use a divisor",
+        )
+
+    @property
+    def n_answer(self) -> int:
+        return 1
+
+    @property
+    def n_ctx(self) -> int:
+        return self.bits + 3
+
+    def votes(self, bits: Int[Tensor, "batch bits"]) -> Int[Tensor, "batch group"]:
+        """The vote of each group."""
+        return majority(bits.unflatten(1, (self.groups, -1)))
+
+    def answer(self, inputs: Int[Tensor, "batch input"]) -> Int[Tensor, "batch answer"]:
+        return majority(self.votes(inputs))[:, None]
+
+    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+        """`group_vote` (ours: the paper probes nothing here): of each group, at its last bit."""
+        size = self.bits // self.groups
+        return {"group_vote": in_step(self.votes(batch.tokens[:, : self.bits]), size - 1, size)}
+
+    def loss_plateau(self) -> float:
+        """The entropy of the answer."""
+        return coin(win(self.groups, win(self.bits // self.groups, 0.5))) / self.n_out
+
+    def published_chance(self) -> float:
+        return log(2) / 3
+
+
+def settle(columns: Int[Tensor, "*batch column"]) -> Int[Tensor, "*batch column"]:
+    """The bits of a sum, given the sum of each column: carries move on, out of the last they are lost."""
+    bits, carry = [], torch.zeros_like(columns[..., 0])
+    for column in columns.unbind(-1):
+        total = column + carry
+        bits.append(total & 1)
+        carry = total >> 1
+    return torch.stack(bits, -1)
+
+
+def majority(bits: Int[Tensor, "*batch voter"]) -> Int[Tensor, "*batch"]:
+    """1 where more than half are 1."""
+    return (2 * bits.sum(-1) > bits.shape[-1]).long()
+
+
+def win(voters: int, p: float) -> float:
+    """Probability of a majority among independent voters, each for it with probability p."""
+    return sum(comb(voters, k) * p**k * (1 - p) ** (voters - k) for k in range(voters // 2 + 1, voters + 1))
+
+
+def coin(p: float) -> float:
+    """Entropy in nats of what is 1 with probability p."""
+    return -sum(q * log(q) for q in (p, 1 - p) if q)

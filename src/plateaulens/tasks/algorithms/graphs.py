@@ -1,0 +1,248 @@
+"""Graph algorithms as sequences (arXiv 2505.03997): traversals, shortest path, topological sort, spanning tree.
+
+A graph is written as its edges, a pair of letters each, in lexicographic order. The answers are those of the
+reference code, down to which of several valid ones is given.
+"""
+
+from dataclasses import dataclass
+from math import log
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
+
+from plateaulens.batch import Batch
+from plateaulens.tasks.algorithms.graph_algorithms import (
+    Graphs,
+    Nodes,
+    edge_list,
+    search,
+    shortest_path,
+    spanning_tree,
+    topological_order,
+)
+from plateaulens.tasks.algorithms.graph_sampling import connected_graphs
+from plateaulens.tasks.algorithms.string_task import StringTask
+from plateaulens.tasks.base import Feature, generator, permutations, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphTask(StringTask):
+    """Base of the graph tasks. A subclass gives `named`, `spare` and `solve`.
+
+    The paper draws isomorphism classes, never one twice, and names their nodes at random. Labelled graphs, the
+    default, are much the same: with 11 nodes either kind has 27.6 edges in the mean.
+
+    Attributes:
+        nodes: of each graph.
+        classes: every isomorphism class of connected graphs equally likely, as in the paper; else every labelled one.
+
+    Raises:
+        ValueError: unless there are 2 to 26 nodes.
+    """
+
+    nodes: int = 11
+    classes: bool = False
+    symbols = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    named: ClassVar[int] = 0  # nodes that stand before the edges
+    directed: ClassVar[bool] = False
+    spare: ClassVar[int] = 0  # tokens by which the paper's sequences are longer than any example
+
+    def __post_init__(self) -> None:
+        require(2 <= self.nodes <= 26, f"{type(self).__name__} needs 2 to 26 nodes, got nodes={self.nodes}")
+
+    @property
+    def n_answer(self) -> int:
+        return self.nodes
+
+    @property
+    def n_ctx(self) -> int:
+        return self.named + self.nodes * (self.nodes - 1) + self.n_answer + 2 + self.spare
+
+    def loss_floor(self) -> float:
+        """0: the answer follows from the input, and `=` is certain wherever it is scored.
+
+        Where the edges end is not known beforehand, but no other target among them is scored:
+        a model that says `=` after each of them is right whenever it counts.
+        """
+        return 0.0
+
+    def published_chance(self) -> float:
+        """What the released code draws as chance: ln 27."""
+        return log(27)
+
+    def draw(self, n: int, rng: torch.Generator) -> Graphs:
+        """Graphs as adjacency matrices; of a directed one, row u has the heads of the edges that leave u."""
+        return connected_graphs(n, self.nodes, rng, self.classes)
+
+    def solve(self, graphs: Graphs, named: Int[Tensor, "batch named"]) -> Int[Tensor, "batch out"]:
+        """The true answers; -1 where an example has fewer tokens."""
+        raise NotImplementedError
+
+    def sample(self, n: int, *, seed: int | torch.Generator, device: torch.device | str = "cpu") -> Batch:
+        rng = generator(seed, device)
+        graphs, named = self.draw(n, rng), permutations(n, self.nodes, rng)[:, : self.named]
+        return self.assemble(torch.cat([named, edge_list(graphs)], 1), self.solve(graphs, named))
+
+    def read(self, batch: Batch, released: bool = False) -> tuple[Graphs, Nodes, Nodes]:
+        """The graphs of a batch, the nodes of each answer, and the positions where these stand; -1 for no node.
+
+        Args:
+            batch: of this task.
+            released: positions as in the ablations of the released code, which takes the place of `=` in the first
+                example for its place in all.
+        """
+        places = batch.out[:, -self.n_answer - 1 :]  # of `=` and the nodes: each predicts the next token
+        equals, at = places[:, :1], places[:, 1:]
+        order = batch.tokens.gather(1, at.clamp(min=0)).masked_fill(at < 0, -1)
+        edges = batch.tokens[:, self.named :][:, : self.nodes * (self.nodes - 1)].unflatten(1, (-1, 2))
+        written = torch.arange(self.named, self.named + 2 * edges.shape[1], 2, device=at.device) < equals
+        entry = torch.where(written, edges[..., 0] * self.nodes + edges[..., 1], self.nodes**2)  # or one too many
+        graphs = torch.zeros(len(batch), self.nodes**2 + 1, dtype=torch.bool, device=at.device)
+        graphs = graphs.scatter(1, entry, True)[:, :-1].unflatten(1, (self.nodes, self.nodes))
+        if released:
+            at = torch.where(at < 0, -1, equals[0] + 1 + torch.arange(at.shape[1], device=at.device))
+        return (graphs if self.directed else graphs | graphs.mT), order, at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traversal(GraphTask):
+    """A start node and the edges; the answer is every node in the order of the visits."""
+
+    named = 1
+
+    def published_chance(self) -> float:
+        """What the released code draws as chance: n of n+2 targets at ln 26."""
+        return self.nodes / (self.nodes + 2) * log(26)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BreadthFirstSearch(Traversal):
+    """The nodes as a breadth-first search visits them: a queue, neighbours in ascending order.
+
+    >>> print(BreadthFirstSearch(nodes=5).example(seed=1))
+    prompt  DABACBCBDBECDCE
+    answer  =DBCAE<EOS>
+    """
+
+    def solve(self, graphs: Graphs, named: Int[Tensor, "batch named"]) -> Nodes:
+        return search(graphs, named[:, 0], newest=False, again=False)
+
+    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+        """The queue after each visit but the last, read at the node visited; and that node's neighbours."""
+        graphs, order, at = self.read(batch, released)
+        return {
+            "queue": Feature(waiting(graphs, order), at[:, :-1], "labels", "quiet"),
+            "adjacency_list": Feature(neighbours(graphs, order), at, "labels", "loud"),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthFirstSearch(Traversal):
+    """The nodes as a depth-first search visits them: a stack, of the neighbours the last in the alphabet first.
+
+    >>> print(DepthFirstSearch(nodes=5).example(seed=1))
+    prompt  DABACBCBDBECDCE
+    answer  =DCEBA<EOS>
+    """
+
+    def solve(self, graphs: Graphs, named: Int[Tensor, "batch named"]) -> Nodes:
+        return search(graphs, named[:, 0], newest=True, again=True)
+
+    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+        """The neighbours of each node visited; and as in the released code the "queue", the stack of another search.
+
+        That search pushes a node once only, and so visits in another order: after r visits of its own, its stack is
+        read at the r-th node of the answer.
+        """
+        graphs, order, at = self.read(batch, released)
+        other = search(graphs, order[:, 0], newest=True, again=False)
+        return {
+            "queue": Feature(waiting(graphs, other), at[:, :-1], "labels"),
+            "adjacency_list": Feature(neighbours(graphs, order), at, "labels", "loud"),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortestPath(GraphTask):
+    """Two nodes and the edges; the answer is a shortest path, as a search from both ends finds it.
+
+    >>> print(ShortestPath(nodes=5).example(seed=1))
+    prompt  DEABACBCBDBECDCE
+    answer  =DBE<EOS>
+    """
+
+    named = 2
+
+    def solve(self, graphs: Graphs, named: Int[Tensor, "batch named"]) -> Nodes:
+        return shortest_path(graphs, named)
+
+    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+        """The neighbours of each node of the path, and the whole graph where that node is predicted."""
+        return adjacency(*self.read(batch, released))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopologicalSort(GraphTask):
+    """Edges that all point the same way along a random order; the answer is an order which they allow.
+
+    >>> print(TopologicalSort(nodes=5).example(seed=1))
+    prompt  BACADAEAEBECED
+    answer  =EDCBA<EOS>
+    """
+
+    spare = 1
+    directed = True
+
+    def draw(self, n: int, rng: torch.Generator) -> Graphs:
+        place = permutations(n, self.nodes, rng)
+        return super().draw(n, rng) & (place[:, :, None] < place[:, None, :])
+
+    def solve(self, graphs: Graphs, named: Int[Tensor, "batch named"]) -> Nodes:
+        return topological_order(graphs)
+
+    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+        """The heads of the edges that leave each node, and the whole graph where that node is predicted."""
+        return adjacency(*self.read(batch, released))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinimumSpanningTree(GraphTask):
+    """The edges that Kruskal's algorithm keeps; none has a weight, so that they come in the order of the input.
+
+    >>> print(MinimumSpanningTree(nodes=5).example(seed=1))
+    prompt  ABACBCBDBECDCE
+    answer  =ABACBDBE<EOS>
+    """
+
+    spare = 1
+
+    @property
+    def n_answer(self) -> int:
+        return 2 * (self.nodes - 1)
+
+    def solve(self, graphs: Graphs, named: Int[Tensor, "batch named"]) -> Int[Tensor, "batch out"]:
+        return edge_list(spanning_tree(graphs))[:, : self.n_answer]
+
+
+def neighbours(graphs: Graphs, order: Nodes) -> Int[Tensor, "batch out node"]:
+    """Where the edges of each node of `order` lead, as 0s and 1s."""
+    return (graphs.take_along_dim(order.clamp(min=0)[..., None], 1) & (order >= 0)[..., None]).long()
+
+
+def waiting(graphs: Graphs, order: Nodes) -> Int[Tensor, "batch visit node"]:
+    """After each visit but the last: the nodes seen from those visited, and not visited themselves."""
+    seen = neighbours(graphs, order).cumsum(1) > 0
+    return (seen & (F.one_hot(order, graphs.shape[-1]).cumsum(1) == 0))[:, :-1].long()
+
+
+def adjacency(graphs: Graphs, order: Nodes, at: Nodes) -> dict[str, Feature]:
+    """The edges of each node of the answer, read there; and all of them, read one position before."""
+    edges = graphs[:, ~torch.eye(graphs.shape[-1], dtype=torch.bool, device=graphs.device)].long()
+    before = torch.where(at < 0, -1, at - 1)
+    return {
+        "adjacency_list": Feature(neighbours(graphs, order), at, "labels"),
+        "adjacency_matrix": Feature(edges[:, None].expand(-1, at.shape[1], -1), before, "labels"),
+    }

@@ -1,0 +1,66 @@
+"""Copy and reverse: no partial solution, so hardly a plateau (arXiv 2506.13688, figs 17 and 18)."""
+
+from dataclasses import dataclass
+from math import log
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from plateaulens.batch import Batch
+from plateaulens.tasks.base import NumberTask, output_map, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Copy(NumberTask):
+    """Repeat the prompt numbers, drawn from 1..max_value; the separator is token 0.
+
+    >>> print(Copy(n=5, max_value=9).example(seed=0))
+    prompt  9 1 3 7 8 |
+    answer  9 1 3 7 8
+
+    Raises:
+        ValueError: unless n >= 1 and max_value >= 2.
+    """
+
+    max_value: int = 16
+    separator = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.max_value >= 2,
+            f"{type(self).__name__} needs max_value >= 2 different numbers, got max_value={self.max_value}",
+        )
+
+    @property
+    def values(self) -> range:
+        return range(1, self.max_value + 1)
+
+    @property
+    def d_vocab(self) -> int:
+        return self.max_value + 1
+
+    def answer(self, x: Int[Tensor, "batch n"]) -> Int[Tensor, "batch out"]:
+        return x
+
+    def optimal_attention(self, batch: Batch | None = None) -> tuple[Bool[Tensor, "1 query key"]]:
+        keys = self.answer(torch.arange(self.n)[None])[0].tolist()
+        return (output_map([(key,) for key in keys], self.prompt_len - 1, self.n_targets),)
+
+    def loss_plateau(self) -> float:
+        """(2n-1) ln(max_value) / 2n: nothing of the answer is known."""
+        return (2 * self.n - 1) * log(self.max_value) / self.n_targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reverse(Copy):
+    """Repeat the prompt numbers backwards.
+
+    >>> print(Reverse(n=5, max_value=9).example(seed=0))
+    prompt  9 1 3 7 8 |
+    answer  8 7 3 1 9
+    """
+
+    def answer(self, x: Int[Tensor, "batch n"]) -> Int[Tensor, "batch out"]:
+        return x.flip(1)

@@ -1,0 +1,69 @@
+"""Repeat tasks: the answer is one number over and over (arXiv 2506.13688, figs 7, 21 and 22)."""
+
+from dataclasses import dataclass
+from math import log
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from plateaulens.batch import Batch
+from plateaulens.tasks.base import ModularTask, output_map, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeat(ModularTask):
+    """All answers follow from the first prompt number: x_1, in part j increased by j.
+
+    k = 1, 2 and 4 are the paper's Repeat_1, Repeat_2 and Repeat_4.
+
+    >>> print(Repeat(n=6, p=7, k=2).example(seed=0))
+    prompt  3 4 6 1 2 4 |
+    answer  3 3 3 4 4 4
+
+    Args:
+        n: prompt numbers, and answers.
+        p: modulus, at least 3.
+        k: equal parts of the answer; divides n.
+
+    Raises:
+        ValueError: for parameters outside these ranges.
+    """
+
+    k: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.k >= 1 and self.n % self.k == 0,
+            f"the n={self.n} answers do not divide into k={self.k} equal parts; use a divisor of n",
+        )
+
+    def answer(self, x: Int[Tensor, "batch n"]) -> Int[Tensor, "batch out"]:
+        part = torch.arange(self.n, device=x.device) // (self.n // self.k)
+        return (x[:, :1] + part) % self.p
+
+    def optimal_attention(self, batch: Batch | None = None) -> tuple[Bool[Tensor, "1 query key"]]:
+        """Every answer looks at the first number (ours: the paper defines no map for these tasks)."""
+        return (output_map([(0,)] * self.n, self.prompt_len - 1, self.n_targets),)
+
+    @property
+    def watch(self) -> tuple[str, ...]:
+        return ("alpha_1", *(("alpha_1_halves", "part_accuracy") if self.k > 1 else ()))
+
+    @property
+    def parts(self) -> dict[str, tuple[int, ...]]:
+        size = self.n // self.k
+        return {f"part {j + 1}": tuple(range(j * size, (j + 1) * size)) for j in range(self.k)}
+
+    @property
+    def collapse_positions(self) -> tuple[int, ...]:
+        return tuple(i for positions in self.parts.values() for i in positions[1:])
+
+    @property
+    def collapse_groups(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(positions[1:] for positions in self.parts.values())
+
+    def loss_plateau(self) -> float:
+        """The floor plus ln(p-1) for the first answer: later ones follow from it."""
+        return self.loss_floor() + log(self.p - 1) / self.n_targets

@@ -1,0 +1,367 @@
+"""Every intervention acts as an edit written by hand does, on every kind of model; and says where it cannot."""
+
+import pytest
+import torch
+
+import plateaulens as pl
+from plateaulens.hooks import active, refuse_unwritable, sites
+from plateaulens.interventions import INTERVENTIONS, from_json
+from plateaulens.models.parameter_groups import PARTS, parameters_of
+
+TASK = pl.MovingWindowSum(n=4, k=2, p=5)  # 9 tokens, 8 targets, prompt 5
+PATTERN, Z, RESID = "blocks.1.attn.hook_pattern", "blocks.1.attn.hook_z", "blocks.1.hook_resid_pre"
+KINDS = ("linear", "softmax", "tl", "neox", "olmo2")
+
+
+def ours(attention="linear", seed=0, task=TASK, **fields):
+    sizes = dict(d_model=16, n_heads=2, n_layers=2, init_scale=10.0) | fields
+    return pl.Transformer(pl.ModelConfig.for_task(task, attention=attention, seed=seed, **sizes))
+
+
+@pytest.fixture(params=KINDS)
+def model(request):
+    """One model of each kind: ours, TransformerLens's own (native bridge on 4, HookedTransformer on 3.9), bridges."""
+    if request.param in ("linear", "softmax"):
+        return ours(request.param)
+    if request.param == "tl":
+        return pl.to_tl(ours("softmax"))
+    return request.getfixturevalue(request.param)[1]
+
+
+@pytest.fixture
+def tokens():
+    return TASK.sample(3, seed=0).inputs
+
+
+def logits(model, tokens):
+    with torch.no_grad():
+        out = model(tokens)
+    return out if isinstance(out, torch.Tensor) else out.logits
+
+
+def by_hand(model, tokens, site, edit):
+    with model.hooks(fwd_hooks=[(site, lambda tensor, hook: edit(tensor.clone()))]):
+        return logits(model, tokens)
+
+
+def value_at(model, tokens, site):
+    seen = []
+    with model.hooks(fwd_hooks=[(site, lambda tensor, hook: seen.append(tensor.detach().clone()))]):
+        logits(model, tokens)
+    return seen[0]
+
+
+def put(index, value):
+    def edit(tensor):
+        tensor[index] = value(tensor) if callable(value) else value
+        return tensor
+
+    return edit
+
+
+ALL, UNIFORM = slice(None), torch.ones(8, 8).tril() / torch.arange(1, 9)[:, None]
+OMEGA = TASK.optimal_attention()[0][0]
+SCALED = OMEGA.clone()
+SCALED[4] = False  # the partial solution's row
+VECTOR = torch.linspace(-1, 1, 16)
+UNITS = torch.linalg.qr(torch.randn(16, 2, generator=torch.Generator().manual_seed(0)))[0].T
+PLACES = torch.tensor([[1, 6], [7, -1], [4, 2]])  # of two directions, example by example
+
+
+def projected(x):
+    for example, places in enumerate(PLACES.tolist()):
+        for u, place in zip(UNITS, places):
+            if place >= 0:
+                x[example, place] -= (x[example, place] @ u - 3.0) * u
+    return x
+
+
+def rescaled(pattern):
+    scaled = torch.where(SCALED, pattern * 3, pattern)
+    return scaled * (pattern.sum(-1, keepdim=True) / scaled.sum(-1, keepdim=True))
+
+
+def optimal(pattern):
+    return torch.where(OMEGA.any(-1)[:, None], OMEGA / OMEGA.sum(-1, keepdim=True).clamp(min=1), pattern)
+
+
+CASES = {
+    "scale": (pl.ScaleAttention(TASK, by=3.0), PATTERN, lambda a: torch.where(SCALED, a * 3, a)),
+    "scale, renormalised": (pl.ScaleAttention(TASK, by=3.0, renormalise=True), PATTERN, rescaled),
+    "optimal": (pl.OptimalAttention(TASK), PATTERN, optimal),
+    "fix": (pl.FixAttention(UNIFORM, layer=1), PATTERN, lambda a: UNIFORM.expand_as(a)),
+    "uniform head": (pl.AblateHeads([(1, 1)], "uniform"), PATTERN, put((ALL, 1), UNIFORM)),
+    "mean head": (pl.AblateHeads([(1, 0)], "mean"), PATTERN, put((ALL, 0), lambda a: a[:, 0].mean(0))),
+    "no head": (pl.AblateHeads([(1, 0)], "zero"), Z, put((ALL, ALL, 0), 0.0)),
+    "zero": (pl.Ablate(Z, "zero", heads=[1], positions=[2, 5]), Z, put((ALL, [2, 5], 1), 0.0)),
+    "mean": (pl.Ablate(RESID, "mean"), RESID, put((ALL,), lambda x: x.mean(0))),
+    "mean at": (pl.Ablate(RESID, "mean", positions=[3]), RESID, put((ALL, 3), lambda x: x[:, 3].mean(0))),
+    "patch": (pl.Patch(RESID, torch.ones(3, 8, 16), positions=[6]), RESID, put((ALL, 6), 1.0)),
+    "patch for any": (pl.Patch(RESID, torch.ones(8, 16)), RESID, torch.ones_like),
+    "patch a head": (pl.Patch(Z, torch.ones(3, 8, 2, 8), heads=[0]), Z, put((ALL, ALL, 0), 1.0)),
+    "patch rows": (pl.Patch(PATTERN, UNIFORM, heads=[1], positions=[7]), PATTERN, put((ALL, 1, 7), UNIFORM[7])),
+    "steer": (pl.Steer(RESID, VECTOR, by=2.0, positions=[1]), RESID, put((ALL, 1), lambda x: x[:, 1] + 2 * VECTOR)),
+    "steer a head": (
+        pl.Steer(Z, VECTOR[:8], heads=[1]),
+        Z,
+        put((ALL, ALL, 1), lambda z: z[:, :, 1] + VECTOR[:8]),
+    ),
+    "project": (pl.interventions.Project(RESID, PLACES, UNITS[:, None], torch.full((2, 1), 3.0)), RESID, projected),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_does_what_the_edit_by_hand_does(model, tokens, name):
+    change, site, edit = CASES[name]
+    plain, expected = logits(model, tokens), by_hand(model, tokens, site, edit)
+    with pl.intervene(model, change):
+        changed = logits(model, tokens)
+    torch.testing.assert_close(changed, expected, rtol=1e-5, atol=1e-5)
+    assert (changed - plain).abs().max() > 1e-3, "the case must change something"
+    assert torch.equal(logits(model, tokens), plain) and not active(model)
+
+
+def test_resampling_gives_everyone_another_ones_activation(model, tokens):
+    real = value_at(model, tokens, RESID)
+    with pl.intervene(model, pl.Ablate(RESID, "resample")):
+        seen = value_at(model, tokens, RESID)
+        again = value_at(model, tokens, RESID)
+    owners = [[torch.equal(row, other) for other in real].index(True) for row in seen]
+    assert sorted(owners) == [0, 1, 2] and all(owner != i for i, owner in enumerate(owners))
+    assert torch.equal(seen, again)
+
+
+def test_a_glob_is_every_site_it_matches():
+    model, batch = ours(), TASK.sample(3, seed=0)
+    both = "blocks.*.hook_mlp_out"
+    with pl.intervene(model, pl.Ablate(both, "zero")):
+        together = logits(model, batch.inputs)
+    with pl.intervene(model, *(pl.Ablate(f"blocks.{layer}.hook_mlp_out", "zero") for layer in (0, 1))):
+        assert torch.equal(logits(model, batch.inputs), together)
+    assert not torch.equal(logits(model, batch.inputs), together)
+
+
+def test_a_patch_from_another_run_is_what_the_other_run_had(model, tokens):
+    other = tokens.flip(0)
+    value = value_at(model, other, RESID)
+    with pl.intervene(model, pl.Patch(RESID, value)):
+        patched = logits(model, tokens)
+    torch.testing.assert_close(patched, logits(model, other))  # all that later layers see is the stream
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_goes_to_json_and_back(name):
+    change = CASES[name][0]
+    back = from_json(change.to_json(), change.tensors())
+    assert back == change and type(back) is type(change) and repr(back) == repr(change)
+
+
+def test_every_intervention_is_tried():
+    tried = {type(change).__name__ for change, _, _ in CASES.values()} | {"Freeze"}
+    assert tried == set(INTERVENTIONS)
+
+
+def test_every_site_that_is_not_refused_acts(model, tokens):
+    """What an edit reaches: all sites of a model, one by one."""
+    plain = logits(model, tokens)
+    for site in sorted(sites(model)):
+        with torch.no_grad():
+            try:
+                refuse_unwritable(model, site)
+                steer = pl.Steer(site, torch.ones(1).expand(value_at(model, tokens, site).shape[-1]))
+                with pl.intervene(model, steer):
+                    changed = logits(model, tokens)
+            except IndexError:  # never computed: `intervene` says so on leaving, below
+                with pytest.raises(ValueError, match="never acted"), pl.intervene(model, pl.Ablate(site, "zero")):
+                    logits(model, tokens)
+            except ValueError as error:
+                assert any(text in str(error) for text in ("cannot act", "tokens there")), (site, error)
+            else:
+                assert not torch.equal(changed, plain), f"an edit of {site} is lost, and nothing said so"
+
+
+@pytest.mark.parametrize("kind", ["olmo2", "tl"])
+def test_the_middle_of_the_residual_stream_is_refused_where_the_skip_is_missed(request, kind):
+    bridge = request.getfixturevalue(kind)[1] if kind == "olmo2" else pl.to_tl(ours("softmax"))
+    if not hasattr(bridge, "original_model"):
+        return refuse_unwritable(bridge, "blocks.0.hook_resid_mid")  # 3.9's HookedTransformer: it acts, as above
+    with pytest.raises(ValueError, match="misses the skip"), pl.intervene(bridge, pl.Ablate("blocks.0.hook_resid_mid")):
+        pass
+
+
+# Decoding.
+
+DECODED = {
+    **{
+        name: CASES[name][0] for name in ("scale", "optimal", "fix", "uniform head", "mean", "zero", "patch", "project")
+    },
+    "resample": pl.Ablate(RESID, "resample", positions=[5, 6, 7]),
+    "steer at an answer": pl.Steer(RESID, 5 * VECTOR, positions=[6]),
+}
+
+
+@pytest.mark.parametrize("attention", ["linear", "softmax"])
+@pytest.mark.parametrize("name", DECODED)
+def test_cached_decoding_puts_every_edit_at_its_absolute_position(attention, name):
+    model, batch = ours(attention), TASK.sample(3, seed=0)
+    with pl.intervene(model, DECODED[name]):
+        cached = pl.trace(model, batch, ["generated"]).generated
+        tokens = batch.tokens[:, : batch.prompt_len]
+        for _ in range(TASK.n_out):
+            tokens = torch.cat([tokens, logits(model, tokens)[:, -1].argmax(-1, keepdim=True)], 1)
+    assert torch.equal(cached, tokens[:, batch.prompt_len :])
+
+
+def test_a_key_value_cache_of_tl_is_counted():
+    tl = pl.to_tl(ours("softmax"))
+    if hasattr(tl, "original_model"):
+        return  # bridges of TransformerLens 4 decode native models without a cache
+    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+    tokens = TASK.sample(3, seed=0).inputs
+    steer = pl.Steer(RESID, 5 * VECTOR, positions=[6])
+    cache = TransformerLensKeyValueCache.init_cache(tl.cfg, "cpu", 3)
+    with pl.intervene(tl, steer), torch.no_grad():
+        whole = tl(tokens)
+        tl(tokens[:, :6], past_kv_cache=cache, attention_mask=torch.ones(3, 6, dtype=torch.long))
+        last = tl(tokens[:, 6:7], past_kv_cache=cache, attention_mask=torch.ones(3, 1, dtype=torch.long))
+    torch.testing.assert_close(last[:, 0], whole[:, 6], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("task", [pl.Permutation(n=4), pl.Histogram(n=4), pl.PrefixSum(n=4, p=5)], ids=repr)
+def test_maps_that_differ_from_prompt_to_prompt_follow_the_prompts(task):
+    model, batch = ours(task=task), task.sample(5, seed=1)
+    plain = pl.trace(model, batch).pattern()
+    maps = task.optimal_attention(batch)
+    with pl.intervene(model, pl.ScaleAttention(task, by=0.0)):
+        scaled = pl.trace(model, batch)
+    for layer, omega in enumerate(maps, 2 - len(maps)):
+        if omega is None:
+            continue
+        omega = omega.clone()
+        omega[:, [task.prompt_len - 1 + i for i in task.partial_positions]] = False
+        gone = (scaled.pattern()[layer] == 0) & (plain[layer].abs() > 0)
+        assert torch.equal(gone, omega[:, None].expand_as(gone) & (plain[layer].abs() > 0))
+    assert not torch.equal(scaled.outputs, pl.trace(model, batch).outputs)
+
+
+# What cannot act says so.
+
+
+def test_what_cannot_act_says_so():
+    model, batch = ours(), TASK.sample(3, seed=0)
+    cases = [
+        (pl.AblateHeads([(1, 0)], "mean"), batch[:1], "batch of one"),
+        (pl.Ablate(RESID, "resample"), batch[:1], "batch of one"),
+        (pl.AblateHeads([(1, 2)], "zero"), batch, "heads 0..1"),
+        (pl.Ablate(RESID, "zero", heads=[0]), batch, "no head axis"),
+        (pl.Steer(RESID, torch.ones(7)), batch, "does not fit"),
+        (pl.Patch(RESID, torch.ones(4, 8, 16)), batch, "nothing is broadcast"),
+        (pl.Patch(RESID, torch.ones(1, 8, 16), positions=[1]), batch, "nothing is broadcast"),
+        (pl.Patch(RESID, torch.ones(5, 16)), batch, "covers 5 positions"),
+        (pl.AblateHeads([(2, 0)], "zero"), batch, "blocks.2.attn.hook_pattern"),
+        (pl.Ablate("blocks.0.hook_result", "zero"), batch, "unknown hook"),
+        (pl.ScaleAttention(pl.Permutation(n=4, compose=3), by=2.0), batch, "deeper model"),
+        (pl.Ablate("blocks.1.hook_resid_post", "mean", positions=[30]), batch, "never acted"),
+    ]
+    for change, prompts, message in cases:
+        with pytest.raises(ValueError, match=message), pl.intervene(model, change):
+            model(prompts.inputs)
+        assert not active(model)
+    for wrong in (
+        lambda: pl.AblateHeads([(0, 0)], "median"),
+        lambda: pl.AblateHeads([]),
+        lambda: pl.Ablate(RESID, "zreo"),
+        lambda: pl.Ablate(RESID, positions=[]),
+        lambda: pl.Steer(RESID, VECTOR, heads=[-1]),
+    ):
+        with pytest.raises(ValueError):
+            wrong()
+
+
+# Parts, graft, freeze.
+
+
+@pytest.fixture(params=["linear", "tl"])
+def trainable(request):
+    return ours() if request.param == "linear" else pl.to_tl(ours("softmax"))
+
+
+def test_the_parts_are_the_whole(trainable):
+    single = ("embed", "pos", "qk", "ov", "mlp", "norms", "unembed")
+    found = [name for part in single for name in parameters_of(trainable, part)]
+    everything = {n.replace("_original_component.", ""): p for n, p in trainable.named_parameters()}
+    learnt = {name for name in everything if not name.startswith("unembed.b")}  # a constant zero of 3.9's models
+    assert len(found) == len(set(found)) and learnt <= set(found) <= set(everything)
+    assert parameters_of(trainable, "attn").keys() == parameters_of(trainable, ["qk", "ov"]).keys()
+    paper = {name: set(parameters_of(trainable, name)) for name in ("KQ", "KQOV", "MLP", "Embedding")}
+    assert paper["KQ"] < paper["KQOV"] and paper["KQOV"] | paper["MLP"] == set(found)
+    assert not paper["KQOV"] & paper["MLP"] and paper["Embedding"] == set(
+        parameters_of(trainable, ["embed", "pos", "unembed", "ln_final"])
+    )
+    layer = "layers" if any(n.startswith("layers") for n in everything) else "blocks"
+    assert all(n.startswith(f"{layer}.1.") for n in parameters_of(trainable, f"{layer}.1.*"))
+
+
+@pytest.mark.parametrize("part", ["qk", "attn", "MLP", "KQOV"])
+def test_a_graft_has_the_donors_parts_and_its_own_rest(trainable, part):
+    donor = ours(seed=1) if isinstance(trainable, pl.Transformer) else pl.to_tl(ours("softmax", seed=1))
+    before = {n: p.clone() for n, p in trainable.named_parameters()}
+    new = pl.graft(trainable, donor, part)
+    inside = parameters_of(new, part)
+    foreign = parameters_of(donor, list(inside))
+    for name, parameter in parameters_of(new, ["*"]).items():
+        source = foreign if name in inside else parameters_of(trainable, ["*"])
+        assert torch.equal(parameter, source[name])
+        assert parameter.data_ptr() != source[name].data_ptr()
+    assert all(torch.equal(p, before[n]) for n, p in trainable.named_parameters())
+    tokens = TASK.sample(2, seed=0).inputs
+    assert (logits(new, tokens) - logits(trainable, tokens)).abs().max() > 1e-3
+    everything = pl.graft(trainable, donor, ["*"])
+    torch.testing.assert_close(logits(everything, tokens), logits(donor, tokens))
+
+
+def test_frozen_parts_stay_and_the_rest_learns(trainable):
+    cfg = pl.TrainConfig(steps=3, batch_size=4, weight_decay=0.1, optimizer="adamw")
+    before = {n: p.clone() for n, p in parameters_of(trainable, ["*"]).items()}
+    learnt = {n for n, p in trainable.named_parameters() if p.requires_grad}
+    assert learnt == {n for n, _ in trainable.named_parameters() if n != "unembed.b_U"}, "ours has no bias there"
+    training = pl.train(trainable, TASK, cfg)
+    with pl.intervene(trainable, pl.Freeze(["qk", "embed"])):
+        list(training.until(2))
+    frozen = set(parameters_of(trainable, ["qk", "embed"]))
+    changed = {n for n, p in parameters_of(trainable, ["*"]).items() if not torch.equal(p, before[n])}
+    assert changed and not changed & frozen
+    assert {n for n in before if ".v." in n or "W_V" in n} <= changed
+    assert {n for n, p in trainable.named_parameters() if p.requires_grad} == learnt
+    list(training)
+    assert {n for n in frozen if not torch.equal(parameters_of(trainable, ["*"])[n], before[n])}, "they learn again"
+
+
+def test_freezing_goes_to_json_and_says_when_it_did_nothing():
+    model, batch = ours(), TASK.sample(3, seed=0)
+    freeze = pl.Freeze("KQ")
+    assert from_json(freeze.to_json()) == freeze == pl.Freeze(["KQ"]) != pl.Freeze("KQOV")
+    with pytest.raises(ValueError, match="Freeze.*its parameters"), pl.intervene(model, freeze):
+        pl.measure(model, batch, [pl.loss])  # no gradient: nothing to hold
+    with pl.intervene(model, freeze, pl.Freeze("qk")):  # two may hold the same parameter
+        model(batch.inputs)
+    assert all(p.requires_grad for p in model.parameters())
+    with pytest.raises(ValueError, match="did you mean 'KQOV'"), pl.intervene(model, pl.Freeze("KQO")):
+        pass
+
+
+def test_weights_of_hugging_face_bridges_are_refused(neox):
+    with pytest.raises(ValueError, match="keeps copies of its weights"):
+        pl.graft(neox[1], neox[1], "attn")
+    with pytest.raises(ValueError, match="keeps copies"), pl.intervene(neox[1], pl.Freeze("mlp")):
+        pass
+
+
+def test_a_graft_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="cannot graft 'mlp'.*differs"):
+        pl.graft(ours(), ours(d_mlp=8), "mlp")
+    assert pl.graft(ours(), ours(d_mlp=8), "attn") is not None
+    with pytest.raises(ValueError, match="cannot graft"):
+        pl.graft(ours(), ours(n_layers=1), "attn")
+    assert set(PARTS) >= {"qk", "ov", "attn", "mlp", "embed", "pos", "unembed", "norms"}

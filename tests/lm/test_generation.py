@@ -1,0 +1,355 @@
+"""What a language model says to a prompt, and what it thinks while it says it, does not depend on the company."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import plateaulens as pl
+from plateaulens.lm import generation as generating
+from plateaulens.lm.generation import generate
+from plateaulens.tracing import decoding
+from plateaulens.tracing import next_token as choosing
+
+LENGTHS = [5, 11, 3, 5, 8, 1, 14]
+SITES = ["blocks.0.hook_resid_pre", "blocks.1.attn.hook_q", "blocks.1.hook_resid_post", "unembed.hook_in"]
+
+
+def prompts(lengths=tuple(LENGTHS), n_new=6, seed=0, **decoding):
+    rng = torch.Generator().manual_seed(seed)
+    rows = [torch.randint(1, 50, (n,), generator=rng).tolist() for n in lengths]
+    return pl.Batch.prompts(rows, n_new, pl.Decoding(**decoding))
+
+
+def rows_of(batch):
+    return [row[: end + 1] for row, end in zip(batch.tokens, batch.out[:, 0].tolist())]
+
+
+@torch.no_grad()
+def by_hand(hf, batch):
+    """One prompt at a time, everything again for each token, no TransformerLens: tokens, final states, logits."""
+    said, states, logits = [], [], []
+    for row in rows_of(batch):
+        out = hf(row[None], output_hidden_states=True)
+        steps = []
+        for _ in range(batch.n_new):
+            out = hf(row[None], output_hidden_states=True)
+            steps.append((out.logits[0, -1], torch.stack([h[0, -1] for h in out.hidden_states])))
+            row = torch.cat([row, out.logits[0, -1:].argmax(-1)])
+        said.append(row[-batch.n_new :])
+        logits.append(torch.stack([s[0] for s in steps]))
+        states.append(torch.stack([s[1] for s in steps]))
+    return torch.stack(said), torch.stack(states), torch.stack(logits)
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    """Learned positions: what left padding would shift."""
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    cfg = GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2, n_positions=32, attn_implementation="eager")
+    cfg.initializer_range = 0.5
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        hf = GPT2LMHeadModel(cfg).eval()
+        torch.nn.init.normal_(hf.transformer.wpe.weight, std=1.0)
+        bridge = build_bridge_from_module(hf, "GPT2LMHeadModel", hf_config=hf.config)
+    return hf, bridge
+
+
+@pytest.mark.parametrize("kind", ["neox", "olmo2", "gpt2"])
+def test_prompts_of_unequal_length_together_say_what_each_says_alone(kind, request):
+    hf, bridge = request.getfixturevalue(kind)
+    batch = prompts()
+    said, states, logits = by_hand(hf, batch)
+    got = generate(bridge, batch, SITES, logits=True)
+    assert torch.equal(got.tokens, said) and not got.unsure.any()
+    torch.testing.assert_close(got.logits, logits, rtol=1e-5, atol=2e-5)
+    for site, layer in (("blocks.0.hook_resid_pre", 0), ("unembed.hook_in", -1)):
+        torch.testing.assert_close(got.rows[site], states[:, :, layer], rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["neox", "gpt2"])
+@pytest.mark.parametrize("decoding", [{}, dict(sample=True, seed=3), dict(sample=True, top_k=None, temperature=2.0)])
+def test_the_company_does_not_matter(kind, decoding, request):
+    bridge, batch = request.getfixturevalue(kind)[1], prompts(**decoding)
+    together = generate(bridge, batch, SITES, logits=True)
+    order = torch.tensor([6, 2, 0, 5])
+    some = generate(bridge, batch[order], SITES, logits=True)
+    assert torch.equal(some.tokens, together.tokens[order])
+    for name in SITES:
+        torch.testing.assert_close(some.rows[name], together.rows[name][order], rtol=1e-5, atol=1e-5)
+    for i in range(len(batch)):
+        assert torch.equal(generate(bridge, batch[i : i + 1]).tokens[0], together.tokens[i])
+
+
+def test_many_prompts_go_in_several_passes_and_come_back_in_their_order(neox, monkeypatch):
+    batch = prompts([1 + i % 7 for i in range(20)])
+    whole = generate(neox[1], batch, SITES)
+    monkeypatch.setattr(generating, "ROWS", 3)
+    parts = generate(neox[1], batch, SITES)
+    assert torch.equal(parts.tokens, whole.tokens) and torch.equal(parts.tokens, by_hand(neox[0], batch)[0])
+    for name in SITES:
+        torch.testing.assert_close(parts.rows[name], whole.rows[name], rtol=1e-5, atol=1e-5)
+
+
+def calls(monkeypatch):
+    """The (rows, cached) of every decode."""
+    seen, decode = [], decoding.decode
+
+    def spy(model, tokens, count, cached, *rest):
+        seen.append((tokens.shape, cached))
+        return decode(model, tokens, count, cached, *rest)
+
+    monkeypatch.setattr(generating, "decode", spy)
+    return seen
+
+
+def test_near_ties_are_run_again_alone_and_uncached_and_counted(neox, monkeypatch):
+    from copy import deepcopy
+
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    from transformers import GPTNeoXForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        hf, batch = GPTNeoXForCausalLM(neox[0].config).eval(), prompts()
+    plain = hf(batch.tokens[1, :11][None]).logits[0, -1]
+    best, other = plain.topk(2).indices.tolist()
+    with torch.no_grad():  # the favourite of prompt 1 gets a twin that is as likely but for rounding
+        out = hf.get_output_embeddings().weight
+        out[other] = out[best] * (1 + 1e-6)
+    bridge = build_bridge_from_module(deepcopy(hf), "GPTNeoXForCausalLM", hf_config=hf.config)
+    seen = calls(monkeypatch)
+    got = generate(bridge, batch, SITES, logits=True)
+    alone = got.unsure.any(1)
+    assert alone[1] and not alone.all()
+    again = [shape for shape, cached in seen if not cached]
+    assert again and all(n == 1 for n, _ in again)
+    assert {length for _, length in again} >= {LENGTHS[1] + int(got.unsure[1].nonzero()[0, 0])}
+    said, states, logits = by_hand(hf, batch)
+    assert torch.equal(got.tokens, said)
+    torch.testing.assert_close(got.rows["unembed.hook_in"], states[:, :, -1], rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(got.logits, logits, rtol=1e-5, atol=2e-5)
+    assert torch.equal(pl.trace(bridge, batch, ["generated"]).unsure, got.unsure)
+
+
+def test_in_float64_the_company_does_not_matter_either(neox):
+    """Hugging Face's softmax is in float32, in which the mask of float64 is -inf: a row of padding would be NaN."""
+    from copy import deepcopy
+
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+    hf, batch = deepcopy(neox[0]).double(), prompts()
+    bridge = build_bridge_from_module(deepcopy(hf), "GPTNeoXForCausalLM", hf_config=hf.config)
+    said, states, _ = by_hand(hf, batch)
+    for sites in (["unembed.hook_in"], SITES):  # without the bridge's hooks, and with them
+        got = generate(bridge, batch, sites)
+        assert torch.equal(got.tokens, said) and not got.unsure.any()
+        torch.testing.assert_close(got.rows["unembed.hook_in"], states[:, :, -1], rtol=1e-6, atol=1e-6)
+
+
+def test_scores_that_are_no_numbers_are_not_told_apart():
+    nothing = torch.full((2, 50), torch.nan)
+    assert choosing.choose(nothing.clone(), pl.Decoding(), None)[1].all()
+    for k in (None, 1, 2, 49):
+        assert choosing.choose(nothing.clone(), pl.Decoding(sample=True, top_k=k), torch.rand(2, 50))[1].all()
+
+
+def test_near_is_a_difference_of_logits_at_any_temperature_and_beyond_the_last_of_the_likeliest():
+    def unsure(*scores, noise, **decoding):
+        drawn = choosing.choose(torch.tensor([scores]), pl.Decoding(sample=True, **decoding), torch.tensor([noise]))
+        return bool(drawn[1])
+
+    none = [0.0, 0.0, 0.0]
+    assert unsure(5.0, 4.9995, 0.0, noise=none, top_k=None, temperature=0.01)
+    assert not unsure(5.0, 4.9, 0.0, noise=none, top_k=None, temperature=0.01)
+    assert not unsure(5.0, 4.9, 0.0, noise=none, top_k=None, temperature=50.0)
+    assert unsure(5.0, 4.0, 3.9995, 0.0, noise=[0.5, 0.0, 1.5002, 0.0], top_k=2)  # the third, were it the second
+    assert not unsure(5.0, 4.0, 3.9, 0.0, noise=[0.5, 0.0, 1.5997, 0.0], top_k=2)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7])
+def test_the_last_of_the_likeliest_is_unsure_only_where_another_could_have_its_place(k):
+    scores = torch.arange(50.0).flip(0)[None].repeat(200, 1)
+    noise = -torch.empty(200, 50).exponential_(generator=torch.Generator().manual_seed(0)).log()
+    decoding = pl.Decoding(sample=True, top_k=k, temperature=20.0)  # all of them are drawn
+    token, unsure = choosing.choose(scores.clone(), decoding, noise)
+    assert set(token.flatten().tolist()) == set(range(k)) and not unsure.any()
+    scores[:, k] = scores[:, k - 1] - choosing.NEAR / 2
+    token, unsure = choosing.choose(scores.clone(), decoding, noise)
+    assert unsure[token[:, 0] == k - 1].all() and (k == 1 or not unsure.all())
+    better = noise[:, k] - 1 > noise[:, :k].max(1).values  # would be drawn, were it one of them
+    assert better.any() and unsure[better].all()
+
+
+def test_a_token_that_comes_out_otherwise_alone_changes_all_after_it(neox):
+    """The wrong twin is put in by hand: what is said again is what the prompt says alone, everything after it too."""
+    bridge, batch = neox[1], prompts()
+    right, wrong = (generate(bridge, batch, SITES, logits=True, entropy=True) for _ in range(2))
+    wrong.tokens[1, 2:] = (wrong.tokens[1, 2:] + 1) % 50
+    for tensor in (*wrong.rows.values(), wrong.logits, wrong.entropy):
+        tensor[1, 2:] = 0
+    wrong.unsure[1, [2, 4]] = True
+    generating._run_again(bridge, batch[1:2], wrong, 1)
+    assert torch.equal(wrong.tokens, right.tokens)
+    for name in SITES:
+        torch.testing.assert_close(wrong.rows[name], right.rows[name], rtol=1e-5, atol=1e-5)
+    for name in ("logits", "entropy"):
+        torch.testing.assert_close(getattr(wrong, name), getattr(right, name), rtol=1e-5, atol=1e-5)
+
+
+def test_sampling_follows_the_softmax(neox):
+    """Draws of many seeds against the probabilities, by a chi-square that fails once in ten thousand."""
+    from scipy.stats import chisquare
+
+    bridge, draws = neox[1], 3000
+    prompt = prompts([6], n_new=1).tokens
+    logits = neox[0](prompt).logits[0, -1].detach()
+    for decoding in (dict(temperature=8.0, top_k=None), dict(temperature=5.0, top_k=7)):
+        scores = logits / decoding["temperature"]
+        if decoding["top_k"]:
+            scores = scores.masked_fill(scores < scores.topk(7).values[-1], -math.inf)
+        p = scores.softmax(-1)
+        counts = torch.zeros(50)
+        for seed in range(draws):
+            batch = pl.Batch.prompts(prompt, 1, pl.Decoding(sample=True, seed=seed, **decoding))
+            noise = choosing.gumbel_noise(batch, [6], 50)[:, 0]
+            counts[choosing.choose(logits[None], batch.decoding, noise)[0]] += 1
+        kept = p > 0
+        assert counts[~kept].sum() == 0 and kept.sum() == (decoding["top_k"] or 50)
+        assert chisquare(counts[kept].double(), p.double()[kept] / p.double().sum() * draws).pvalue > 1e-4
+    assert torch.equal(generate(bridge, prompts(sample=True, top_k=1)).tokens, generate(bridge, prompts()).tokens)
+
+
+@pytest.mark.parametrize("d_vocab", [1, 7, 128, 300, 512])
+def test_the_likeliest_and_the_next_are_found_in_blocks_as_in_one(d_vocab):
+    """Few different scores, so that ties lie within a block and between them."""
+    scores = torch.randint(0, 4, (200, d_vocab), generator=torch.Generator().manual_seed(d_vocab)).float()
+    token, best, second = choosing._likeliest(scores)
+    assert token[:, 0].tolist() == scores.numpy().argmax(1).tolist()
+    ranked = F.pad(scores, (0, 1), value=-torch.inf).sort(1, descending=True).values
+    assert torch.equal(best, ranked[:, :1]) and torch.equal(second, ranked[:, 1:2])
+
+
+def test_choosing_leaves_the_logits_as_they_were():
+    logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0))
+    for decoding in (pl.Decoding(forbidden=(3, 7)), pl.Decoding(forbidden=(3, 7), sample=True)):
+        before = logits.clone()
+        choosing.choose(logits, decoding, torch.zeros(5, 50) if decoding.sample else None)
+        assert torch.equal(logits, before)
+
+
+def test_draws_belong_to_the_seed_and_leave_the_global_generator_alone(neox):
+    state = torch.get_rng_state()
+    one, same, other = (
+        generate(neox[1], prompts(sample=True, seed=s, temperature=9.0, top_k=None)).tokens for s in (1, 1, 2)
+    )
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_rank_that_rounding_could_change_is_a_near_tie():
+    logits = torch.tensor([[3.0, 2.0, 2.0 - 1e-5, 1.0]])
+    decoding = pl.Decoding(sample=True, top_k=2)
+    for favourite, near in ((0, False), (1, True), (2, True), (3, False)):
+        noise = torch.zeros(1, 4)
+        noise[0, favourite] = 20.0
+        assert bool(choosing.choose(logits, decoding, noise)[1]) == near
+
+
+@pytest.mark.parametrize("decoding", [{}, dict(sample=True, top_k=3)])
+def test_forbidden_tokens_are_never_said(decoding, neox):
+    free = generate(neox[1], prompts(**decoding)).tokens
+    never = free.unique()[:3].tolist()
+    assert not torch.isin(
+        generate(neox[1], prompts(forbidden=tuple(never), **decoding)).tokens, torch.tensor(never)
+    ).any()
+
+
+@pytest.mark.parametrize("kind", ["neox", "olmo2"])
+def test_interventions_act_on_cached_decoding_as_on_full_passes(kind, request):
+    hf, bridge = request.getfixturevalue(kind)
+    batch = prompts([6] * 4)
+    plain = generate(bridge, batch, SITES)
+    uniform = torch.ones(12, 12).tril() / torch.arange(1, 13)[:, None]
+    for change in (pl.FixAttention(uniform, layer=0), pl.AblateHeads([(1, 0)], mode="uniform")):
+        with pl.intervene(bridge, change):
+            cached = generate(bridge, batch, SITES, logits=True)
+            full = generating._decode_batch(bridge, batch, False, generating.Reading(tuple(SITES), logits=True))
+        assert torch.equal(cached.tokens, full.tokens)
+        for name in SITES:
+            torch.testing.assert_close(cached.rows[name], full.rows[name], rtol=1e-5, atol=2e-5)
+        assert not torch.allclose(cached.rows["unembed.hook_in"], plain.rows["unembed.hook_in"], atol=1e-2)
+    with pytest.raises(ValueError, match="by_length"), pl.intervene(bridge, pl.FixAttention(uniform, layer=0)):
+        generate(bridge, prompts())
+
+
+def test_unequal_prompts_are_measured_under_an_intervention_length_by_length(neox):
+    batch = prompts()
+    with pl.intervene(neox[1], pl.AblateHeads([(1, 0)], mode="uniform")):
+        got = pl.measure(neox[1], batch.by_length(), ["collapse", "repetition"], reduce=None)["collapse"]
+        one = torch.cat([pl.measure(neox[1], b, ["collapse"], None)["collapse"] for b in batch.by_length()])
+    torch.testing.assert_close(got, one, rtol=1e-5, atol=1e-5)
+    assert [len(b) for b in batch.by_length()] == [1, 1, 2, 1, 1, 1]
+    assert [b.prompt_len for b in batch.by_length()] == sorted(set(LENGTHS))
+    assert all(b.tokens.shape[1] == b.prompt_len for b in batch.by_length())
+
+
+def test_a_trace_of_unequal_prompts_has_their_rows_and_refuses_what_has_none(neox):
+    hf, bridge = neox
+    batch = prompts()
+    said, states, logits = by_hand(hf, batch)
+    t = pl.trace(bridge, batch, ["unembed.hook_in", "answer_outputs"])
+    assert torch.equal(t.generated, said) and torch.equal(t.batch.answers, said)
+    torch.testing.assert_close(t.answer_outputs, logits, rtol=1e-5, atol=2e-5)
+    got = pl.measure(bridge, batch, ["collapse", "prediction_entropy", "norm@blocks.*.hook_resid_post"], reduce=None)
+    hidden = states[:, :, -1]
+    pairs = [F.cosine_similarity(hidden[:, i], hidden[:, j], dim=1) for i in range(6) for j in range(i)]
+    torch.testing.assert_close(got["collapse"], torch.stack(pairs).mean(0), rtol=1e-5, atol=1e-5)
+    p = logits.softmax(-1)
+    torch.testing.assert_close(got["prediction_entropy"], -(p * p.log()).sum(-1).mean(-1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        got["norm@blocks.0.hook_resid_post"], states[:, :, 1].norm(dim=-1).mean(-1), rtol=1e-5, atol=1e-5
+    )
+    for reads in (["outputs"], ["blocks.0.attn.hook_pattern"], None):
+        with pytest.raises(ValueError, match="1 to 14 tokens.*by_length"):
+            pl.trace(bridge, batch, reads)
+
+
+def test_models_without_masks_answer_length_by_length(monkeypatch):
+    model = pl.Transformer(pl.ModelConfig(d_model=16, n_heads=2, d_vocab=50, n_ctx=32, attention="softmax", seed=0))
+    batch = prompts()
+    seen = calls(monkeypatch)
+    got = generate(model, batch, ["unembed.hook_in"])
+    assert sorted(shape[1] for shape, cached in seen if cached) == sorted(set(LENGTHS))
+    for i, row in enumerate(rows_of(batch)):
+        for _ in range(6):
+            row = torch.cat([row, model(row[None])[0, -1:].argmax(-1)])
+        assert torch.equal(got.tokens[i], row[-6:])
+
+
+def test_hooks_of_the_callers_see_whole_sequences(neox):
+    batch, lengths = prompts([6, 6]), []
+    with neox[1].hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda t, hook: lengths.append(t.shape[1]))]):
+        generate(neox[1], batch)
+    assert lengths == [6, 7, 8, 9, 10, 11]
+
+
+def test_a_site_without_a_row_a_prompt_is_refused(neox):
+    with pytest.raises(ValueError, match="take another site"):
+        generate(neox[1], prompts(), ["blocks.0.attn.hook_pattern"])
+    with pytest.raises(ValueError, match="take another site"):
+        decoding._last_row("rotary", 7, [])(torch.zeros(1, 5, 8), None)
+
+
+def test_bad_input_gives_one_line():
+    with pytest.raises(ValueError, match="at least one token"):
+        pl.Batch.prompts([[1], []])
+    with pytest.raises(ValueError, match="no prompt"):
+        pl.Batch.prompts([])
+    for wrong in (dict(temperature=0.0), dict(top_k=0), dict(seed=-1)):
+        with pytest.raises(ValueError, match="temperature must be above 0"):
+            pl.Decoding(**wrong)

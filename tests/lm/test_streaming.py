@@ -1,0 +1,311 @@
+"""Real client, real loading: a suite walked over a Hub, with every fault, under a cap."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import plateaulens as pl
+from loopback_hub import Hub, online
+from plateaulens.lm import audit, loading
+from plateaulens.lm.suite import SLACK
+
+WATCH = ["collapse", "repetition"]
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def hub(suite_folder, monkeypatch, tmp_path):
+    """Pythia's names for the small suite, OLMo's for the same, and one whose step 1 serves step 128's weights."""
+    monkeypatch.setenv("PLATEAULENS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(audit, "_told", set())
+    step = {s: suite_folder / f"step{s}" for s in (0, 1, 16, 128)}
+    names = {f"step{s}": folder for s, folder in step.items()}
+    olmo = {"stage1-step0-tokens0B": step[0], "stage1-step150-tokens1B": step[16], "stage1-step600-tokens3B": step[128]}
+    olmo["stage2-ingredient1-step150-tokens2B"] = step[1]
+    repos = {
+        "org/small": names,
+        "EleutherAI/pythia-14m": names,
+        "allenai/OLMo-2-1124-7B": olmo,
+        "org/wrong": {**names, "step1": step[128]},
+    }
+    with Hub(repos) as hub:
+        online(monkeypatch, hub.url)
+        yield hub
+
+
+def opened(name="org/small", **options):
+    suite = pl.hub(name, **options)
+    suite.source.client.pause, suite.source.client.patience = 0.01, 5.0
+    return suite
+
+
+@pytest.fixture
+def prompts(suite_folder):
+    tokenizer = pl.local(suite_folder).tokenizer
+    return pl.Batch.prompts(tokenizer(["Why?", "What floats on water?"])["input_ids"], 4)
+
+
+@pytest.fixture
+def expected(suite_folder, prompts, tmp_path):
+    """The same steps as folders."""
+    return pl.survey(pl.local(suite_folder), tmp_path / "expected", prompts, WATCH, progress=False)
+
+
+def same(done, expected, steps=(0, 1, 16, 128)):
+    assert done.steps == list(steps)
+    for step in steps:
+        assert {**done.step(step)}["values"] == expected.step(step)["values"]
+        assert done.step(step)["said"] == expected.step(step)["said"]
+
+
+def test_steps_are_listed_without_a_download(hub):
+    suite = pl.pythia("14m")
+    assert suite.steps == [0, 1, 16, 128] and suite.tokens(16) == 16 * 2_097_152
+    assert suite.size(16) > 5_000 and not hub.requests("/resolve/")
+    assert hub.requests("/refs") and len(hub.requests("/tree/")) == 1
+    assert repr(suite) == "Checkpoints('EleutherAI/pythia-14m', 4 steps 0..128)"
+
+
+def test_olmos_stages_and_tokens_are_resolved_by_step(hub, prompts, expected, tmp_path):
+    suite = pl.olmo2("7B")
+    assert suite.steps == [0, 150, 600] and suite.revision(150) == "stage1-step150-tokens1B"
+    assert suite.tokens(600) == 3 * 10**9
+    annealed = pl.olmo2("7b", stage=2)
+    assert annealed.steps == [150] and annealed.revision(150).startswith("stage2-ingredient1")
+    done = pl.survey(suite, tmp_path / "s", prompts, WATCH, [600], progress=False)
+    assert done.step(600)["values"] == expected.step(128)["values"]
+
+
+def test_over_a_hub_the_same_is_measured_as_of_folders(hub, prompts, expected, tmp_path):
+    done = pl.survey(opened(), tmp_path / "s", prompts, WATCH, progress=False)
+    same(done, expected)
+    kept = done.step(16)
+    assert kept["revision"] == "step16" and kept["files"][WEIGHTS].startswith("sha256:")
+
+
+FAULTS = [
+    dict(kind="cut", after=3000),
+    dict(kind="reset", after=3000),
+    dict(kind="corrupt", after=5000),
+    dict(kind="short"),
+    dict(kind="status", status=429, headers={"Retry-After": "0"}),
+    dict(kind="status", status=503),
+    dict(kind="slow", rate=2e5),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f['kind']}{f.get('status', '')}")
+def test_a_fault_that_passes_changes_nothing(fault, hub, prompts, expected, tmp_path):
+    hub.fail(match=WEIGHTS, revision="step16", **fault)
+    same(pl.survey(opened(), tmp_path / "s", prompts, WATCH, progress=False), expected)
+
+
+@pytest.mark.parametrize("fault", [dict(kind="corrupt", after=5000), dict(kind="status", status=503)], ids=str)
+def test_a_fault_that_stays_ends_in_one_line_and_nothing_wrong_is_measured(fault, hub, prompts, expected, tmp_path):
+    fault = hub.fail(match=WEIGHTS, revision="step16", times=None, **fault)
+    suite = opened()
+    suite.source.client.patience = 0.05
+    with pytest.raises((ValueError, ConnectionError)) as error:
+        pl.survey(suite, tmp_path / "s", prompts, WATCH, progress=False)
+    assert "\n" not in str(error.value) and "step16" in str(error.value)
+    same(pl.Survey(tmp_path / "s"), expected, [0, 1])
+    fault.times = 0
+    same(pl.survey(opened(), tmp_path / "s", prompts, WATCH, progress=False), expected)
+
+
+def test_a_revision_that_is_gone_is_one_line(hub, prompts, tmp_path):
+    suite = opened()
+    repo = hub.repos["org/small"]
+    del repo.commits[repo.branches["step16"]]
+    with pytest.raises(ValueError, match="step16"):
+        pl.survey(suite, tmp_path / "s", prompts, WATCH, progress=False)
+    with pytest.raises(ValueError, match="no checkpoint of step 17; nearest: 16"):
+        suite.model(17)
+    with pytest.raises(ValueError, match="nobody"):
+        opened("org/nobody").steps  # noqa: B018
+
+
+def watched(folder, stop, seen):
+    while not stop.is_set():
+        total = 0
+        for root, _, files in os.walk(folder):
+            for name in files:
+                try:
+                    total += os.path.getsize(os.path.join(root, name))
+                except OSError:
+                    pass
+        seen.append(total)
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("most", [None, 1.3])
+def test_the_disk_stays_under_the_cap_while_models_pass_by(most, hub, prompts, expected, tmp_path):
+    size = opened().size(0)
+    cap = None if most is None else int(most * size)
+    if cap is not None:
+        cap = max(cap, size + 20_000)  # the tokenizer comes first, and alone
+    suite = opened(max_bytes=cap, cache=tmp_path / "cache")
+    hub.fail("slow", WEIGHTS, rate=2e5, times=None)
+    stop, seen = threading.Event(), [0]
+    thread = threading.Thread(target=watched, args=(tmp_path / "cache", stop, seen))
+    thread.start()
+    try:
+        done = pl.survey(suite, tmp_path / "s", prompts, WATCH, progress=False)
+    finally:
+        stop.set()
+        thread.join()
+    same(done, expected)
+    assert size < max(seen) <= (cap or 2 * size + 2 * SLACK)
+    if cap is not None:
+        assert suite.source.used <= cap
+
+
+def test_a_checkpoint_above_the_cap_is_refused_before_it_is_fetched(hub):
+    with pytest.raises(ValueError, match="raise max_bytes"):
+        opened(max_bytes=1000).model(16)
+    assert not hub.requests(WEIGHTS)
+
+
+def test_the_next_is_fetched_while_one_is_measured(hub):
+    walk = opened().walk([0, 1, 16])
+    next(walk)
+    end = time.monotonic() + 20
+    while not [r for r in hub.requests(WEIGHTS) if r.status == 200 and r.sent] or len(hub.requests(WEIGHTS)) < 4:
+        assert time.monotonic() < end, "step 1 was not fetched while step 0 was in use"
+        time.sleep(0.01)
+    walk.close()
+
+
+def test_and_while_one_is_opened_if_both_may_lie_on_disk(hub, monkeypatch):
+    seen, own = [], loading.open_model
+
+    def slowly(folder, what, *arguments, **options):
+        if what.endswith("step 0"):
+            end = time.monotonic() + 3
+            while len(paths := {r.path for r in hub.requests(WEIGHTS)}) < 2 and time.monotonic() < end:
+                time.sleep(0.01)
+            seen.append(len(paths))
+        return own(folder, what, *arguments, **options)
+
+    monkeypatch.setattr("plateaulens.lm.suite.open_model", slowly)
+    size = opened().size(0)
+    for cap in (None, 2 * size + 50_000, int(1.5 * size)):
+        hub.log.clear()
+        shutil.rmtree(opened().source.folder, ignore_errors=True)
+        assert [step for step, _ in opened(max_bytes=cap).walk([0, 1])] == [0, 1]
+    assert seen == [2, 2, 1]
+
+
+def test_what_another_process_evicts_while_it_is_opened_is_fetched_again(hub, suite_folder, monkeypatch):
+    suite, own, evicted = opened(), loading.open_model, []
+
+    def stolen(folder, what, *arguments, **options):
+        if not evicted:
+            evicted.append(shutil.rmtree(folder))
+        return own(folder, what, *arguments, **options)
+
+    monkeypatch.setattr("plateaulens.lm.suite.open_model", stolen)
+    ((step, model),) = suite.walk([16])
+    assert step == 16 and len(evicted) == 1 and [r.status for r in hub.requests(WEIGHTS) if r.sent] == [200, 200]
+    assert torch.equal(model.W_E, pl.local(suite_folder).model(16).W_E)
+
+
+def test_leaving_a_walk_stops_the_download_behind_it(hub):
+    suite = opened()
+    hub.fail("slow", WEIGHTS, revision="step1", rate=2000, times=None)  # half a minute
+    walk = suite.walk([0, 1])
+    next(walk)
+    start = time.monotonic()
+    walk.close()
+    assert time.monotonic() - start < 10 and threading.active_count() < 20
+
+
+def test_a_branch_with_anothers_weights_is_warned_of_with_the_evidence(hub, prompts, tmp_path):
+    found = pl.audit(opened("org/wrong"), progress=False)
+    assert found.duplicates[0].steps == (1, 128) and found.duplicates[0].main and not hub.requests("/resolve/")
+    with pytest.warns(UserWarning, match=r"step 1: serves the weights of main.*sha256"):
+        pl.survey(opened("org/wrong"), tmp_path / "s", prompts, WATCH, [1], progress=False)
+    audit._told.clear()
+    with pytest.warns(UserWarning, match=r"step 1: serves the weights of main.*sha256"):
+        list(opened("org/wrong").walk([1]))
+
+
+CHILD = """
+import sys, torch
+torch.set_num_threads(1)
+import plateaulens as pl
+suite = pl.pythia("14m")
+batch = pl.Batch.prompts(suite.tokenizer(["Why?", "What floats on water?"])["input_ids"], 4)
+pl.survey(suite, sys.argv[1], batch, ["collapse", "repetition"], progress=False)
+"""
+
+
+def test_killed_in_the_middle_of_a_walk_it_loses_at_most_the_step_in_flight(hub, expected, tmp_path):
+    """An ordinary user's process, told by environment variables alone, killed while each step is on its way."""
+    env = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {"HF_ENDPOINT": hub.url}
+    env["PYTHONWARNINGS"] = "ignore"
+    slow = [hub.fail("slow", WEIGHTS, revision=f"step{s}", rate=4000, times=None) for s in (16, 128)]
+    kept = tmp_path / "s" / "steps"
+    for i, step in enumerate((16, 128)):
+        process = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "s")], env=env)
+        before = {0, 1} if step == 16 else {0, 1, 16}
+        end = time.monotonic() + 120
+        while {int(p.stem) for p in kept.glob("0*.json")} != before or not [
+            r for r in hub.requests(WEIGHTS) if r.sent and r.status in (200, 206) and _of(hub, r, step)
+        ]:
+            assert time.monotonic() < end and process.poll() is None, "it did not come so far"
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert {int(p.stem) for p in kept.glob("*.json")} == before
+        assert all(json.loads(p.read_text())["values"] for p in kept.glob("*.json"))
+        slow[i].times = 0
+    done = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path / "s")], env=env)
+    assert done.returncode == 0
+    same(pl.Survey(tmp_path / "s"), expected)
+
+
+def _of(hub, request, step):
+    return hub.repos["EleutherAI/pythia-14m"].branches[f"step{step}"] in request.path
+
+
+def test_patching_across_steps_of_a_hub_fetches_what_it_needs(hub):
+    batch = pl.Batch.prompts(torch.arange(1, 25).view(4, 6), 3)
+    grid = pl.patch_across_steps(opened(), batch, watch=["collapse"], sources=[128], targets=[0, 1], progress=False)
+    assert grid.collapse.shape == (1, 2)
+
+
+def test_offline_it_says_what_to_do(monkeypatch, suite_folder, tmp_path):
+    monkeypatch.setenv("PLATEAULENS_CACHE", str(tmp_path))
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError) as error:
+        pl.pythia("14m").steps  # noqa: B018
+    assert "\n" not in str(error.value) and "HF_HUB_OFFLINE" in str(error.value)
+
+
+@pytest.mark.parametrize("arguments, words", [(["steps", "pythia-14m", "--sizes"], ["step16", "bytes"])])
+def test_the_shell_reaches_the_hub(arguments, words, hub):
+    from plateaulens.cli import main
+
+    if "checkpoints" not in main.commands:
+        pytest.fail("no checkpoints command")
+    done = CliRunner().invoke(main, ["checkpoints", *arguments])
+    assert done.exit_code == 0 and all(word in done.output for word in words), done.output
+
+
+def test_nothing_is_left_of_a_cache_that_is_removed(hub, tmp_path):
+    suite = opened()
+    suite.model(16)
+    shutil.rmtree(tmp_path / "cache")
+    suite.model(16)

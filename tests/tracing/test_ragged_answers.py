@@ -1,0 +1,277 @@
+"""Tasks whose answers begin, and end, elsewhere in each example: decoded and measured as each example alone is."""
+
+from dataclasses import dataclass
+from math import nan
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import plateaulens as pl
+from plateaulens.lm import generation as generating
+from plateaulens.metrics import functional as metrics
+from plateaulens.metrics.named import AT_SITES
+from plateaulens.tasks.algorithms.string_task import StringTask
+from plateaulens.tasks.base import generator
+from plateaulens.tracing import decoding
+
+FINAL, RESID = "unembed.hook_in", "blocks.1.hook_resid_pre"
+ONE_EXAMPLE = [metrics.mean_pairwise_cosine, metrics.mean_norm, metrics.stable_rank, metrics.effective_rank]
+ONE_EXAMPLE += [metrics.participation_ratio]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backwards(StringTask):
+    """The input from its end on, over and over, until `n` letters are used up: a long input has a short answer."""
+
+    n: int = 6
+
+    @property
+    def symbols(self):
+        return "abcd"
+
+    @property
+    def n_answer(self):
+        return self.n - 1
+
+    @property
+    def n_ctx(self):
+        return self.n + 2
+
+    def sample(self, n, *, seed, device="cpu"):
+        rng = generator(seed, device)
+        length = torch.randint(1, self.n + 1, (n, 1), generator=rng)
+        letters, here = torch.randint(0, 4, (n, self.n), generator=rng), torch.arange(self.n)
+        answers = letters.gather(1, (length - 1 - here % length).clamp(min=0))
+        return self.assemble(
+            letters.masked_fill(here >= length, -1), answers[:, :-1].masked_fill(here[:-1] >= self.n - length, -1)
+        )
+
+
+TASKS = (Backwards(), Backwards(answer_only=True))
+
+
+def build(attention="linear", task=TASKS[0], seed=0, **fields):
+    sizes = dict(d_model=16, n_heads=2, n_layers=2, init_scale=10.0) | fields
+    return pl.Transformer(pl.ModelConfig.for_task(task, attention=attention, seed=seed, **sizes))
+
+
+@pytest.fixture(params=["linear", "softmax", "bidirectional", "tl", "neox"])
+def model(request):
+    if request.param == "bidirectional":
+        return build("softmax", attention_dir="bidirectional")
+    if request.param == "tl":
+        return pl.to_tl(build("softmax"))
+    return request.getfixturevalue("neox")[1] if request.param == "neox" else build(request.param)
+
+
+def logits(model, tokens):
+    with torch.no_grad():
+        return decoding.logits_of(model(tokens))
+
+
+def alone(model, batch):
+    """Each example by itself, the whole prefix again for every token."""
+    said = torch.full_like(batch.out, -1)
+    for i, out in enumerate(batch.out.tolist()):
+        row = batch.tokens[i : i + 1, : out[0] + 1]
+        for j in range(sum(position >= 0 for position in out)):
+            row = torch.cat([row, logits(model, row)[:, -1].argmax(-1, keepdim=True)], 1)
+            said[i, j] = row[0, -1]
+    return said
+
+
+def test_the_task_is_as_ragged_as_can_be():
+    batch = TASKS[1].sample(64, seed=0)
+    assert set(batch.out[:, 0].tolist()) == {1, 2, 3, 4, 5, 6} and (batch.out >= 0).sum(1).min() == 1
+    words = [TASKS[0].decode(tokens) for tokens in TASKS[0].sample(4, seed=0).tokens]
+    assert words == ["ddd=ddd<EOS>", "bcad=da<EOS>", "aacbcd=<EOS>", "d=ddddd<EOS>"]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=repr)
+def test_unequal_prompts_together_say_what_each_says_alone(model, task):
+    batch = task.sample(40, seed=1)
+    expected, got = alone(model, batch), pl.greedy_decode(model, batch)
+    assert torch.equal(got, expected) and torch.equal(got < 0, batch.out < 0) and len(got.unique()) > 3
+    for rows in (slice(3, 4), slice(0, 7), torch.tensor([9, 2])):
+        assert torch.equal(pl.greedy_decode(model, batch[rows]), expected[rows])
+    for part in batch.by_length():
+        assert torch.equal(pl.greedy_decode(model, part), alone(model, part))
+
+
+def test_an_example_without_an_answer_has_none():
+    model, batch = build(), TASKS[0].sample(5, seed=1)
+    out = batch.out.clone()
+    out[2] = -1
+    got = pl.greedy_decode(model, pl.Batch(batch.tokens, out, batch.scored, batch.task))
+    assert (got[2] == -1).all() and torch.equal(got[[0, 1, 3, 4]], pl.greedy_decode(model, batch)[[0, 1, 3, 4]])
+
+
+def test_prompts_of_a_language_model_may_be_decoded_so_too(neox):
+    batch = pl.Batch.prompts([[3], [1, 2, 3, 4, 5], [7, 8]], n_new=4)
+    assert torch.equal(pl.greedy_decode(neox[1], batch), generating.generate(neox[1], batch).tokens)
+
+
+def calls(model, batch):
+    seen = []
+    with pl.hooked.call_hooks(model, lambda kwargs: None, lambda tokens: seen.append(tokens.shape[1])):
+        pl.greedy_decode(model, batch)
+    return seen
+
+
+def test_decoding_takes_no_more_calls_than_it_must_and_never_leaves_the_context():
+    model, batch = build(), TASKS[0].sample(40, seed=1)
+    assert calls(model, batch) == [1] * 7  # inputs of 1 to 6 letters; the last EOS is the 8th token
+    assert batch.out[:, 0].max() + 1 + TASKS[0].n_out > model.cfg.n_ctx
+    fixed = pl.MovingWindowSum(n=4, p=5)
+    assert calls(build(task=fixed), fixed.sample(3, seed=0)) == [5, 1, 1, 1]
+
+
+CHANGES = {
+    "steer": pl.Steer(RESID, torch.linspace(-9, 9, 16), positions=[3, 5]),
+    "uniform head": pl.AblateHeads([(1, 0)], "uniform"),
+    "mean": pl.Ablate(RESID, "mean", positions=[4]),
+    "patch": pl.Patch(RESID, torch.arange(16.0).expand(7, 16), positions=[2, 6]),
+}
+
+
+@pytest.mark.parametrize("attention", ["linear", "softmax"])
+@pytest.mark.parametrize("name", [*CHANGES, "pattern"])
+def test_interventions_act_at_their_absolute_positions(attention, name):
+    model, batch = build(attention), TASKS[0].sample(40, seed=2)
+    donor = pl.trace(build(attention, seed=9), batch, ["blocks.*.attn.hook_pattern"])
+    change = CHANGES[name] if name in CHANGES else pl.FixAttention(donor.pattern())
+    plain = pl.greedy_decode(model, batch)
+    with pl.intervene(model, change):
+        cached = pl.greedy_decode(model, batch)
+        raw = [("hook_embed", lambda tensor, hook: None)]
+        with model.hooks(fwd_hooks=raw):
+            assert torch.equal(pl.greedy_decode(model, batch), cached)  # every step a full pass
+        if name not in ("mean", "pattern"):  # which belong to all examples that are run together
+            assert torch.equal(cached, alone(model, batch))
+    assert not torch.equal(cached, plain)
+    assert torch.equal(pl.greedy_decode(model, batch), plain)
+
+
+def test_maps_of_unequal_prompts_remember_what_all_have_of_them():
+    model, batch = build(), TASKS[0].sample(40, seed=3)
+    pattern = pl.trace(build(seed=9), batch, ["blocks.*.attn.hook_pattern"]).pattern()
+    assert torch.equal(pattern.prompts, batch.tokens[:, :1])
+    with pytest.raises(ValueError, match="other prompts"), pl.intervene(model, pl.FixAttention(pattern)):
+        pl.greedy_decode(model, TASKS[0].sample(40, seed=4))
+
+
+def rows_of(batch, x):
+    """The rows that answer, example by example: only those that exist."""
+    return [[row[p] for p in out if p >= 0] for row, out in zip(x, batch.out.tolist())]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=repr)
+@pytest.mark.parametrize("attention", ["linear", "softmax"])
+def test_measurements_are_those_of_each_example_alone(task, attention):
+    model, batch = build(attention, task), task.sample(30, seed=5)
+    watch = [name for name in pl.MEASUREMENTS if "progress" not in name]
+    watch += [f"{name}@{site}" for name in AT_SITES for site in (FINAL, "blocks.0.hook_attn_out")]
+    watch += ["distinct@2", "rep@1"]
+    got = pl.measure(model, batch, watch, reduce=None)
+    not_alone = ("anisotropy", "centred_anisotropy", "alpha_1_halves")  # of other examples; of the longest answer
+    for i, out in enumerate(batch.out.tolist()):
+        size, end = sum(position >= 0 for position in out), max(out) + 2
+        cut = batch.tokens[i : i + 1, :end], batch.out[i : i + 1, :size], batch.scored[i : i + 1, : end - 1]
+        for name, (value,) in pl.measure(model, pl.Batch(*cut, Short(size=size)), watch, reduce=None).items():
+            if name.partition("@")[0] not in not_alone:
+                mine = got[name][i]
+                if name == "position_accuracy":
+                    assert mine[size:].isnan().all()
+                    mine = mine[:size]
+                torch.testing.assert_close(mine, value, rtol=1e-3, atol=2e-5, equal_nan=True, msg=f"{name} of {i}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Short(pl.Task):
+    """The task of one example, as far as measurements ask."""
+
+    size: int
+
+    @property
+    def n_out(self):
+        return self.size
+
+    @property
+    def d_vocab(self):
+        return TASKS[0].d_vocab
+
+
+def test_anisotropy_of_ragged_answers_is_the_loop():
+    model, batch = build(), TASKS[1].sample(9, seed=6)
+    got = pl.measure(model, batch, [f"anisotropy@{FINAL}", f"centred_anisotropy@{FINAL}"], reduce=None)
+    states = rows_of(batch, pl.trace(model, batch, [FINAL]).cache[FINAL])
+    mean = torch.stack([row for rows in states for row in rows]).mean(0)
+    for value, centre in zip(got.values(), (0.0, mean)):
+        for i, rows in enumerate(states):
+            others = [row for j, some in enumerate(states) if j != i for row in some]
+            pairs = [torch.cosine_similarity(a - centre, b - centre, dim=0) for a in rows for b in others]
+            torch.testing.assert_close(value[i], torch.stack(pairs).mean(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_sink_is_the_end_of_each_examples_own_prompt():
+    model, batch = build("softmax"), TASKS[0].sample(20, seed=7)
+    got = pl.measure(model, batch, ["attention_sink"], reduce=None)["attention_sink"]
+    maps = pl.trace(model, batch, ["blocks.*.attn.hook_pattern"]).pattern()
+    for i, out in enumerate(batch.out.tolist()):
+        keys = [k for k in (out[0] - 1, out[0]) if k >= 0]
+        on = sum(maps[layer][i, :, q, keys].sum() for layer in (0, 1) for q in out if q >= 0)
+        torch.testing.assert_close(got[i], on / (4 * sum(q >= 0 for q in out)))
+
+
+def test_an_answer_is_exact_or_not():
+    answers = torch.tensor([[1, 2, -1], [3, -1, -1], [0, 1, 2], [-1, -1, -1]])
+    said = torch.tensor([[1, 2, 9], [3, 3, 3], [0, 1, 1], [0, 0, 0]])
+    assert metrics.exact_match(said, answers, answers >= 0).nan_to_num(-7).tolist() == [1, 1, 0, -7]
+    model, batch = build(), TASKS[0].sample(30, seed=0)
+    forced, true = (rows_of(batch, x) for x in (logits(model, batch.inputs).argmax(-1), batch.targets))
+    got = pl.measure(model, batch, ["exact_match", "tf_exact_match"], reduce=None)
+    assert got["tf_exact_match"].tolist() == [float(a == b) for a, b in zip(forced, true)]
+    said = pl.greedy_decode(model, batch).tolist()
+    assert got["exact_match"].tolist() == [float(a == b) for a, b in zip(said, batch.answers.tolist())]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 9))
+def test_states_that_do_not_exist_count_nowhere_whatever_they_are(seed, out, d):
+    rng = torch.Generator().manual_seed(seed)
+    hidden, valid = torch.randn(3, out, d, generator=rng), torch.rand(3, out, generator=rng) < 0.6
+    hidden[~valid] = torch.tensor([nan, float("inf"), 1e30])[torch.randint(0, 3, (1,), generator=rng)]
+    for metric in ONE_EXAMPLE:
+        got = metric(hidden, valid)
+        for value, states, exist in zip(got, hidden, valid):
+            expected = metric(states[exist]) if exist.any() else torch.tensor(nan)
+            torch.testing.assert_close(value, expected, rtol=1e-3, atol=1e-5, equal_nan=True)
+        full = torch.randn(3, out, d, generator=rng)
+        assert torch.equal(metric(full, torch.ones_like(valid)).nan_to_num(-7), metric(full).nan_to_num(-7))
+
+
+def test_answers_too_short_to_compare_have_no_value_and_do_not_spoil_the_mean():
+    model, batch = build(task=TASKS[1]), TASKS[1].sample(30, seed=8)
+    short, watch = (batch.out >= 0).sum(1) == 1, ["collapse", "repetition", f"participation_ratio@{FINAL}"]
+    each, mean = pl.measure(model, batch, watch, reduce=None), pl.measure(model, batch, watch)
+    parts = pl.measure(model, [batch[:7], batch[7:]], watch)
+    assert 0 < short.sum() < 30
+    for name, values in each.items():
+        assert torch.equal(values.isnan(), short)
+        torch.testing.assert_close(mean[name], values[~short].mean())
+        torch.testing.assert_close(parts[name], mean[name])
+    assert pl.measure(model, batch[short], watch)["collapse"].isnan()
+
+
+def test_a_value_that_is_lost_for_another_reason_is_not_left_out():
+    def broken(t):
+        return torch.where(t.valid.all(1), nan, 1.0)
+
+    def odd(t):
+        return torch.where(t.valid.all(1), 1.0, nan)
+
+    model, batch = build(), TASKS[0].sample(30, seed=8)
+    got = pl.measure(model, batch, [broken, odd])
+    assert got["broken"].isnan() and got["odd"] == 1
