@@ -208,18 +208,18 @@ def test_sampling_follows_the_softmax(neox):
     bridge, draws = neox[1], 3000
     prompt = prompts([6], n_new=1).tokens
     logits = neox[0](prompt).logits[0, -1].detach()
-    for decoding in (dict(temperature=8.0, top_k=None), dict(temperature=5.0, top_k=7)):
-        scores = logits / decoding["temperature"]
-        if decoding["top_k"]:
+    for options in (dict(temperature=8.0, top_k=None), dict(temperature=5.0, top_k=7)):
+        scores = logits / options["temperature"]
+        if options["top_k"]:
             scores = scores.masked_fill(scores < scores.topk(7).values[-1], -math.inf)
         p = scores.softmax(-1)
         counts = torch.zeros(50)
         for seed in range(draws):
-            batch = pl.Batch.prompts(prompt, 1, pl.Decoding(sample=True, seed=seed, **decoding))
+            batch = pl.Batch.prompts(prompt, 1, pl.Decoding(sample=True, seed=seed, **options))
             noise = choosing.gumbel_noise(batch, [6], 50)[:, 0]
             counts[choosing.choose(logits[None], batch.decoding, noise)[0]] += 1
         kept = p > 0
-        assert counts[~kept].sum() == 0 and kept.sum() == (decoding["top_k"] or 50)
+        assert counts[~kept].sum() == 0 and kept.sum() == (options["top_k"] or 50)
         assert chisquare(counts[kept].double(), p.double()[kept] / p.double().sum() * draws).pvalue > 1e-4
     assert torch.equal(generate(bridge, prompts(sample=True, top_k=1)).tokens, generate(bridge, prompts()).tokens)
 
@@ -236,9 +236,9 @@ def test_the_likeliest_and_the_next_are_found_in_blocks_as_in_one(d_vocab):
 
 def test_choosing_leaves_the_logits_as_they_were():
     logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0))
-    for decoding in (pl.Decoding(forbidden=(3, 7)), pl.Decoding(forbidden=(3, 7), sample=True)):
+    for options in (pl.Decoding(forbidden=(3, 7)), pl.Decoding(forbidden=(3, 7), sample=True)):
         before = logits.clone()
-        choosing.choose(logits, decoding, torch.zeros(5, 50) if decoding.sample else None)
+        choosing.choose(logits, options, torch.zeros(5, 50) if options.sample else None)
         assert torch.equal(logits, before)
 
 
