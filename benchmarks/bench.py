@@ -22,9 +22,9 @@ from torch import Tensor, nn
 import plateaulens as pl
 from plateaulens.models.config import transformer_pp
 
-ADDITION = pl.BinaryAddition(bits=16)
-TASK = pl.MovingWindowSum(n=16, k=2, p=17)
-FIVE = [pl.loss, pl.accuracy, pl.repetition, pl.collapse, pl.attention_progress]
+ADDITION = pl.tasks.BinaryAddition(bits=16)
+TASK = pl.tasks.MovingWindowSum(n=16, k=2, p=17)
+FIVE = [pl.metrics.loss, pl.metrics.accuracy, pl.metrics.repetition, pl.metrics.collapse, pl.metrics.attention_progress]
 
 
 class Bare(nn.Module):
@@ -101,7 +101,7 @@ def both_pp() -> tuple[nn.Module, nn.Module]:
     return model, bare
 
 
-def stepper(model: nn.Module, task: pl.Task = TASK, size: int = 256) -> Callable[[], object]:
+def stepper(model: nn.Module, task: pl.tasks.Task = TASK, size: int = 256) -> Callable[[], object]:
     """One plain training step on a fixed batch, as people write it by hand."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     batch = task.sample(size, seed=0)
@@ -129,13 +129,13 @@ def new_model() -> pl.Transformer:
 
 def ten_steps(measured: bool) -> Callable[[], object]:
     """Ten training steps, with or without one measurement of the five standard metrics."""
-    step, held, model = ours(), TASK.sample(256, seed=1), new_model()
+    step, eval_batch, model = ours(), TASK.sample(256, seed=1), new_model()
 
     def run() -> None:
         for _ in range(10):
             step()
         if measured:
-            pl.measure(model, held, FIVE)
+            pl.measure(model, eval_batch, FIVE)
 
     return run
 
@@ -168,8 +168,18 @@ def straightforward(model: nn.Module, train: pl.Batch, test: pl.Batch) -> dict[s
 
 def ours_measured(model: pl.Transformer, train: pl.Batch, test: pl.Batch) -> dict[str, float]:
     """The same numbers through `pl.measure`: 256 training prompts and 64 test prompts."""
-    first = pl.measure(model, train, [pl.loss, pl.accuracy, pl.position_accuracy, pl.collapse, pl.attention_progress])
-    second = pl.measure(model, test, [pl.accuracy, pl.repetition, pl.entropy])
+    first = pl.measure(
+        model,
+        train,
+        [
+            pl.metrics.loss,
+            pl.metrics.accuracy,
+            pl.metrics.position_accuracy,
+            pl.metrics.collapse,
+            pl.metrics.attention_progress,
+        ],
+    )
+    second = pl.measure(model, test, [pl.metrics.accuracy, pl.metrics.repetition, pl.metrics.entropy])
     values = {**second, **first}
     return {name: value.item() for name, value in values.items() if value.ndim == 0}
 

@@ -32,10 +32,10 @@ from transformers.utils import logging
 import plateaulens as pl
 from interventions import memory
 from plateaulens.lm.prompts import read_prompts
-from plateaulens.metrics.named import AT_SITES, OF_NGRAMS, reads
+from plateaulens.metrics.named import NGRAM_METRICS, STATE_METRICS, requires
 from plateaulens.tracing.traces import FINAL
 
-SHIPPED = pl.shipped("neox-0.2m")
+SHIPPED = pl.lm.bundled("neox-0.2m")
 REPO, WEIGHTS = "org/small", "model.safetensors"
 SHORT = ["collapse", "repetition"]
 NEW = 8  # tokens
@@ -47,28 +47,28 @@ ALL = torch.ones(100, NEW, dtype=torch.bool)  # of the answers exist
 
 
 @torch.no_grad()
-def by_hand(model: Any, batch: pl.Batch, watch: Sequence[str]) -> dict[str, Tensor]:
+def by_hand(model: Any, batch: pl.Batch, metrics: Sequence[str]) -> dict[str, Tensor]:
     """Values and tokens of each prompt in plain Hugging Face: one at a time, no cache."""
     options = dict(min_new_tokens=NEW, max_new_tokens=NEW, do_sample=False, use_cache=False, pad_token_id=0)
-    options |= dict(output_hidden_states=True, output_logits=watch != SHORT, return_dict_in_generate=True)
+    options |= dict(output_hidden_states=True, output_logits=metrics != SHORT, return_dict_in_generate=True)
     said, states, found = [], [], defaultdict(list)
-    for row, end in zip(batch.tokens, batch.out[:, 0].tolist()):
+    for row, end in zip(batch.tokens, batch.answer_positions[:, 0].tolist()):
         ids = row[None, : end + 1]
         out = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
         layers = [torch.stack([step[i][0, -1] for step in out.hidden_states]) for i in range(len(out.hidden_states[0]))]
         said.append(out.sequences[0, end + 1 :])
         states.append(layers[-1])
         found["collapse"].append(mean_cosine(layers[-1]))
-        if watch != SHORT:
+        if metrics != SHORT:
             found["prediction_entropy"].append(pl.metrics.functional.prediction_entropy(torch.cat(out.logits), ALL[0]))
             for i, layer in enumerate(layers[1:-1]):  # the last is behind the final norm
                 found[f"collapse@blocks.{i}.hook_resid_post"].append(mean_cosine(layer))
     values = {name: torch.stack(column) for name, column in found.items()}
     tokens, final = torch.stack(said), torch.stack(states)
     values |= {"tokens": tokens, "repetition": (tokens[:, 1:] == tokens[:, :-1]).float().mean(1)}
-    if watch != SHORT:
-        values |= {name: OF_NGRAMS[name[:-2]](tokens, ALL, 2) for name in ("rep@2", "distinct@2")}
-        values |= {name: AT_SITES[name.partition("@")[0]](final) for name in watch if name.endswith(FINAL)}
+    if metrics != SHORT:
+        values |= {name: NGRAM_METRICS[name[:-2]](tokens, ALL, 2) for name in ("rep@2", "distinct@2")}
+        values |= {name: STATE_METRICS[name.partition("@")[0]](final) for name in metrics if name.endswith(FINAL)}
         values["entropy"] = pl.metrics.functional.sequence_entropy(tokens, ALL)
     return values
 
@@ -79,7 +79,7 @@ def mean_cosine(hidden: Tensor) -> Tensor:
     return F.cosine_similarity(hidden[i], hidden[j]).mean()
 
 
-@reads("generated")
+@requires("generated")
 def tokens(t: pl.Trace) -> Tensor:
     """What was generated."""
     return t.generated
@@ -89,15 +89,15 @@ def one_checkpoint(name: str, folder: Path, step: int, batch: pl.Batch, rounds: 
     """Measure it both ways and compare the times."""
     from transformers import AutoModelForCausalLM
 
-    model = pl.local(folder).model(step)
+    model = pl.lm.from_folder(folder).model(step)
     plain = AutoModelForCausalLM.from_pretrained(folder / f"step{step}", dtype=torch.float32).eval()
-    for watch, what in ((SHORT, "collapse and repetition"), (pl.LANGUAGE, "pl.LANGUAGE")):
-        found, expected = pl.measure(model, batch, [*watch, tokens], reduce=None), by_hand(plain, batch, watch)
+    for metrics, what in ((SHORT, "collapse and repetition"), (pl.lm.DEFAULT_METRICS, "pl.LANGUAGE")):
+        found, expected = pl.measure(model, batch, [*metrics, tokens], reduce=None), by_hand(plain, batch, metrics)
         assert torch.equal(found["tokens"].long(), expected.pop("tokens"))
         for metric, values in expected.items():
             loose = 1e-5 * max(1.0, float(values.abs().max()))
             torch.testing.assert_close(found[metric].float(), values.float(), rtol=0, atol=loose)
-        a, b = partial(pl.measure, model, batch, watch), partial(by_hand, plain, batch, watch)
+        a, b = partial(pl.measure, model, batch, metrics), partial(by_hand, plain, batch, metrics)
         compare(f"{name}: {what}", a, b, rounds, "<= 0.10")
 
 
@@ -111,7 +111,9 @@ def like_pythia_14m(folder: Path) -> pl.Batch:
     GPTNeoXForCausalLM(cfg).half().save_pretrained(folder / "step0")
     AutoTokenizer.from_pretrained(SHIPPED / "step0").save_pretrained(folder / "step0")
     lengths = [len(re.findall(r"\w+|[^\w\s]", text)) for text in read_prompts()]
-    return pl.Batch.prompts([torch.randint(1, 50304, (n,)).tolist() for n in lengths], NEW, pl.Decoding(forbidden=(0,)))
+    return pl.Batch.prompts(
+        [torch.randint(1, 50304, (n,)).tolist() for n in lengths], NEW, pl.lm.Decoding(forbidden=(0,))
+    )
 
 
 # Many, over a Hub: each function is called in a process of its own, which reads from its environment where the Hub is.
@@ -120,7 +122,7 @@ def like_pythia_14m(folder: Path) -> pl.Batch:
 def walked(cache: Path, steps: Sequence[int], prompts: pl.Batch) -> list[float]:
     """Collapse at each step by `walk`, starting with an empty cache."""
     shutil.rmtree(cache, ignore_errors=True)
-    suite = pl.hub(REPO, cache=cache)
+    suite = pl.lm.from_hub(REPO, cache=cache)
     return [float(pl.measure(model, prompts, SHORT)["collapse"]) for _, model in suite.walk(steps)]
 
 
@@ -140,7 +142,7 @@ def one_by_one(cache: Path, steps: Sequence[int], prompts: pl.Batch) -> list[flo
 
 def race(name: str, folder: Path, steps: int, rounds: int) -> None:
     """Walk both ways and compare the times."""
-    prompts = pl.local(SHIPPED).prompts(n=10)
+    prompts = pl.lm.from_folder(SHIPPED).prompts(n=10)
     a, b = (partial(way, folder / way.__name__, range(steps), prompts) for way in (walked, one_by_one))
     torch.testing.assert_close(torch.tensor(a()), torch.tensor(b()), rtol=0, atol=1e-5)
     compare(name, a, b, rounds, "< 1")
@@ -148,7 +150,11 @@ def race(name: str, folder: Path, steps: int, rounds: int) -> None:
 
 def long_walk(cache: Path, max_bytes: int) -> list[int]:
     """MiB of memory after each checkpoint that the Hub has."""
-    suite, prompts, taken = pl.hub(REPO, cache=cache, max_bytes=max_bytes), pl.local(SHIPPED).prompts(n=10), []
+    suite, prompts, taken = (
+        pl.lm.from_hub(REPO, cache=cache, max_bytes=max_bytes),
+        pl.lm.from_folder(SHIPPED).prompts(n=10),
+        [],
+    )
     for _, model in suite.walk():
         pl.measure(model, prompts, SHORT)
         taken.append(memory("VmRSS"))
@@ -159,7 +165,7 @@ def make_steps(folder: Path, n: int) -> dict[str, Path]:
     """`n` revisions: the shipped steps in turn, each with a header of its own."""
     from safetensors.torch import load_file, save_file
 
-    steps, made = pl.local(SHIPPED).steps, {f"step{i}": folder / f"step{i}" for i in range(n)}
+    steps, made = pl.lm.from_folder(SHIPPED).steps, {f"step{i}": folder / f"step{i}" for i in range(n)}
     for i, to in enumerate(made.values()):
         shutil.copytree(SHIPPED / f"step{steps[i % len(steps)]}", to)
         save_file(load_file(to / WEIGHTS), to / WEIGHTS, {"format": "pt", "revision": f"{i:04}"})
@@ -178,7 +184,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         print("100 prompts, 8 new tokens each, vs by hand")
-        one_checkpoint("  neox-0.2m", SHIPPED, 128, pl.local(SHIPPED).prompts(), args.rounds)
+        one_checkpoint("  neox-0.2m", SHIPPED, 128, pl.lm.from_folder(SHIPPED).prompts(), args.rounds)
         one_checkpoint("  14m", folder / "14m", 0, like_pythia_14m(folder / "14m"), args.rounds)
 
         sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -196,8 +202,8 @@ def main() -> None:
                 pool.submit(race, "  from a Hub that takes 0.2 s a checkpoint", folder, 20, args.rounds).result()
             slow.times = 0
 
-            one = pl.local(folder / "steps").size(0)
-            before, cache, most = hub.sent(WEIGHTS), pl.hub(REPO, cache=folder / "long").source, 0
+            one = pl.lm.from_folder(folder / "steps").size(0)
+            before, cache, most = hub.sent(WEIGHTS), pl.lm.from_hub(REPO, cache=folder / "long").source, 0
             with spawned() as pool:
                 walk = pool.submit(long_walk, folder / "long", 2 * one)
                 while not walk.done():

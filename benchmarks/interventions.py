@@ -3,7 +3,7 @@
     python benchmarks/interventions.py --rounds 5 --steps 20
 
 The setting is the paper's moving-window sum (n=16, k=2, p=17, d_model 256), untrained: a run folder made on
-the fly, whose checkpoints are random initialisations. The grids put the attention of every step into
+the fly, whose checkpoints are random initializations. The grids put the attention of every step into
 the model of every step, on 64 prompts; the loop does the same pair by pair, with models and maps at hand.
 """
 
@@ -25,7 +25,7 @@ def make_run(path: Path, steps: int) -> pl.Run:
     """A run folder with `steps` random checkpoints."""
     cfg = pl.ModelConfig.for_task(TASK)
     run = pl.Run.create(
-        path, task=TASK, model=pl.Transformer(cfg), train=pl.TrainConfig(), held=TASK.sample(64, seed=1)
+        path, task=TASK, model=pl.Transformer(cfg), train=pl.TrainConfig(), eval_batch=TASK.sample(64, seed=1)
     )
     for step in range(steps):
         run.save(10 * step, pl.Transformer(pl.ModelConfig.for_task(TASK, seed=step)))
@@ -37,18 +37,20 @@ def scaled(stack: ExitStack) -> Callable[[], object]:
     model = new_model()
     training = pl.train(model, TASK, pl.TrainConfig(steps=10**6))
     next(training)
-    stack.enter_context(pl.intervene(model, pl.ScaleAttention(TASK, by=10.0)))
+    stack.enter_context(pl.intervene(model, pl.ScaleAttention(TASK, factor=10.0)))
     return lambda: next(training)
 
 
-def grid(run: pl.Run, watch: str) -> torch.Tensor:
+def grid(run: pl.Run, metrics: str) -> torch.Tensor:
     """Every source in every target, at once."""
-    return torch.from_numpy(pl.patch_across_steps(run, run.held(), watch=[watch], progress=False)[watch].values)
+    return torch.from_numpy(
+        pl.patch_across_steps(run, run.eval_batch(), metrics=[metrics], progress=False)[metrics].values
+    )
 
 
-def loop(run: pl.Run, watch: str) -> torch.Tensor:
+def loop(run: pl.Run, metrics: str) -> torch.Tensor:
     """The same, a pair at a time."""
-    batch = run.held()
+    batch = run.eval_batch()
     maps = [pl.trace(run.model(s), batch, ["blocks.0.attn.hook_pattern"]).pattern() for s in run.steps]
     columns = []
     for t in run.steps:
@@ -56,7 +58,7 @@ def loop(run: pl.Run, watch: str) -> torch.Tensor:
         column = []
         for pattern in maps:
             with pl.intervene(model, pl.FixAttention(pattern)):
-                column.append(pl.measure(model, batch, [watch])[watch])
+                column.append(pl.measure(model, batch, [metrics])[metrics])
         columns.append(torch.stack(column))
     return torch.stack(columns, 1)
 
@@ -67,12 +69,12 @@ def memory(name: str) -> int:
     return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-def peak(path: Path, way: str, watch: str) -> int:
+def peak(path: Path, way: str, metrics: str) -> int:
     """MiB that a way of patching takes at its peak, beyond the process before it."""
     run = pl.Run(path)
-    pl.measure(run.model(0), run.held(), [watch])
+    pl.measure(run.model(0), run.eval_batch(), [metrics])
     before = memory("VmRSS")
-    {"grid": grid, "loop": loop}[way](run, watch)
+    {"grid": grid, "loop": loop}[way](run, metrics)
     return max(memory("VmHWM") - before, 0)
 
 
@@ -96,21 +98,21 @@ def main() -> None:
         compare("training step, attention scaled, vs plain", scaled(stack), ours(), args.rounds, "<= 1.05")
     with tempfile.TemporaryDirectory() as folder:
         small, large = make_run(Path(folder) / "small", 10), make_run(Path(folder) / "large", args.steps)
-        for watch, aim in (("tf_accuracy", "<= 0.65"), ("accuracy", "<= 0.75")):
-            assert torch.allclose(grid(small, watch), loop(small, watch), atol=2e-3)  # but for ties within rounding
-            a, b = partial(grid, small, watch), partial(loop, small, watch)
-            compare(f"10 x 10 grid of {watch} vs loop of patches", a, b, max(args.rounds // 3, 3), aim)
+        for metrics, aim in (("tf_accuracy", "<= 0.65"), ("accuracy", "<= 0.75")):
+            assert torch.allclose(grid(small, metrics), loop(small, metrics), atol=2e-3)  # but for ties within rounding
+            a, b = partial(grid, small, metrics), partial(loop, small, metrics)
+            compare(f"10 x 10 grid of {metrics} vs loop of patches", a, b, max(args.rounds // 3, 3), aim)
         n = f"{args.steps} x {args.steps}"
         print(f"\n{n} grid, 64 prompts (floor of its matrix products {floor(args.steps):.1f} s)")
-        for watch, aim in (("tf_accuracy", 10), ("accuracy", 40)):
-            taken = seconds(partial(grid, large, watch))
-            print(f"  {watch:12} {taken:6.1f} s   aim at 20 x 20 on 2 cores: about {aim} s", flush=True)
+        for metrics, aim in (("tf_accuracy", 10), ("accuracy", 40)):
+            taken = seconds(partial(grid, large, metrics))
+            print(f"  {metrics:12} {taken:6.1f} s   aim at 20 x 20 on 2 cores: about {aim} s", flush=True)
         if Path("/proc/self/status").exists():
             print("\nmemory at the peak of a 10 x 10 grid, beyond the process before it")
-            for watch in ("tf_accuracy", "accuracy"):
+            for metrics in ("tf_accuracy", "accuracy"):
                 with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:  # fresh for each way
-                    mib = {way: pool.apply(peak, (small.path, way, watch)) for way in ("grid", "loop")}
-                print(f"  {watch:12} grid {mib['grid']:4} MiB, loop {mib['loop']:4} MiB", flush=True)
+                    mib = {way: pool.apply(peak, (small.path, way, metrics)) for way in ("grid", "loop")}
+                print(f"  {metrics:12} grid {mib['grid']:4} MiB, loop {mib['loop']:4} MiB", flush=True)
 
 
 if __name__ == "__main__":

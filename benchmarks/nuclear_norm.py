@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison (default 3)")
     options = parser.parse_args()
     print(f"torch {torch.__version__}, cvxpy {cp.__version__}, {torch.get_num_threads()} threads\n")
-    batch = pl.MatrixCompletion().sample(2048, seed=0)
+    batch = pl.tasks.MatrixCompletion().sample(2048, seed=0)
     x, seen = batch.values.view(-1, 7, 7).double(), batch.observed.view(-1, 7, 7)
     ways: dict[str, tuple[int, Solve]] = {
         "ours": (2048, complete_by_nuclear_norm),

@@ -24,8 +24,8 @@ from torch import Tensor
 
 import plateaulens as pl
 from plateaulens.papers.quiet_features.recipes import RECIPES
-from plateaulens.probing.fitting import Parts, Question, states_at
-from plateaulens.probing.solvers import Fit, logistic
+from plateaulens.probing.fitting import ProbeDataset, ProbeSplit, states_at
+from plateaulens.probing.solvers import LinearProbe, logistic
 
 RECIPE, STEPS = RECIPES["binary-addition"], (0, 92, 96)
 C, TESTS = 100.0, 1000
@@ -35,8 +35,8 @@ WIDTHS = (5, 7, 8, 8, 8, 8, 8, 8, 8, 13, 10)
 def activations(model: pl.Transformer, batch: pl.Batch, n: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Of each feature all problems, a site and position each: activations and labels."""
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(3)]
-    parts = Parts.of(len(batch), (n / len(batch), 0.0, 1 - n / len(batch)), C, 0)
-    questions = [Question.of(batch, feature, parts) for feature in ("carry", "first_operand")]
+    parts = ProbeSplit.of(len(batch), (n / len(batch), 0.0, 1 - n / len(batch)), C, 0)
+    questions = [ProbeDataset.of(batch, feature, parts) for feature in ("carry", "first_operand")]
     states = states_at(model, batch, questions, names)
     return {q.name: (x.flatten(0, 1), q.labels.repeat(len(names), 1, 1)) for q, x in zip(questions, states)}
 
@@ -49,12 +49,12 @@ def theirs(x: np.ndarray, y: np.ndarray, solver: str) -> Tensor:
     return torch.tensor(np.stack([np.append(fit.coef_[0], fit.intercept_) for fit in fits]))
 
 
-def ours(fit: Fit) -> Tensor:
+def ours(fit: LinearProbe) -> Tensor:
     """As `theirs`."""
     return torch.cat([fit.weights[:, 0], fit.biases], -1)
 
 
-def refit(before: dict[str, Fit] | None, train: dict[str, tuple[Tensor, Tensor]], l2: float) -> None:
+def refit(before: dict[str, LinearProbe] | None, train: dict[str, tuple[Tensor, Tensor]], l2: float) -> None:
     """All probes, from those of an earlier step, if there are any."""
     for name, (x, y) in train.items():
         logistic(x, y, l2, start=before[name] if before else None)
@@ -67,7 +67,7 @@ def log_loss(weights: Tensor, x: Tensor, y: Tensor) -> float:
 
 
 def objective(weights: Tensor, x: Tensor, y: Tensor, l2: float) -> float:
-    """What is minimised, over all problems."""
+    """What is minimized, over all problems."""
     return log_loss(weights, x, y) + l2 / 2 * float(weights[:, :-1].double().square().sum(-1).mean())
 
 
@@ -122,7 +122,7 @@ def main() -> None:
             *times, a, b, c = (statistics.median(column) for column in zip(*rows))
             exact = {name: ours(logistic(x.double(), y, l2, tolerance=1e-9)) for name, (x, y) in train.items()}
             least = [objective(exact[name], *train[name], l2) for name in train]
-            held = [
+            eval_batch = [
                 statistics.mean(log_loss(w[k], x[:, n:], y[:, n:]) for k, (x, y) in data.items())
                 for w in found.values()
             ]
@@ -134,7 +134,7 @@ def main() -> None:
             cells = [step, n, count, *(f"{t:.2f}" for t in times), f"{a:.0f}x", f"{b:.1f}x", f"{c:.1f}x"]
             cells = ["-" if "nan" in str(cell) else cell for cell in cells]
             row = "".join(f"{v:>{width}}" for v, width in zip([*cells, f"{times[0] / floor(n, count):.0f}x"], WIDTHS))
-            print(row + "   " + ", ".join(f"{h:.4f} ({g:.0e})" for h, g in zip(held, gaps)), flush=True)
+            print(row + "   " + ", ".join(f"{h:.4f} ({g:.0e})" for h, g in zip(eval_batch, gaps)), flush=True)
 
 
 if __name__ == "__main__":

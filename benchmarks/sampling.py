@@ -7,7 +7,7 @@ medians of the per-round ratios. A sampler should take at most 3 % of its step.
 
 First the tasks of arXiv 2506.13688, 256 sequences. Then those of arXiv 2505.03997 with batches of 64 and
 `transformer_pp(64, 4)`; "1024 / 64" is the time of 1,024 sequences beside 16 times that of 64, which is below 1
-where sampling is vectorised.
+where sampling is vectorized.
 """
 
 import argparse
@@ -25,30 +25,30 @@ from plateaulens.papers.abrupt_learning.recipes import RECIPES
 from plateaulens.papers.quiet_features.recipes import PAPER_SIZES, schedule
 
 
-def looped(task: pl.Task) -> list[int]:
+def looped(task: pl.tasks.Task) -> list[int]:
     """One sequence of `task`, number by number."""
     n = task.n
     match task:
-        case pl.Addition():
+        case pl.tasks.Addition():
             a, b = random.randint(1, 10**n - 1), random.randint(1, 10**n - 1)
             digits = [int(c) for c in f"{a:0{n}}{b:0{n}}{a + b:0{n + 1}}"]
             return [*digits[:n], 10, *digits[n : 2 * n], 11, *digits[: 2 * n - 1 : -1]]
-        case pl.Permutation():
+        case pl.tasks.Permutation():
             x, pi = [random.randint(n + 1, 2 * n) for _ in range(n)], random.sample(range(n), n)
             return [*x, 0, *(i + 1 for i in pi), 0, *(x[i] for i in pi)]
     x = [random.choice(task.values) for _ in range(n)]
     match task:
-        case pl.MovingWindowSum():
+        case pl.tasks.MovingWindowSum():
             y = [x[i] if i < task.k - 1 else sum(x[i - task.k + 1 : i + 1]) % task.p for i in range(n)]
-        case pl.WindowMix():
+        case pl.tasks.WindowMix():
             y = [sum(x[i] for i in window) % task.p for window in task.windows]
-        case pl.PrefixSum():
+        case pl.tasks.PrefixSum():
             y = [s % task.p for s in accumulate(x)]
-        case pl.Histogram():
+        case pl.tasks.Histogram():
             y = [x.count(v) for v in x]
-        case pl.Repeat():
+        case pl.tasks.Repeat():
             y = [(x[0] + i * task.k // n) % task.p for i in range(n)]
-        case pl.Reverse():
+        case pl.tasks.Reverse():
             y = x[::-1]
         case _:
             y = x
@@ -84,12 +84,12 @@ def quiet_tasks(rounds: int) -> None:
         print(f"{name:16} {a * 1e3:10.2f} {b * 1e3:9.1f} {share:12.4f} {growth:12.2f}", flush=True)
 
 
-def sampling(task: pl.Task, n: int, seed: int) -> float:
+def sampling(task: pl.tasks.Task, n: int, seed: int) -> float:
     """Seconds of one batch, over ten."""
     return seconds(lambda: [task.sample(n, seed=seed + j) for j in range(10)]) / 10
 
 
-def stepping(cfg: pl.ModelConfig, task: pl.Task, train: pl.TrainConfig) -> Callable[[], object]:
+def stepping(cfg: pl.ModelConfig, task: pl.tasks.Task, train: pl.TrainConfig) -> Callable[[], object]:
     """One step of a training that has warmed up, as has the sampler."""
     training = pl.train(pl.Transformer(cfg), task, train)
     next(training), next(training)

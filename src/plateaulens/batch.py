@@ -43,7 +43,7 @@ class Decoding:
 
 
 GREEDY = Decoding()
-COLUMNS = ("tokens", "out", "scored")  # the tensors of a Batch
+TENSOR_FIELDS = ("tokens", "answer_positions", "loss_mask")  # the tensors of a Batch
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,16 +52,16 @@ class Batch:
 
     Attributes:
         tokens: whole sequences, right-padded; for language-model prompts the prompts alone.
-        out: positions whose next-token prediction is an answer token; -1 where an example has fewer.
-        scored: which next-token targets (`tokens[:, 1:]`) the loss counts.
+        answer_positions: positions whose next-token prediction is an answer token; -1 where an example has fewer.
+        loss_mask: which next-token targets (`tokens[:, 1:]`) the loss counts.
         task: the task that drew the batch, or None for language-model prompts.
         n_new: for prompts without an answer, how many tokens the model is to generate.
         decoding: how it generates them.
     """
 
     tokens: Int[Tensor, "batch pos"]
-    out: Int[Tensor, "batch out"]
-    scored: Bool[Tensor, "batch targets"]
+    answer_positions: Int[Tensor, "batch out"]
+    loss_mask: Bool[Tensor, "batch targets"]
     task: Any = None
     n_new: int = 0
     decoding: Decoding = GREEDY
@@ -98,7 +98,7 @@ class Batch:
     @property
     def answers(self) -> Int[Tensor, "batch out"]:
         """The true answer tokens; -1 where an example has fewer."""
-        return self.tokens.gather(1, self.out.clamp(min=-1) + 1).masked_fill(self.out < 0, -1)
+        return self.tokens.gather(1, self.answer_positions.clamp(min=-1) + 1).masked_fill(self.answer_positions < 0, -1)
 
     @property
     def prompt_len(self) -> int:
@@ -107,7 +107,7 @@ class Batch:
         Raises:
             ValueError: when the rows of the batch have prompts of different lengths.
         """
-        first = self.out[:, 0]
+        first = self.answer_positions[:, 0]
         if (first != first[0]).any():
             low, high = int(first.min()) + 1, int(first.max()) + 1
             raise ValueError(f"rows have prompts of {low} to {high} tokens; take the batches of batch.by_length()")
@@ -116,36 +116,38 @@ class Batch:
     @property
     def shared_prompt(self) -> Int[Tensor, "batch prompt"]:
         """What of the prompts all have: up to the end of the shortest."""
-        return self.tokens[:, : int(self.out[:, 0].min()) + 1]
+        return self.tokens[:, : int(self.answer_positions[:, 0].min()) + 1]
 
     @property
     def is_decoded(self) -> bool:
         """Whether answers are generated token by token."""
         return True
 
-    def by_length(self) -> list["Batch"]:
+    def split_by_length(self) -> list["Batch"]:
         """The prompts in batches of equal length, shortest first, each in its order here."""
-        ends = self.out[:, 0]
+        ends = self.answer_positions[:, 0]
         groups = [(int(end) + 1, self[ends == end]) for end in ends.unique()]
         if not self.n_new:
             return [group for _, group in groups]
-        return [replace(g, tokens=g.tokens[:, :n], scored=g.scored[:, : n - 1]) for n, g in groups]
+        return [replace(g, tokens=g.tokens[:, :n], loss_mask=g.loss_mask[:, : n - 1]) for n, g in groups]
 
     def answered(self, generated: Int[Tensor, "batch out"]) -> "Batch":
         """The same prompts (of `Batch.prompts`) with `generated` as their answer."""
         longer = torch.nn.functional.pad(self.tokens, (0, self.n_new))
-        return replace(self, tokens=longer.scatter(1, self.out + 1, generated), n_new=0)
+        return replace(self, tokens=longer.scatter(1, self.answer_positions + 1, generated), n_new=0)
 
     def to(self, device: torch.device | str) -> "Batch":
         """A copy on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in COLUMNS}
+        moved = {name: getattr(self, name).to(device) for name in TENSOR_FIELDS}
         return replace(self, **moved)
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, rows: slice | Tensor) -> "Batch":
-        return replace(self, tokens=self.tokens[rows], out=self.out[rows], scored=self.scored[rows])
+        return replace(
+            self, tokens=self.tokens[rows], answer_positions=self.answer_positions[rows], loss_mask=self.loss_mask[rows]
+        )
 
     def __repr__(self) -> str:
-        return f"Batch({len(self)} x {self.tokens.shape[1]} tokens, {self.out.shape[1]} answers, task={self.task!r})"
+        return f"Batch({len(self)} x {self.tokens.shape[1]} tokens, {self.answer_positions.shape[1]} answers, task={self.task!r})"

@@ -4,15 +4,11 @@ The one place that knows how these differ: which sites exist, which edits cannot
 our own, and where the layers and the vocabulary are. `whole` sees to it that Ctrl-C leaves no hook behind.
 """
 
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import wraps
-from types import FrameType, TracebackType
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,8 +16,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from plateaulens._registry import unknown
-
-T, P = TypeVar("T"), ParamSpec("P")
 
 _OWN: "WeakKeyDictionary[nn.Module, list[tuple[Any, int]]]" = WeakKeyDictionary()
 # TransformerLens refuses hooks on these until a flag of the config is set.
@@ -176,80 +170,6 @@ def has_raw_hooks(model: Any) -> bool:
     """Whether somebody else's hooks sit on the model."""
     attached = sum(len(point.fwd_hooks) for point in model.hook_dict.values())
     return attached > sum(count for _, count in _OWN.get(model, []))
-
-
-class whole(AbstractContextManager[T], Generic[T]):  # noqa: N801 (reads as a verb, like `closing`)
-    """`with whole(cm):` is `with cm:`, but a SIGINT can cut neither its entering nor its leaving.
-
-    Python handles a SIGINT between any two instructions, also those of a context manager: hooks that are half
-    attached, or half removed, would stay for ever. One that comes while `cm` is entered or left takes
-    effect once it is out again; in the block itself Ctrl-C works as ever.
-    """
-
-    def __init__(self, inner: AbstractContextManager[T]) -> None:
-        self._inner = inner
-        self._before: Callable[..., Any] | None = None
-        self._holding = True
-        self._pending = False
-
-    def __enter__(self) -> T:
-        before = signal.getsignal(signal.SIGINT)
-        if callable(before) and threading.current_thread() is threading.main_thread():
-            self._before = before
-            signal.signal(signal.SIGINT, self._handle)
-        try:
-            value = self._inner.__enter__()
-        except BaseException:
-            self._release()
-            raise
-        try:
-            self._holding = False
-            self._deliver()
-            return value
-        except BaseException as error:  # an interrupt that came too late to stop the entering
-            self._holding = True
-            self.__exit__(type(error), error, error.__traceback__)
-            raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        self._holding = True
-        try:
-            return self._inner.__exit__(kind, error, traceback)
-        finally:
-            self._release()
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        # Python may call this at the very start of `__exit__`, before its first line.
-        leaving = frame is not None and frame.f_code.co_name == "__exit__" and frame.f_locals.get("self") is self
-        if self._holding or leaving:
-            self._pending = True
-        elif self._before is not None:
-            self._before(signum, frame)
-
-    def _release(self) -> None:
-        ours = self._before is not None and signal.getsignal(signal.SIGINT) == self._handle
-        if ours and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._before)
-        self._holding = False
-        self._deliver()
-
-    def _deliver(self) -> None:
-        if self._pending:
-            self._pending = False
-            signal.raise_signal(signal.SIGINT)
-
-
-def without_gradients(function: Callable[P, T]) -> Callable[P, T]:
-    """As the decorator `torch.no_grad()`, which a SIGINT at the wrong moment leaves on for ever."""
-
-    @wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        with whole(torch.no_grad()):
-            return function(*args, **kwargs)
-
-    return call
 
 
 @dataclass(frozen=True, eq=False)

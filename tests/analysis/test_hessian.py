@@ -7,7 +7,7 @@ from torch.func import functional_call
 import plateaulens as pl
 from plateaulens.analysis.hessian import largest_hessian_eigenvalue
 
-TASK = pl.MovingWindowSum(n=2, k=2, p=3)
+TASK = pl.tasks.MovingWindowSum(n=2, k=2, p=3)
 
 
 def build(seed=0, **fields):
@@ -55,11 +55,11 @@ def test_a_quadratic_is_known_by_hand():
 
 def test_the_curve_has_a_value_for_each_checkpoint(tmp_path):
     model = build()
-    held = TASK.sample(8, seed=1)
+    eval_batch = TASK.sample(8, seed=1)
     training = pl.train(model, TASK, pl.TrainConfig(steps=4, batch_size=8))
-    run = pl.record(training, tmp_path / "run", held, save_every=2, progress=False)
-    curve = pl.sharpness(run, held)
+    run = pl.record(training, tmp_path / "run", eval_batch, save_every=2, progress=False)
+    curve = pl.analysis.sharpness(run, eval_batch)
     assert list(curve.index) == [0, 2, 4] and curve.sharpness.notna().all()
-    assert curve.sharpness[4] == largest_hessian_eigenvalue(run.model(4), held)
+    assert curve.sharpness[4] == largest_hessian_eigenvalue(run.model(4), eval_batch)
     with pytest.raises(ValueError, match="not settled in 1 iterations"):
-        largest_hessian_eigenvalue(model, held, iterations=1)
+        largest_hessian_eigenvalue(model, eval_batch, iterations=1)

@@ -31,7 +31,7 @@ def noisy(at, noise, seed, power=1):
 
 
 def found(runs, metrics, **options):
-    return pl.onsets(runs, metrics, **{"shuffles": 99, **KNOWN, **options})
+    return pl.analysis.onsets(runs, metrics, **{"shuffles": 99, **KNOWN, **options})
 
 
 # Known change points.
@@ -292,14 +292,14 @@ def test_confidence_and_resamples_are_checked():
 
 
 def test_a_recorded_run_knows_its_own_levels(tmp_path):
-    task = pl.MovingWindowSum(n=4, k=2, p=5)
+    task = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=8))
     run = pl.Run.create(tmp_path / "run", task=task, model=model, train=pl.TrainConfig(steps=100))
     high, low = task.loss_plateau(), task.loss_floor()
     for step in range(101):
         loss = high + np.exp(-step / 2) - (high - low) * min(1, max(0, step - 60) / 29)
         run.log(step, {"loss": loss, "accuracy": min(1, max(0.2, 0.2 + (step - 50) / 40))})
-    table = pl.onsets([run], ["loss", "accuracy"], shuffles=99).table
+    table = pl.analysis.onsets([run], ["loss", "accuracy"], shuffles=99).table
     assert table["drop"].tolist() == [75, 75] and table.onset.tolist() == pytest.approx([60, 50], abs=1)
 
 

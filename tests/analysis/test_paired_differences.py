@@ -13,7 +13,7 @@ import plateaulens as pl
 from plateaulens.analysis.paired_differences import paired_by_seed
 
 INF = math.inf
-TASK = pl.MovingWindowSum(n=4, k=2, p=5)
+TASK = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
 
 
 class Seeded:
@@ -184,9 +184,9 @@ def test_recorded_runs_of_one_past(tmp_path):
         for seed in range(2):
             train = pl.TrainConfig(steps=3, batch_size=4, seed=seed)
             training = pl.train(pl.Transformer(pl.ModelConfig.for_task(TASK, d_model=8, seed=seed)), TASK, train)
-            held = TASK.sample(8, seed=1)
+            eval_batch = TASK.sample(8, seed=1)
             path = tmp_path / f"{arm}-{seed}"
-            runs[arm, seed] = pl.record(training, path, held, every=1, save_every=3, progress=False)
+            runs[arm, seed] = pl.record(training, path, eval_batch, every=1, save_every=3, progress=False)
     control, changed = ([runs[arm, seed] for seed in range(2)] for arm in ("control", "changed"))
     assert pl.paired_difference(control, changed[::-1], "final loss").median == 0
     with pytest.raises(ValueError, match="drop needs at least 2 pairs in which one run reached it, got 0 of 2"):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from transformer_lens import patching as theirs
 
 import plateaulens as pl
-from plateaulens.analysis.patching import normalised
+from plateaulens.analysis.patching import normalized
 from plateaulens.hooks import has_raw_hooks
 from plateaulens.interventions import intervene
 
@@ -165,7 +165,7 @@ def test_whole_residual_streams_restore_the_clean_run(model):
     for site in ("resid_pre", "resid_post"):
         grid = quiet(pl.activation_patching, model, *batches(), site, metric, by=())
         assert grid.dims == ("layer",) and abs(grid.clean - grid.corrupted) > 1e-2
-        near(normalised(grid), 1)
+        near(normalized(grid), 1)
 
 
 def test_only_the_token_that_differs_matters_before_the_first_layer(model):
@@ -173,7 +173,7 @@ def test_only_the_token_that_differs_matters_before_the_first_layer(model):
     tokens = clean.tokens.clone()
     tokens[:, 1] = (tokens[:, 1] + 7) % D_VOCAB
     grid = quiet(pl.activation_patching, model, clean, pl.Batch.prompts(tokens), "resid_pre", metric)
-    near(normalised(grid).sel(layer=0), [0, 1, 0, 0], atol=1e-4)
+    near(normalized(grid).sel(layer=0), [0, 1, 0, 0], atol=1e-4)
 
 
 def test_the_last_stream_at_a_position_changes_the_logits_there_and_nowhere_else(model):
@@ -185,7 +185,7 @@ def test_the_last_stream_at_a_position_changes_the_logits_there_and_nowhere_else
 
 
 def test_the_default_metric_is_the_mean_log_probability_of_the_clean_answers():
-    task = pl.MovingWindowSum(n=3, k=2, p=5)
+    task = pl.tasks.MovingWindowSum(n=3, k=2, p=5)
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16, n_heads=2, init_scale=10.0))
     clean, corrupted = task.sample(4, seed=0), task.sample(4, seed=1)
     grid = quiet(pl.activation_patching, model, clean, corrupted, "z")
@@ -195,17 +195,17 @@ def test_the_default_metric_is_the_mean_log_probability_of_the_clean_answers():
         by_hand = [log_p[b, 3 + r, clean.tokens[b, 4 + r]] for b in range(4) for r in range(3)]
         near(value, sum(by_hand) / 12, atol=1e-6)
     near(grid.clean, -pl.measure(model, clean, ["answer_loss"])["answer_loss"], atol=1e-6)
-    again = quiet(pl.path_patching, model, clean, corrupted, "logits")
+    again = quiet(pl.analysis.path_patching, model, clean, corrupted, "logits")
     assert (again.clean, again.corrupted, again.name) == (grid.clean, grid.corrupted, grid.name)
 
 
 def test_answers_of_different_length_count_by_prompt():
-    task = pl.MovingWindowSum(n=3, k=2, p=5)
+    task = pl.tasks.MovingWindowSum(n=3, k=2, p=5)
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16, n_heads=2, init_scale=10.0))
     whole = task.sample(2, seed=0)
-    out = whole.out.clone()
+    out = whole.answer_positions.clone()
     out[1, 1:] = -1
-    ragged = pl.Batch(whole.tokens, out, whole.scored, task)
+    ragged = pl.Batch(whole.tokens, out, whole.loss_mask, task)
     grid = quiet(pl.activation_patching, model, ragged, ragged, "z")
     log_p = F.log_softmax(logits_of(model, whole.inputs), -1)
     by_row = [log_p[0, 3 + r, whole.tokens[0, 4 + r]] for r in range(3)], [log_p[1, 3, whole.tokens[1, 4]]]
@@ -241,13 +241,13 @@ def test_a_hand_made_circuit_is_found():
     model = circuit()
     runs = [pl.Batch.prompts(torch.tensor([[token]])) for token in (0, 1)]
     right = lambda logits: (logits[:, -1, 0] - logits[:, -1, 1]).mean()  # noqa: E731
-    places = normalised(quiet(pl.activation_patching, model, *runs, "z", right))
+    places = normalized(quiet(pl.activation_patching, model, *runs, "z", right))
     near(places, [[1, 0], [1, 0]], atol=1e-6)
     receivers = {"logits": [[0, 0], [1, 0]]}  # by itself, L0H0 tells the logits nothing
     receivers |= {(1, "v", 0): [[1, 0], [0, 0]], (1, "v", 1): [[0, 0], [0, 0]], (1, "q", 0): [[0, 0], [0, 0]]}
     for receiver, truth in receivers.items():
-        paths = quiet(pl.path_patching, model, *runs, receiver if receiver == "logits" else [receiver], right)
-        near(normalised(paths), truth, atol=1e-6)
+        paths = quiet(pl.analysis.path_patching, model, *runs, receiver if receiver == "logits" else [receiver], right)
+        near(normalized(paths), truth, atol=1e-6)
 
 
 # Path patching ---------------------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def path_by_hand(model, clean, corrupted, layer, head, receivers, through_mlps):
 @pytest.mark.parametrize("attention", ["linear", "softmax"])
 def test_paths_are_those_worked_out_from_the_weights(attention, receivers, through_mlps):
     model, (clean, corrupted) = make(attention), batches()
-    grid = quiet(pl.path_patching, model, clean, corrupted, receivers, metric, through_mlps)
+    grid = quiet(pl.analysis.path_patching, model, clean, corrupted, receivers, metric, through_mlps)
     for layer, head in product(range(2), range(3)):
         logits = path_by_hand(model, clean.tokens, corrupted.tokens, layer, head, receivers, through_mlps)
         near(grid.sel(layer=layer, head=head), metric(logits).detach(), atol=1e-10)
@@ -340,7 +340,7 @@ def test_paths_are_those_of_plain_hooks_on_every_kind(model, through_mlps):
         rotated = "rot_" if "blocks.0.attn.hook_q_normed" in model.hook_dict else ""
         sites = [] if receivers == "logits" else [(f"blocks.1.attn.hook_{rotated * (p == 'k')}{p}", h)
                                                   for _, p, h in receivers]  # fmt: skip
-        grid = quiet(pl.path_patching, model, clean, corrupted, receivers, metric, through_mlps)
+        grid = quiet(pl.analysis.path_patching, model, clean, corrupted, receivers, metric, through_mlps)
         for layer, head in product(range(2), grid["head"].values):
             name = f"blocks.{layer}.attn.hook_z"
             hooks = [setter(at, base[at]) for at in frozen_at]
@@ -357,7 +357,7 @@ def test_receivers_of_several_layers_receive_at_once():
     """A sender in the middle reaches the later receiver only; what the earlier one does with it is not sent on."""
     model, (clean, corrupted) = make(n_layers=3), batches()
     receivers = [(1, "v", 0), (2, "q", 1)]
-    grid = quiet(pl.path_patching, model, clean, corrupted, receivers, metric)
+    grid = quiet(pl.analysis.path_patching, model, clean, corrupted, receivers, metric)
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(3)]
     sites = [("blocks.1.attn.hook_v", 0), ("blocks.2.attn.hook_q", 1)]
     (ours, _), (base, _) = (read(model, batch.tokens, names) for batch in (clean, corrupted))
@@ -367,13 +367,15 @@ def test_receivers_of_several_layers_receive_at_once():
         sent, _ = read(model, corrupted.tokens, [site for site, _ in sites], hooks)
         hooks = [setter(site, sent[site], (slice(None), slice(None), h)) for site, h in sites]
         near(grid.sel(layer=layer, head=head), metric(logits_of(model, corrupted.tokens, hooks)), atol=1e-12)
-    near(grid.sel(layer=1), quiet(pl.path_patching, model, clean, corrupted, receivers[1:], metric).sel(layer=1))
+    near(
+        grid.sel(layer=1), quiet(pl.analysis.path_patching, model, clean, corrupted, receivers[1:], metric).sel(layer=1)
+    )
     assert (abs(grid - grid.corrupted).max("head") > 1e-4).values.tolist() == [True, True, False]
 
 
 def test_the_path_from_the_last_layer_to_the_logits_is_the_whole_effect(model):
     whole = quiet(pl.activation_patching, model, *batches(), "z", metric)
-    paths = quiet(pl.path_patching, model, *batches(), "logits", metric)
+    paths = quiet(pl.analysis.path_patching, model, *batches(), "logits", metric)
     near(paths.sel(layer=1), whole.sel(layer=1))
     assert (abs(paths - whole).sel(layer=0) > 1e-4).any()  # which below it is not
 
@@ -386,7 +388,7 @@ def test_only_the_receiver_receives(part, model):
     base, _ = read(model, corrupted.tokens, [site])
     seen = []
     with model.hooks(fwd_hooks=[(site, lambda a, hook: seen.append(a.clone()))]):
-        grid = quiet(pl.path_patching, model, clean, corrupted, [(1, part, 0)], metric)
+        grid = quiet(pl.analysis.path_patching, model, clean, corrupted, [(1, part, 0)], metric)
     moved = (seen[-1] - base[site]).abs().transpose(0, axis).flatten(1).amax(1)
     sharing = len(moved) // quiet(pl.activation_patching, model, clean, corrupted, part, metric).sizes["head"]
     served = 1 if part == "q" else sharing
@@ -398,13 +400,16 @@ def test_conversion_changes_no_number():
     model, pair = make("linear"), batches()
     converted = pl.to_tl(model)
     near(*(quiet(pl.activation_patching, m, *pair, "pattern", metric, ("query", "head")) for m in (model, converted)))
-    near(*(quiet(pl.path_patching, m, *pair, [(1, "k", 0)], metric, False) for m in (model, converted)))
+    near(*(quiet(pl.analysis.path_patching, m, *pair, [(1, "k", 0)], metric, False) for m in (model, converted)))
 
 
 def test_a_batch_without_a_difference_sends_nothing(model):
     clean, _ = batches()
     for receivers in ([(1, "q", 0)], "logits"):
-        near(quiet(pl.path_patching, model, clean, clean, receivers, metric), metric(logits_of(model, clean.tokens)))
+        near(
+            quiet(pl.analysis.path_patching, model, clean, clean, receivers, metric),
+            metric(logits_of(model, clean.tokens)),
+        )
 
 
 # What surrounds the numbers --------------------------------------------------------------------------------------
@@ -414,7 +419,7 @@ def test_the_model_is_left_as_it_was(model):
     tokens = prompts(0)
     before = logits_of(model, tokens)
     quiet(pl.activation_patching, model, *batches(), metric=metric)
-    quiet(pl.path_patching, model, *batches(), "logits", metric)
+    quiet(pl.analysis.path_patching, model, *batches(), "logits", metric)
 
     def tripping(logits, calls=[0]):  # noqa: B006
         calls[0] += 1
@@ -446,19 +451,19 @@ def test_axes_have_names_and_coordinates_and_runs_their_values():
     assert grid.name == "logit_difference" and grid.dims == ("layer", "pos", "head")
     assert {axis: list(grid[axis].values) for axis in grid.dims} == {"layer": [0, 1], "pos": [0, 1, 2, 3],
                                                                       "head": [0, 1, 2]}  # fmt: skip
-    share = normalised(grid)
-    assert (share.clean, share.corrupted, share.site) == (1, 0, "z") and share.name == "normalised logit_difference"
+    share = normalized(grid)
+    assert (share.clean, share.corrupted, share.site) == (1, 0, "z") and share.name == "normalized logit_difference"
     near(share * (grid.clean - grid.corrupted) + grid.corrupted, grid)
-    paths = quiet(pl.path_patching, model, *pair, [(1, "q", 0), (1, "v", 2)], metric, through_mlps=False)
+    paths = quiet(pl.analysis.path_patching, model, *pair, [(1, "q", 0), (1, "v", 2)], metric, through_mlps=False)
     assert (paths.receivers, paths.through_mlps, paths.dims) == ("L1H0.q, L1H2.v", False, ("layer", "head"))
 
 
 def test_progress_is_shown_unless_it_is_not_wanted(capsys):
     quiet(pl.activation_patching, make(), *batches(), metric=metric)
-    quiet(pl.path_patching, make(), *batches(), "logits", metric)
+    quiet(pl.analysis.path_patching, make(), *batches(), "logits", metric)
     assert capsys.readouterr() == ("", "")
     pl.activation_patching(make(), *batches(), metric=metric)
-    pl.path_patching(make(), *batches(), [(1, "q", 0)], metric)
+    pl.analysis.path_patching(make(), *batches(), [(1, "q", 0)], metric)
     said = capsys.readouterr().err
     assert "patching resid_pre" in said and "paths to L1H0.q" in said and "8/8" in said
 
@@ -500,14 +505,14 @@ WRONG_RECEIVERS = [
 @pytest.mark.parametrize("receivers, message", WRONG_RECEIVERS, ids=str)
 def test_receivers_that_are_not_there_are_named(receivers, message):
     with pytest.raises(ValueError, match=message) as error:
-        quiet(pl.path_patching, make(), *batches(), receivers, metric)
+        quiet(pl.analysis.path_patching, make(), *batches(), receivers, metric)
     assert "\n" not in str(error.value)
 
 
 def test_sites_of_bridges_that_cannot_act_are_refused(model):
     if not hasattr(model, "original_model"):
         grid = quiet(pl.activation_patching, model, *batches(), "resid_mid", metric, ())
-        near(normalised(grid).sel(layer=1), 1)
+        near(normalized(grid).sel(layer=1), 1)
     else:
         with pytest.raises(ValueError, match="cannot act on this bridge|unknown hook"):
             quiet(pl.activation_patching, model, *batches(), "resid_mid", metric)
@@ -517,7 +522,7 @@ def test_nothing_to_normalise_is_said():
     clean, _ = batches()
     grid = quiet(pl.activation_patching, make(), clean, clean, metric=metric)
     with pytest.raises(ValueError, match="metric is .* on both runs"):
-        normalised(grid)
+        normalized(grid)
 
 
 # The picture -----------------------------------------------------------------------------------------------------
@@ -544,10 +549,10 @@ def test_the_picture_shows_the_grid(site, by):
 
 def test_three_axes_have_a_panel_a_head_on_one_scale():
     grid = quiet(pl.activation_patching, make(), *batches(), "z", metric, ("head", "pos"))
-    figure = pl.plots.patching(normalised(grid))
+    figure = pl.plots.patching(normalized(grid))
     assert [note.text for note in figure.layout.annotations] == ["head 0", "head 1", "head 2"]
     for head, z in enumerate(heats(figure)):
-        assert np.array_equal(z, normalised(grid).sel(head=head).values)
+        assert np.array_equal(z, normalized(grid).sel(head=head).values)
     many = pl.plots.patching(quiet(pl.activation_patching, make(n_heads=6), *batches(), "z", metric, ("pos", "head")))
     assert [note.text for note in many.layout.annotations] == [f"head {i}" for i in range(6)]
     assert {trace.coloraxis for trace in [*figure.data, *many.data]} == {"coloraxis"}
@@ -555,7 +560,7 @@ def test_three_axes_have_a_panel_a_head_on_one_scale():
 
 
 def test_paths_say_where_they_lead():
-    figure = pl.plots.patching(quiet(pl.path_patching, make(), *batches(), [(1, "q", 0)], metric))
+    figure = pl.plots.patching(quiet(pl.analysis.path_patching, make(), *batches(), [(1, "q", 0)], metric))
     assert figure.layout.title.text == "metric, paths to L1H0.q"
     assert list(figure.data[0].x) == [0, 1, 2] and list(figure.data[0].y) == [0, 1]
 

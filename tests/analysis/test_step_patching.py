@@ -12,7 +12,7 @@ import plateaulens as pl
 from plateaulens.analysis import step_patching as across_steps
 from plateaulens.analysis.step_patching import patch_across_steps
 
-TASK = pl.MovingWindowSum(n=4, k=2, p=5)
+TASK = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
 ATTENTIONS = pytest.mark.parametrize("attention", ["linear", "softmax"])
 LAYERS = pytest.mark.parametrize("n_layers", [1, 2])
 MAPS = "blocks.*.attn.hook_pattern"
@@ -39,7 +39,7 @@ class Suite:
         return "Suite()"
 
 
-def one_by_one(run, batch, sites, watch, parts=None, donor=None):
+def one_by_one(run, batch, sites, metrics, parts=None, donor=None):
     """The grid by a plain loop: {name: [source target ...]}."""
     donor = donor or run
     rows = []
@@ -49,11 +49,11 @@ def one_by_one(run, batch, sites, watch, parts=None, donor=None):
         for t in run.steps:
             target = run.model(t)
             if parts is not None:
-                row.append(pl.measure(pl.graft(target, source, parts), batch, watch))
+                row.append(pl.measure(pl.graft(target, source, parts), batch, metrics))
                 continue
             cache = pl.trace(source, batch, sites).cache
             with pl.intervene(target, *(pl.Patch(site, value) for site, value in cache.items())):
-                row.append(pl.measure(target, batch, watch))
+                row.append(pl.measure(target, batch, metrics))
         rows.append(row)
     return {name: np.array([[cell[name].numpy() for cell in row] for row in rows]) for name in rows[0][0]}
 
@@ -85,13 +85,13 @@ def test_the_grid_is_a_loop_of_single_patches(attention, n_layers, what):
 @pytest.mark.parametrize("layer", [0, -1])
 def test_the_pattern_of_one_layer(attention, n_layers, layer):
     run, batch = Suite(config(attention, n_layers)), TASK.sample(8, seed=3)
-    layer, watch = layer % n_layers, ["answer_loss", "tf_accuracy", "accuracy"]
+    layer, metrics = layer % n_layers, ["answer_loss", "tf_accuracy", "accuracy"]
     pattern = {s: pl.trace(run.model(s), batch, [MAPS]).pattern()[layer] for s in run.steps}
-    grid = patch_across_steps(run, batch, f"blocks.{layer}.attn.hook_pattern", watch, progress=False)
+    grid = patch_across_steps(run, batch, f"blocks.{layer}.attn.hook_pattern", metrics, progress=False)
     for s in run.steps:
         for t in run.steps:
             with pl.intervene(run.model(t), pl.FixAttention(pattern[s], layer=layer)):
-                one = pl.measure(run.model(t), batch, watch)
+                one = pl.measure(run.model(t), batch, metrics)
             for name, value in one.items():
                 assert float(grid[name].sel(source=s, target=t)) == pytest.approx(float(value), abs=1e-5)
 
@@ -101,20 +101,20 @@ def test_the_pattern_of_one_layer(attention, n_layers, layer):
 def test_the_grid_of_weights_is_a_loop_of_grafts(attention, parts):
     run, batch = Suite(config(attention, n_layers=2)), TASK.sample(8, seed=3)
     before = {s: {n: p.clone() for n, p in run.model(s).named_parameters()} for s in run.steps}
-    watch = ["answer_loss", "accuracy", "position_accuracy"]
-    grid = patch_across_steps(run, batch, watch=watch, parts=parts, progress=False)
-    check(grid, one_by_one(run, batch, [], watch, parts))
+    metrics = ["answer_loss", "accuracy", "position_accuracy"]
+    grid = patch_across_steps(run, batch, metrics=metrics, parts=parts, progress=False)
+    check(grid, one_by_one(run, batch, [], metrics, parts))
     assert all(torch.equal(p, before[s][n]) for s in run.steps for n, p in run.model(s).named_parameters())
 
 
 def test_margins_and_the_diagonal_are_the_untouched_models():
     run, batch = Suite(config()), TASK.sample(8, seed=3)
-    watch = ["answer_loss", "position_accuracy", "collapse"]
-    grid = patch_across_steps(run, batch, watch=watch, sources=[30, 0], targets=[10, 30, 0], progress=False)
+    metrics = ["answer_loss", "position_accuracy", "collapse"]
+    grid = patch_across_steps(run, batch, metrics=metrics, sources=[30, 0], targets=[10, 30, 0], progress=False)
     assert grid.source.values.tolist() == [30, 0] and grid.target.values.tolist() == [10, 30, 0]
     for step in STEPS:
-        plain = {name: value.numpy() for name, value in pl.measure(run.model(step), batch, watch).items()}
-        for name in watch:
+        plain = {name: value.numpy() for name, value in pl.measure(run.model(step), batch, metrics).items()}
+        for name in metrics:
             np.testing.assert_allclose(grid[f"{name}_unpatched"].sel(target=step), plain[name], rtol=1e-5)
             if step != 10:
                 np.testing.assert_allclose(grid[f"{name}_source"].sel(source=step), plain[name], rtol=1e-5)
@@ -126,7 +126,7 @@ def test_margins_and_the_diagonal_are_the_untouched_models():
 def test_another_run_gives_its_attention():
     run, donor = Suite(config()), Suite(config(d_mlp=48), steps=[5, 7], seed=8)  # same maps, another width
     batch = TASK.sample(8, seed=3)
-    grid = patch_across_steps(run, batch, watch=["answer_loss"], donor=donor, progress=False)
+    grid = patch_across_steps(run, batch, metrics=["answer_loss"], donor=donor, progress=False)
     check(grid, one_by_one(run, batch, [MAPS], ["answer_loss"], donor=donor))
     assert grid.source.values.tolist() == [5, 7] and grid.attrs["donor"] == "Suite()"
     own = pl.measure(donor.model(7), batch, ["answer_loss"])["answer_loss"]
@@ -134,14 +134,14 @@ def test_another_run_gives_its_attention():
 
 
 @pytest.mark.parametrize("bound", [0, 1 << 13, 1 << 30])
-@pytest.mark.parametrize("watch", [["answer_loss"], ["loss"]])
-def test_memory_bounds_change_no_value(bound, watch, monkeypatch):
+@pytest.mark.parametrize("metrics", [["answer_loss"], ["loss"]])
+def test_memory_bounds_change_no_value(bound, metrics, monkeypatch):
     run, batch = Suite(config(), steps=range(5)), TASK.sample(8, seed=3)
-    expected = one_by_one(run, batch, [MAPS], watch)
+    expected = one_by_one(run, batch, [MAPS], metrics)
     monkeypatch.setattr(across_steps, "STACKED", 20 * bound)
     monkeypatch.setattr(across_steps, "HELD", bound)
     run.loaded.clear()
-    check(patch_across_steps(run, batch, watch=watch, progress=False), expected)
+    check(patch_across_steps(run, batch, metrics=metrics, progress=False), expected)
     # Source 3 is read once, target 3 once for each group of sources.
     assert run.loaded.count(3) == {0: 6, 1 << 13: 4, 1 << 30: 2}[bound]
 
@@ -161,7 +161,7 @@ def test_stacking_runs_the_targets_few_times_and_the_prompt_once():
 
 
 def test_a_measurement_of_the_whole_batch_is_not_mixed_over_sources():
-    task = pl.MovingWindowSum(n=4, k=2, p=5)
+    task = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
     run, batch = Suite(config()), task.sample(8, seed=3)
     sites = ["blocks.0.attn.hook_q"]
     grid = patch_across_steps(run, batch, sites, ["attention_progress_global", "loss"], progress=False)
@@ -173,11 +173,11 @@ def test_a_function_of_the_users_and_models_with_hooks_take_the_plain_way():
         return t.cache["blocks.0.attn.hook_pattern"].abs().sum((1, 2, 3)) + t.answer_outputs.sum((1, 2))
 
     run, batch = Suite(config()), TASK.sample(8, seed=3)
-    check(patch_across_steps(run, batch, watch=[mass], progress=False), one_by_one(run, batch, [MAPS], [mass]))
+    check(patch_across_steps(run, batch, metrics=[mass], progress=False), one_by_one(run, batch, [MAPS], [mass]))
     for model in run.models.values():  # a hook that does not know absolute positions
         model.blocks[0].hook_resid_pre.add_hook(lambda x, hook: torch.cat([-x[:, :1], x[:, 1:]], 1))
     check(
-        patch_across_steps(run, batch, watch=["answer_loss"], progress=False),
+        patch_across_steps(run, batch, metrics=["answer_loss"], progress=False),
         one_by_one(run, batch, [MAPS], ["answer_loss"]),
     )
 
@@ -185,23 +185,23 @@ def test_a_function_of_the_users_and_models_with_hooks_take_the_plain_way():
 @pytest.mark.parametrize("n", [1, 2])
 def test_few_prompts(n):
     run, batch = Suite(config()), TASK.sample(n, seed=3)
-    watch = ["answer_loss", "loss", "accuracy"]
-    check(patch_across_steps(run, batch, watch=watch, progress=False), one_by_one(run, batch, [MAPS], watch))
+    metrics = ["answer_loss", "loss", "accuracy"]
+    check(patch_across_steps(run, batch, metrics=metrics, progress=False), one_by_one(run, batch, [MAPS], metrics))
 
 
 def test_answers_of_different_lengths_count_where_they_are():
     run, whole = Suite(config()), TASK.sample(8, seed=3)
-    out = whole.out.clone()
+    out = whole.answer_positions.clone()
     out[::3, 2:] = -1
-    batch = pl.Batch(whole.tokens, out, whole.scored, TASK)
-    watch = ["tf_accuracy", "answer_loss"]
-    check(patch_across_steps(run, batch, watch=watch, progress=False), one_by_one(run, batch, [MAPS], watch))
+    batch = pl.Batch(whole.tokens, out, whole.loss_mask, TASK)
+    metrics = ["tf_accuracy", "answer_loss"]
+    check(patch_across_steps(run, batch, metrics=metrics, progress=False), one_by_one(run, batch, [MAPS], metrics))
 
 
 def test_bidirectional_attention_takes_the_plain_way():
     run, batch = Suite(config("softmax", attention_dir="bidirectional")), TASK.sample(8, seed=3)
     check(
-        patch_across_steps(run, batch, watch=["answer_loss"], progress=False),
+        patch_across_steps(run, batch, metrics=["answer_loss"], progress=False),
         one_by_one(run, batch, [MAPS], ["answer_loss"]),
     )
 
@@ -209,12 +209,12 @@ def test_bidirectional_attention_takes_the_plain_way():
 @ATTENTIONS
 def test_transformerlens_own_models(attention):
     """A native bridge on 4.x, a HookedTransformer on 3.9: the grid of the model that they were made from."""
-    run, batch, watch = Suite(config(attention)), TASK.sample(8, seed=3), ["answer_loss", "accuracy"]
+    run, batch, metrics = Suite(config(attention)), TASK.sample(8, seed=3), ["answer_loss", "accuracy"]
     converted = Suite(config(attention), steps=[])
     converted.models = {step: pl.to_tl(model) for step, model in run.models.items()}
     converted.steps = list(converted.models)
-    grid = patch_across_steps(converted, batch, watch=watch, progress=False)
-    check(grid, one_by_one(run, batch, [MAPS], watch))
+    grid = patch_across_steps(converted, batch, metrics=metrics, progress=False)
+    check(grid, one_by_one(run, batch, [MAPS], metrics))
 
 
 @pytest.mark.parametrize("more", [[], ["blocks.0.attn.hook_cos"]])  # a site that all prompts share
@@ -229,9 +229,9 @@ def test_language_model_checkpoints(neox, more):
     run.models = {0: neox[1], 512: build_bridge_from_module(hf, "GPTNeoXForCausalLM", hf_config=hf.config)}
     run.steps = list(run.models)
     batch = pl.Batch.prompts(torch.randint(0, 50, (4, 6), generator=torch.Generator().manual_seed(1)), n_new=3)
-    watch, sites = ["repetition", "collapse", "entropy"], [MAPS, *more]
-    grid = patch_across_steps(run, batch, sites, watch, progress=False)
-    check(grid, one_by_one(run, batch, sites, watch))
+    metrics, sites = ["repetition", "collapse", "entropy"], [MAPS, *more]
+    grid = patch_across_steps(run, batch, sites, metrics, progress=False)
+    check(grid, one_by_one(run, batch, sites, metrics))
     assert len(np.unique(grid.collapse)) == 4
 
 
@@ -241,7 +241,7 @@ def test_a_run_folder_and_its_figure(tmp_path):
     for step in STEPS:
         run.save(step, models.model(step))
     batch = TASK.sample(8, seed=3)
-    grid = pl.patch_across_steps(run, batch, watch=["tf_accuracy", "position_accuracy"], sources=[30, 0])
+    grid = pl.patch_across_steps(run, batch, metrics=["tf_accuracy", "position_accuracy"], sources=[30, 0])
     expected = one_by_one(run, batch, [MAPS], ["tf_accuracy"])["tf_accuracy"][[2, 0]]
     np.testing.assert_allclose(grid.tf_accuracy, expected, atol=1e-6)
 
@@ -249,14 +249,16 @@ def test_a_run_folder_and_its_figure(tmp_path):
 def test_a_model_of_16_bits_evolves():
     half, batch = pl.Transformer(config("softmax")).bfloat16(), TASK.sample(8, seed=0)
     models = half, deepcopy(half).float()
-    one, other = (pl.evolve(SimpleNamespace(steps=[0], model=lambda step, m=m: m), batch) for m in models)
+    one, other = (
+        pl.analysis.trace_checkpoints(SimpleNamespace(steps=[0], model=lambda step, m=m: m), batch) for m in models
+    )
     np.testing.assert_allclose(one.pattern, other.pattern, atol=0.05)
     np.testing.assert_allclose(one.cosine, other.cosine, atol=0.05)
 
 
 def test_every_question_over_steps_asks_for_checkpoints():
     empty, batch = Suite(config(), steps=[]), TASK.sample(2, seed=0)
-    for question in (pl.evolve, pl.sharpness, patch_across_steps):
+    for question in (pl.analysis.trace_checkpoints, pl.analysis.sharpness, patch_across_steps):
         with pytest.raises(ValueError, match=r"Suite\(\) has no checkpoints; record with save_every="):
             question(empty, batch)
 
@@ -272,8 +274,8 @@ def test_what_cannot_be_done_is_refused_in_one_line(tmp_path):
         (dict(donor=empty), "no checkpoints"),
         (dict(what="blocks.0.attn.hook_patern"), "did you mean .*hook_pattern"),
         (dict(what=[]), "at least one"),
-        (dict(watch=[]), "at least one"),
-        (dict(watch=["tf_acuracy"]), "did you mean 'tf_accuracy'"),
+        (dict(metrics=[]), "at least one"),
+        (dict(metrics=["tf_acuracy"]), "did you mean 'tf_accuracy'"),
         (dict(parts="atn"), "unknown part .*did you mean 'attn'"),
         (dict(parts="attn", what=MAPS), "not both"),
         (dict(sources=[11]), "source step 11 has no checkpoint in Suite.*nearest: 10, all: "),
@@ -291,7 +293,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(tmp_path):
 
 def test_the_figure_shows_every_pair_and_the_margins():
     run, batch = Suite(config()), TASK.sample(8, seed=3)
-    grid = patch_across_steps(run, batch, watch=["tf_accuracy", "answer_loss"], sources=[10, 30], progress=False)
+    grid = patch_across_steps(run, batch, metrics=["tf_accuracy", "answer_loss"], sources=[10, 30], progress=False)
     figure = pl.plots.step_grid(grid)
     heat = figure.data[0]
     z = np.array(heat.z, dtype=float)
@@ -314,7 +316,7 @@ def test_the_figure_shows_every_pair_and_the_margins():
 
 def test_the_figure_refuses_several_values_a_cell():
     run, batch = Suite(config()), TASK.sample(8, seed=3)
-    grid = patch_across_steps(run, batch, watch=["position_accuracy"], progress=False)
+    grid = patch_across_steps(run, batch, metrics=["position_accuracy"], progress=False)
     with pytest.raises(ValueError, match="choose one: dataset.isel"):
         pl.plots.step_grid(grid)
     assert np.array(pl.plots.step_grid(grid.isel(position_accuracy_entry=1)).data[0].z).shape == (5, 5)

@@ -29,11 +29,11 @@ def test_measure_then_report(shell, suite_folder, tmp_path):
     measure = ("measure", suite_folder, "--prompts", "mine.txt", "--n-new", 4, "--out", "s")
     first = shell(*measure, "--steps", "0,16-128")
     assert first.exit_code == 0 and "collapse" in first.output and "report.html" in first.output
-    done = pl.Survey("s")
+    done = pl.lm.EvaluatedCheckpoints("s")
     assert done.steps == [0, 16, 128] and done.config["texts"] == ["Why?", "What floats?", "Who is it?"]
     kept = {step: (done.path / "steps" / f"{step:06d}.json").stat().st_mtime_ns for step in done.steps}
     shell(*measure)
-    assert pl.Survey("s").steps == [0, 1, 16, 128]
+    assert pl.lm.EvaluatedCheckpoints("s").steps == [0, 1, 16, 128]
     assert all((done.path / "steps" / f"{s:06d}.json").stat().st_mtime_ns == at for s, at in kept.items())
     assert "s/report.html" in shell("report", "s").output
     other = shell(*measure, "--seed", 3, "--sample")
@@ -41,14 +41,16 @@ def test_measure_then_report(shell, suite_folder, tmp_path):
 
 
 def test_a_survey_without_a_result_is_no_obstacle(shell, suite_folder):
-    measure = ("measure", suite_folder, "--n", 2, "--steps", 16, "--out", "s", "--watch")
+    measure = ("measure", suite_folder, "--n", 2, "--steps", 16, "--out", "s", "--metrics")
     first = shell(*measure, "collapse@blocks.9.hook_resid_post")
     assert first.exit_code == 2 and "unknown hook" in first.output
     assert (
-        shell(*measure, "collapse@blocks.1.hook_resid_post", "--watch", "collapse", "--watch", "repetition").exit_code
+        shell(
+            *measure, "collapse@blocks.1.hook_resid_post", "--metrics", "collapse", "--metrics", "repetition"
+        ).exit_code
         == 0
     )
-    assert pl.Survey("s").steps == [16]
+    assert pl.lm.EvaluatedCheckpoints("s").steps == [16]
 
 
 def test_a_suite_without_any_weights_is_one_line(shell, suite_folder, tmp_path):
@@ -60,10 +62,10 @@ def test_a_suite_without_any_weights_is_one_line(shell, suite_folder, tmp_path):
 
 def test_sampling_is_asked_for(shell, suite_folder, tmp_path):
     (tmp_path / "mine.txt").write_text("Why?\n")
-    options = ("--prompts", "mine.txt", "--n", 1, "--steps", 16, "--watch", "collapse", "--watch", "repetition")
+    options = ("--prompts", "mine.txt", "--n", 1, "--steps", 16, "--metrics", "collapse", "--metrics", "repetition")
     shell("measure", suite_folder, *options, "--sample", "--seed", 7, "--temperature", 2.0, "--top-k", 9, "--out", "s")
-    expected = pl.Decoding(sample=True, seed=7, temperature=2.0, top_k=9, forbidden=(0,))
-    assert pl.Survey("s").prompts.decoding == expected
+    expected = pl.lm.Decoding(sample=True, seed=7, temperature=2.0, top_k=9, forbidden=(0,))
+    assert pl.lm.EvaluatedCheckpoints("s").prompts.decoding == expected
 
 
 def test_a_small_pretraining_is_measured_as_any_suite(shell, tmp_path):
@@ -72,7 +74,7 @@ def test_a_small_pretraining_is_measured_as_any_suite(shell, tmp_path):
     done = CliRunner().invoke(main, ["pretrain", "--text", "text.txt", "--out", "own", *small])
     assert done.exit_code == 0, done.output
     assert shell("measure", "own", "--n", 5).exit_code == 0
-    assert pl.Survey("surveys/own").steps == [0, 1, 2, 4]
+    assert pl.lm.EvaluatedCheckpoints("surveys/own").steps == [0, 1, 2, 4]
 
 
 def test_steps_and_audit(shell, suite_folder, tmp_path):
@@ -92,12 +94,15 @@ MISTAKES = [
     (("measure", "SUITE", "--n", "101"), "fewer than n=101; ask for 100 at most"),
     (("measure", "SUITE", "--temperature", "0.5"), "--temperature is about draws; add --sample"),
     (("measure", "SUITE", "--seed", "3"), "--seed is about draws; add --sample"),
-    (("measure", "SUITE", "--watch", "norm@*", "--beside", "RUN"), "--beside compares collapse and repetition"),
+    (
+        ("measure", "SUITE", "--metrics", "norm@*", "--compare-with", "RUN"),
+        "--compare-with compares collapse and repetition",
+    ),
     (("measure", "SUITE", "--max-bytes", "2GB"), "--max-bytes is about checkpoints of a Hub"),
     (("measure", "pythia-14m", "--max-bytes", "1e400"), "500MB or 2GB"),
-    (("measure", "SUITE", "--watch", "colapse"), "did you mean 'collapse'"),
+    (("measure", "SUITE", "--metrics", "colapse"), "did you mean 'collapse'"),
     (("measure", "SUITE", "--device", "tpu9"), "cannot be used here"),
-    (("measure", "SUITE", "--beside", "nowhere"), "is not a run"),
+    (("measure", "SUITE", "--compare-with", "nowhere"), "is not a run"),
     (("measure", "pythia-14m", "--max-bytes", "much"), "500MB or 2GB"),
     (("report", "nowhere"), "is not a survey"),
 ]
@@ -105,7 +110,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize("arguments, message", MISTAKES, ids=lambda a: a if isinstance(a, str) else a[-1])
 def test_a_mistake_is_one_line_and_nothing_is_written(arguments, message, shell, suite_folder, tmp_path):
-    model, task = pl.Transformer(pl.ModelConfig(d_vocab=5, n_ctx=8, d_model=8)), pl.MovingWindowSum(n=4, p=5)
+    model, task = pl.Transformer(pl.ModelConfig(d_vocab=5, n_ctx=8, d_model=8)), pl.tasks.MovingWindowSum(n=4, p=5)
     run = pl.Run.create(tmp_path / "run", task=task, model=model, train=pl.TrainConfig(steps=1))
     done = shell(*({"SUITE": suite_folder, "RUN": run.path}.get(a, a) for a in arguments))
     assert done.exit_code == 2 and message in done.output, done.output
@@ -130,9 +135,9 @@ def test_words_of_the_shell():
 @pytest.fixture(scope="module")
 def surveyed(suite_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("surveyed")
-    suite = pl.local(suite_folder)
+    suite = pl.lm.from_folder(suite_folder)
     prompts = suite.prompts(n=6)
-    return pl.survey(suite, folder / "s", prompts, progress=False)
+    return pl.lm.evaluate(suite, folder / "s", prompts, progress=False)
 
 
 def test_the_page_shows_what_was_measured(surveyed):
@@ -149,13 +154,13 @@ def test_the_page_shows_what_was_measured(surveyed):
 
 
 def test_a_run_beside_it(surveyed, tmp_path):
-    task = pl.MovingWindowSum(n=4, k=2, p=5)
+    task = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16))
     training = pl.train(model, task, pl.TrainConfig(steps=8, batch_size=8))
     run = pl.record(training, tmp_path / "run", task.sample(8, seed=1), every=2, save_every=4, progress=False)
-    assert 'id="beside"' in pl.write_report(surveyed, beside=run).read_text()
+    assert 'id="beside"' in pl.write_report(surveyed, compare_with=run).read_text()
     with pytest.raises(ValueError, match="belongs to the report of a survey"):
-        pl.write_report(run, beside=surveyed)
+        pl.write_report(run, compare_with=surveyed)
 
 
 def test_nothing_measured_is_said(surveyed, tmp_path):
@@ -164,4 +169,4 @@ def test_nothing_measured_is_said(surveyed, tmp_path):
     shutil.copytree(surveyed.path, tmp_path / "s")
     shutil.rmtree(tmp_path / "s" / "steps")
     with pytest.raises(ValueError, match="no measured step yet"):
-        pl.write_report(pl.Survey(tmp_path / "s"))
+        pl.write_report(pl.lm.EvaluatedCheckpoints(tmp_path / "s"))

@@ -17,7 +17,7 @@ from plateaulens.probing.ablation import Directions
 from plateaulens.probing.probes import logistic_fit
 from plateaulens.report.probe_results import _ablation_of, _probes, concluded, judged, results
 
-TINY = "--d-model 16 --layers 2 --batch-size 16 --held 16 --every 10 --save-every 20".split()
+TINY = "--d-model 16 --layers 2 --batch-size 16 --eval-size 16 --every 10 --save-every 20".split()
 PROBE = "--n 200 --C 100".split()
 ABLATE = "--train 200 --n 16 --draws 2".split()
 
@@ -51,13 +51,15 @@ def bfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_bits_make_addition_binary_and_the_warm_up_follows_the_steps(addition: Path):
     run = pl.Run(addition)
-    assert run.task == pl.BinaryAddition(bits=6) and run.steps == [0, 20, 40, 60]
+    assert run.task == pl.tasks.BinaryAddition(bits=6) and run.steps == [0, 20, 40, 60]
     assert (run.train_config.warmup, run.train_config.lr_end, run.train_config.optimizer) == (6, 0.1, "adamw")
     assert "final exact match" in (addition / "report.html").read_text()
 
 
 def test_what_is_said_of_the_schedule_comes_before_what_follows_from_the_steps(tmp_path: Path):
-    words = "train addition --bits 4 --steps 10 --warmup 3 --batch-size 8 --lr 0.01 --d-model 8 --layers 1 --held 4"
+    words = (
+        "train addition --bits 4 --steps 10 --warmup 3 --batch-size 8 --lr 0.01 --d-model 8 --layers 1 --eval-size 4"
+    )
     good(*words.split(), "--out", str(tmp_path / "run"))
     train = pl.Run(tmp_path / "run").train_config
     assert (train.steps, train.warmup, train.batch_size, train.lr) == (10, 3, 8, 0.01)
@@ -79,13 +81,15 @@ def test_probe_keeps_what_probe_over_finds(addition: Path):
     run = pl.Run(addition)
     batch = run.task.sample(200, seed=2)
     kept = xr.load_dataset(addition / "probes" / "carry.nc")
-    again = pl.probe_over(run, batch, "carry", steps=[0, 40, 60], C=(100.0,), shuffled=False, seed=2, progress=False)
+    again = pl.probe_checkpoints(
+        run, batch, "carry", steps=[0, 40, 60], C=(100.0,), shuffled=False, seed=2, progress=False
+    )
     xr.testing.assert_allclose(kept, again)
     lines = [line.split() for line in said.splitlines()]
     table = pl.probing.thirds(again)
     assert ["step", "40", f"{run.metrics.loss[40]:.4f}", *(f"{x:.4f}" for x in table.loss.sel(step=40).values)] in lines
     assert ["untrained", *(f"{x:.4f}" for x in table.baseline[0].values)] in lines
-    tokens = pl.probe_tokens(batch, "carry", C=(100.0,), seed=2).thirds().loss.values
+    tokens = pl.probing.probe_tokens(batch, "carry", C=(100.0,), seed=2).thirds().loss.values
     np.testing.assert_allclose(kept.attrs["tokens"], tokens)
     assert "no verdict: the loss" in said and said.strip().endswith(str(addition / "probes" / "carry.html"))
 
@@ -252,7 +256,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, name: str, feature: str):
     monkeypatch.setattr(pl, name, stopped)
 
 
-@pytest.mark.parametrize("name", ["probe_over", "probe_tokens"])
+@pytest.mark.parametrize("name", ["probe_checkpoints", "probe_tokens"])
 def test_a_stopped_probe_says_what_was_kept(name: str, addition: Path, monkeypatch: pytest.MonkeyPatch):
     for path in (addition / "probes").glob("*"):
         path.unlink()
@@ -298,7 +302,10 @@ def test_a_stopped_ablation_keeps_nothing(addition: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("verb", ["probe", "ablate"])
 def test_runs_without_features_or_trained_checkpoints_are_one_line(verb: str, tmp_path: Path):
-    for task, hint in ((pl.MovingWindowSum(n=4, p=5), "names no features"), (pl.BinaryAddition(bits=4), "only [0]")):
+    for task, hint in (
+        (pl.tasks.MovingWindowSum(n=4, p=5), "names no features"),
+        (pl.tasks.BinaryAddition(bits=4), "only [0]"),
+    ):
         model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=8))
         run = pl.Run.create(tmp_path / type(task).__name__, task=task, model=model, train=pl.TrainConfig(steps=2))
         run.save(0, model)

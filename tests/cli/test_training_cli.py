@@ -6,7 +6,7 @@ from click.testing import CliRunner, Result
 from plateaulens.cli import main
 from plateaulens.tasks import TASKS
 
-TINY = "--small --steps 12 --every 4 --save-every 6 --d-model 16 --n 4 --held 16".split()
+TINY = "--small --steps 12 --every 4 --save-every 6 --d-model 16 --n 4 --eval-size 16".split()
 
 
 def call(*words: str) -> Result:

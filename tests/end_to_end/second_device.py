@@ -12,9 +12,14 @@ from test_every_model import CASES, ours
 from test_every_model import TASK as SUM
 
 import plateaulens as pl
-from plateaulens.metrics.named import AT_SITES
+from plateaulens.metrics.named import STATE_METRICS
 from plateaulens.models.config import bert
-from plateaulens.papers.matrix_completion.ablation_and_patching import copy_check, head_ablations, patch_negated, switch
+from plateaulens.papers.matrix_completion.ablation_and_patching import (
+    copy_check,
+    head_ablations,
+    patch_negated,
+    swap_parts,
+)
 from plateaulens.papers.matrix_completion.cell_probes import probe_cells
 from plateaulens.papers.matrix_completion.embedding_structure import (
     permute_positions,
@@ -23,17 +28,17 @@ from plateaulens.papers.matrix_completion.embedding_structure import (
 )
 from plateaulens.papers.matrix_completion.head_atlas import head_atlas
 from plateaulens.papers.matrix_completion.nuclear_norm import complete_by_nuclear_norm
-from plateaulens.papers.matrix_completion.out_of_distribution import out_of_distribution
+from plateaulens.papers.matrix_completion.out_of_distribution import evaluate_ood
 from plateaulens.papers.quiet_features import recipes as quiet
 from plateaulens.tasks import TASKS
 from pretended_device import DEVICE, NAME, elsewhere
 
 CPU = torch.device("cpu")
 SITE = "blocks.0.hook_resid_post"
-ADDITION = pl.BinaryAddition(bits=3)
-MATRICES = pl.MatrixCompletion(rows=3, cols=3, rank=1, precision=0.1, limit=2.0)
+ADDITION = pl.tasks.BinaryAddition(bits=3)
+MATRICES = pl.tasks.MatrixCompletion(rows=3, cols=3, rank=1, precision=0.1, limit=2.0)
 SMALL = {  # what is too large by default
-    "permutation": pl.Permutation(n=4),
+    "permutation": pl.tasks.Permutation(n=4),
     "matrix-completion": MATRICES,
     "matrix": MATRICES,
 }
@@ -97,8 +102,8 @@ def test_every_task_is_drawn_scored_and_explained_there(name):
 
     def work(device):
         batch = task.sample(3, seed=0, device=device)
-        assert batch.tokens.device == batch.out.device == batch.scored.device == device
-        features = task.features(batch) if type(task).features is not pl.Task.features else {}
+        assert batch.tokens.device == batch.answer_positions.device == batch.loss_mask.device == device
+        features = task.features(batch) if type(task).features is not pl.tasks.Task.features else {}
         maps = [m for m in task.optimal_attention(batch) or () if m is not None]
         return [batch.tokens, batch.targets, batch.answers, maps, {k: f.labels for k, f in features.items()}]
 
@@ -120,12 +125,12 @@ def test_training_there_is_training_here(optimizer):
 
 
 def test_a_run_is_recorded_and_goes_on_there(tmp_path):
-    cfg, held = pl.TrainConfig(steps=4, batch_size=8, lr=1e-3), SUM.sample(8, seed=1)
+    cfg, eval_batch = pl.TrainConfig(steps=4, batch_size=8, lr=1e-3), SUM.sample(8, seed=1)
 
     def work(device):
         path = tmp_path / device.type
         kind = dict(every=2, save_every=2, progress=False)
-        run = pl.record(pl.train(model_of(SUM, device), SUM, cfg), path, held, **kind)
+        run = pl.record(pl.train(model_of(SUM, device), SUM, cfg), path, eval_batch, **kind)
         assert run.config["device"].startswith(device.type) and run.model(2, device).W_E.device == device
         more = pl.train(model_of(SUM, device, 1), SUM, replace(cfg, steps=6))
         more.load_state_dict(run.rewind())
@@ -136,10 +141,15 @@ def test_a_run_is_recorded_and_goes_on_there(tmp_path):
     both(work)
 
 
-@pytest.mark.parametrize("task", [SUM, pl.Permutation(n=4), pl.PrefixSum(n=4, p=5), ADDITION], ids=repr)
+@pytest.mark.parametrize("task", [SUM, pl.tasks.Permutation(n=4), pl.tasks.PrefixSum(n=4, p=5), ADDITION], ids=repr)
 def test_every_measurement_there(task):
     batch = task.sample(8, seed=1)
-    names = [*pl.standard(batch, model_of(task, CPU)), *(f"{m}@*" for m in AT_SITES), "sequence_log_prob", "rep@2"]
+    names = [
+        *pl.metrics.default_metrics(batch, model_of(task, CPU)),
+        *(f"{m}@*" for m in STATE_METRICS),
+        "sequence_log_prob",
+        "rep@2",
+    ]
     names += ["tf_exact_match", "prediction_entropy", "attention_sink", "alpha_1"]
     both(lambda device: pl.measure(model_of(task, device), batch, names, reduce=None))
 
@@ -172,10 +182,16 @@ PROBED = {
     "one C": ("carry", {"C": 1.0}),
     "pooled": ("carry", {"pooled": True}),
     "hidden": ("carry", {"hidden": 2, "C": 0.1}),
-    "classes": (lambda b: pl.Feature(b.tokens[:, :2], b.out[:, :2], "classes"), {}),
-    "classes, hidden": (lambda b: pl.Feature(b.tokens[:, :2], b.out[:, :2], "classes"), {"hidden": 2, "C": 0.1}),
-    "numbers": (lambda b: pl.Feature(b.tokens[:, :2].float(), b.out[:, :2], "real"), {}),
-    "numbers, hidden": (lambda b: pl.Feature(b.tokens[:, :2].float(), b.out[:, :2], "real"), {"hidden": 2, "C": 0.1}),
+    "classes": (lambda b: pl.tasks.Feature(b.tokens[:, :2], b.answer_positions[:, :2], "classes"), {}),
+    "classes, hidden": (
+        lambda b: pl.tasks.Feature(b.tokens[:, :2], b.answer_positions[:, :2], "classes"),
+        {"hidden": 2, "C": 0.1},
+    ),
+    "numbers": (lambda b: pl.tasks.Feature(b.tokens[:, :2].float(), b.answer_positions[:, :2], "real"), {}),
+    "numbers, hidden": (
+        lambda b: pl.tasks.Feature(b.tokens[:, :2].float(), b.answer_positions[:, :2], "real"),
+        {"hidden": 2, "C": 0.1},
+    ),
 }
 
 
@@ -197,7 +213,11 @@ def test_probes_are_fitted_there(name):
 
 def test_probes_over_steps_start_from_the_last_there():
     batch = ADDITION.sample(200, seed=1)
-    both(lambda device: pl.probe_over(run_of(ADDITION, device), batch, ["carry"], progress=False)[["loss", "baseline"]])
+    both(
+        lambda device: pl.probe_checkpoints(run_of(ADDITION, device), batch, ["carry"], progress=False)[
+            ["loss", "baseline"]
+        ]
+    )
 
 
 @pytest.mark.parametrize("method", ["hyperplane", "nullspace", "mean_difference"])
@@ -207,8 +227,8 @@ def test_features_are_ablated_there(method):
     def work(device):
         model, options = model_of(ADDITION, device), dict(train=train, k=2, draws=2, progress=False)
         probes = pl.probe(model, train, "carry", C=1.0)
-        given = pl.ablate_feature(model, batch, "carry", probes, method=method, watch=["loss"], **options)
-        fitted = pl.ablate_feature(model, batch, "carry", sites=SITE, method=method, watch=["loss"], **options)
+        given = pl.ablate_feature(model, batch, "carry", probes, method=method, metrics=["loss"], **options)
+        fitted = pl.ablate_feature(model, batch, "carry", sites=SITE, method=method, metrics=["loss"], **options)
         return [given.values[["intact", "ablated", "controls"]], fitted.values[["ablated", "controls"]]]
 
     both(work)
@@ -220,7 +240,7 @@ def test_activations_are_patched_there():
     def work(device):
         model = model_of(SUM, device)
         grid = pl.activation_patching(model, clean, corrupted, "resid_pre", progress=False)
-        paths = pl.path_patching(model, clean, corrupted, [(1, "k", 0)], progress=False)
+        paths = pl.analysis.path_patching(model, clean, corrupted, [(1, "k", 0)], progress=False)
         return [grid, paths]
 
     both(work)
@@ -235,9 +255,9 @@ def test_steps_are_patched_into_steps_there():
             pl.patch_across_steps(run, batch, what, ("tf_accuracy", "loss", "prediction_entropy"), progress=False)
             for what in (SITE, "blocks.1.attn.hook_z")
         ]
-        grafts = pl.patch_across_steps(run, batch, parts="attn", watch=("loss",), progress=False)
-        evolved = pl.evolve(run, batch)
-        return [*found, grafts, evolved.pattern, evolved.cosine, pl.sharpness(run, batch)]
+        grafts = pl.patch_across_steps(run, batch, parts="attn", metrics=("loss",), progress=False)
+        evolved = pl.analysis.trace_checkpoints(run, batch)
+        return [*found, grafts, evolved.pattern, evolved.cosine, pl.analysis.sharpness(run, batch)]
 
     both(work)
 
@@ -253,13 +273,13 @@ def test_matrices_are_looked_into_there():
             head_atlas(model, batch),
             head_ablations(model, batch),
             patch_negated(model, batch, by_head=True),
-            switch(model, other, batch),
+            swap_parts(model, other, batch),
             copy_check(run, batch),
             probe_cells(model, MATRICES.sample(90, seed=2)),
             token_embeddings(model)[["norm", "explained"]],
             position_embeddings(model, 3, 3)[["explained"]],
             permute_positions(model, batch, repeats=2),
-            out_of_distribution(model, {1: MATRICES}, n=8, seed=3),
+            evaluate_ood(model, {1: MATRICES}, n=8, seed=3),
         ]
 
     both(work)
@@ -284,7 +304,7 @@ def test_language_models_are_measured_there(neox):
     def work(device):
         hf = deepcopy(neox[0]).to(device)
         bridge = build_bridge_from_module(hf, "GPTNeoXForCausalLM", hf_config=hf.config)
-        plain_values = pl.measure(bridge, prompts, pl.LANGUAGE, reduce=None)
+        plain_values = pl.measure(bridge, prompts, pl.lm.DEFAULT_METRICS, reduce=None)
         with pl.intervene(bridge, pl.AblateHeads([(1, 0)], "zero")):
             changed = pl.measure(bridge, prompts[1:3], ["collapse", "repetition"], reduce=None)
         return [plain_values, changed]

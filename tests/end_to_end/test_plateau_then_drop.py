@@ -5,8 +5,15 @@ import torch
 
 import plateaulens as pl
 
-TASK = pl.MovingWindowSum(n=8, k=2, p=17)
-WATCH = [pl.loss, pl.accuracy, pl.position_accuracy, pl.repetition, pl.collapse, pl.attention_progress]
+TASK = pl.tasks.MovingWindowSum(n=8, k=2, p=17)
+WATCH = [
+    pl.metrics.loss,
+    pl.metrics.accuracy,
+    pl.metrics.position_accuracy,
+    pl.metrics.repetition,
+    pl.metrics.collapse,
+    pl.metrics.attention_progress,
+]
 
 
 def curves(seed, steps):
@@ -15,9 +22,9 @@ def curves(seed, steps):
     torch.set_num_threads(1)
     try:
         model = pl.Transformer(pl.ModelConfig.for_task(TASK, d_model=64, seed=seed))
-        held = TASK.sample(256, seed=10**6)
+        eval_batch = TASK.sample(256, seed=10**6)
         training = pl.train(model, TASK, pl.TrainConfig(steps=steps, batch_size=64, lr=1e-3, seed=seed))
-        return [pl.measure(model, held, WATCH) for step in training if step.t % 10 == 0]
+        return [pl.measure(model, eval_batch, WATCH) for step in training if step.t % 10 == 0]
     finally:
         torch.set_num_threads(threads)
 

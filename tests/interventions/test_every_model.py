@@ -8,7 +8,7 @@ from plateaulens.hooks import active, refuse_unwritable, sites
 from plateaulens.interventions import INTERVENTIONS, from_json
 from plateaulens.models.parameter_groups import PARTS, parameters_of
 
-TASK = pl.MovingWindowSum(n=4, k=2, p=5)  # 9 tokens, 8 targets, prompt 5
+TASK = pl.tasks.MovingWindowSum(n=4, k=2, p=5)  # 9 tokens, 8 targets, prompt 5
 PATTERN, Z, RESID = "blocks.1.attn.hook_pattern", "blocks.1.attn.hook_z", "blocks.1.hook_resid_pre"
 KINDS = ("linear", "softmax", "tl", "neox", "olmo2")
 
@@ -86,8 +86,8 @@ def optimal(pattern):
 
 
 CASES = {
-    "scale": (pl.ScaleAttention(TASK, by=3.0), PATTERN, lambda a: torch.where(SCALED, a * 3, a)),
-    "scale, renormalised": (pl.ScaleAttention(TASK, by=3.0, renormalise=True), PATTERN, rescaled),
+    "scale": (pl.ScaleAttention(TASK, factor=3.0), PATTERN, lambda a: torch.where(SCALED, a * 3, a)),
+    "scale, renormalized": (pl.ScaleAttention(TASK, factor=3.0, renormalize=True), PATTERN, rescaled),
     "optimal": (pl.OptimalAttention(TASK), PATTERN, optimal),
     "fix": (pl.FixAttention(UNIFORM, layer=1), PATTERN, lambda a: UNIFORM.expand_as(a)),
     "uniform head": (pl.AblateHeads([(1, 1)], "uniform"), PATTERN, put((ALL, 1), UNIFORM)),
@@ -100,7 +100,7 @@ CASES = {
     "patch for any": (pl.Patch(RESID, torch.ones(8, 16)), RESID, torch.ones_like),
     "patch a head": (pl.Patch(Z, torch.ones(3, 8, 2, 8), heads=[0]), Z, put((ALL, ALL, 0), 1.0)),
     "patch rows": (pl.Patch(PATTERN, UNIFORM, heads=[1], positions=[7]), PATTERN, put((ALL, 1, 7), UNIFORM[7])),
-    "steer": (pl.Steer(RESID, VECTOR, by=2.0, positions=[1]), RESID, put((ALL, 1), lambda x: x[:, 1] + 2 * VECTOR)),
+    "steer": (pl.Steer(RESID, VECTOR, factor=2.0, positions=[1]), RESID, put((ALL, 1), lambda x: x[:, 1] + 2 * VECTOR)),
     "steer a head": (
         pl.Steer(Z, VECTOR[:8], heads=[1]),
         Z,
@@ -228,12 +228,14 @@ def test_a_key_value_cache_of_tl_is_counted():
     torch.testing.assert_close(last[:, 0], whole[:, 6], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("task", [pl.Permutation(n=4), pl.Histogram(n=4), pl.PrefixSum(n=4, p=5)], ids=repr)
+@pytest.mark.parametrize(
+    "task", [pl.tasks.Permutation(n=4), pl.tasks.Histogram(n=4), pl.tasks.PrefixSum(n=4, p=5)], ids=repr
+)
 def test_maps_that_differ_from_prompt_to_prompt_follow_the_prompts(task):
     model, batch = ours(task=task), task.sample(5, seed=1)
     plain = pl.trace(model, batch).pattern()
     maps = task.optimal_attention(batch)
-    with pl.intervene(model, pl.ScaleAttention(task, by=0.0)):
+    with pl.intervene(model, pl.ScaleAttention(task, factor=0.0)):
         scaled = pl.trace(model, batch)
     for layer, omega in enumerate(maps, 2 - len(maps)):
         if omega is None:
@@ -261,7 +263,7 @@ def test_what_cannot_act_says_so():
         (pl.Patch(RESID, torch.ones(5, 16)), batch, "covers 5 positions"),
         (pl.AblateHeads([(2, 0)], "zero"), batch, "blocks.2.attn.hook_pattern"),
         (pl.Ablate("blocks.0.hook_result", "zero"), batch, "unknown hook"),
-        (pl.ScaleAttention(pl.Permutation(n=4, compose=3), by=2.0), batch, "deeper model"),
+        (pl.ScaleAttention(pl.tasks.Permutation(n=4, compose=3), factor=2.0), batch, "deeper model"),
         (pl.Ablate("blocks.1.hook_resid_post", "mean", positions=[30]), batch, "never acted"),
     ]
     for change, prompts, message in cases:
@@ -343,7 +345,7 @@ def test_freezing_goes_to_json_and_says_when_it_did_nothing():
     freeze = pl.Freeze("KQ")
     assert from_json(freeze.to_json()) == freeze == pl.Freeze(["KQ"]) != pl.Freeze("KQOV")
     with pytest.raises(ValueError, match="Freeze.*its parameters"), pl.intervene(model, freeze):
-        pl.measure(model, batch, [pl.loss])  # no gradient: nothing to hold
+        pl.measure(model, batch, [pl.metrics.loss])  # no gradient: nothing to hold
     with pl.intervene(model, freeze, pl.Freeze("qk")):  # two may hold the same parameter
         model(batch.inputs)
     assert all(p.requires_grad for p in model.parameters())

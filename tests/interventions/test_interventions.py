@@ -10,8 +10,8 @@ from plateaulens.hooks import active, has_raw_hooks, refuse_unwritable
 from plateaulens.interventions import from_json
 
 PATTERN = "blocks.0.attn.hook_pattern"
-TASK = pl.MovingWindowSum()
-SMALL = pl.MovingWindowSum(n=4, k=2, p=5)
+TASK = pl.tasks.MovingWindowSum()
+SMALL = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
 ATTENTIONS = pytest.mark.parametrize("attention", ["linear", "softmax"])
 
 
@@ -29,7 +29,7 @@ def hooks_of(model):
 def test_scaling_multiplies_thirty_entries_and_no_other(attention, n_layers):
     model, batch = build(TASK, attention, n_layers=n_layers), TASK.sample(4, seed=0)
     plain = pl.trace(model, batch)
-    with pl.intervene(model, pl.ScaleAttention(TASK, by=10.0)):
+    with pl.intervene(model, pl.ScaleAttention(TASK, factor=10.0)):
         scaled = pl.trace(model, batch)
     factor = torch.ones(32, 32)
     for r in range(1, 16):
@@ -46,7 +46,7 @@ def test_scaling_multiplies_thirty_entries_and_no_other(attention, n_layers):
 def test_scaling_by_one_changes_nothing():
     model, batch = build(), SMALL.sample(4, seed=0)
     plain = pl.trace(model, batch).outputs
-    with pl.intervene(model, pl.ScaleAttention(SMALL, by=1.0)):
+    with pl.intervene(model, pl.ScaleAttention(SMALL, factor=1.0)):
         assert torch.equal(pl.trace(model, batch).outputs, plain)
 
 
@@ -120,7 +120,7 @@ def test_a_pattern_holds_for_its_own_prompts_unless_averaged():
 
 def test_what_never_fired_raises_and_what_never_ran_warns():
     model, batch = build(), SMALL.sample(2, seed=0)
-    scale = pl.ScaleAttention(SMALL, by=2.0)
+    scale = pl.ScaleAttention(SMALL, factor=2.0)
     with pytest.warns(UserWarning, match="never ran"), pl.intervene(model, scale):
         pass
     with pytest.raises(ValueError, match="never acted.*hook_pattern"), pl.intervene(model, scale):
@@ -136,11 +136,11 @@ def test_missing_sites_and_maps_raise_on_entering():
     ):
         pass
 
-    class Blind(pl.MovingWindowSum):
+    class Blind(pl.tasks.MovingWindowSum):
         def optimal_attention(self, batch=None):
             return None
 
-    with pytest.raises(ValueError, match="optimal map"), pl.intervene(model, pl.ScaleAttention(Blind(n=4), by=2.0)):
+    with pytest.raises(ValueError, match="optimal map"), pl.intervene(model, pl.ScaleAttention(Blind(n=4), factor=2.0)):
         pass
     assert not hooks_of(model) and not active(model)
 
@@ -148,7 +148,7 @@ def test_missing_sites_and_maps_raise_on_entering():
 def test_hooks_are_gone_after_an_exception():
     model, batch = build(), SMALL.sample(2, seed=0)
     plain = model(batch.inputs)
-    with pytest.raises(RuntimeError, match="boom"), pl.intervene(model, pl.ScaleAttention(SMALL, by=2.0)):
+    with pytest.raises(RuntimeError, match="boom"), pl.intervene(model, pl.ScaleAttention(SMALL, factor=2.0)):
         assert hooks_of(model) and active(model)
         raise RuntimeError("boom")
     assert not hooks_of(model) and not active(model) and torch.equal(model(batch.inputs), plain)
@@ -156,7 +156,7 @@ def test_hooks_are_gone_after_an_exception():
 
 def test_nested_interventions_act_in_order_and_leave_one_by_one():
     model, batch = build(), SMALL.sample(3, seed=0)
-    two, flat = pl.ScaleAttention(SMALL, by=2.0), pl.FixAttention(torch.ones(8, 8).tril())
+    two, flat = pl.ScaleAttention(SMALL, factor=2.0), pl.FixAttention(torch.ones(8, 8).tril())
     (omega,) = SMALL.optimal_attention()
     seen = lambda: pl.trace(model, batch).pattern()[0]  # noqa: E731
     plain = seen()
@@ -179,7 +179,7 @@ def test_json_and_back():
     model, batch = build(), SMALL.sample(2, seed=0)
     pattern = pl.trace(model, batch).pattern()
     values = [
-        pl.ScaleAttention(SMALL, by=2.5),
+        pl.ScaleAttention(SMALL, factor=2.5),
         pl.FixAttention(pattern),
         pl.FixAttention(pattern.mean()),
         pl.FixAttention(torch.rand(8, 8), layer=0),
@@ -188,7 +188,7 @@ def test_json_and_back():
         back = from_json(value.to_json(), value.tensors())
         assert back == value and hash(back) == hash(value) and type(back) is type(value)
     assert len({repr(v.to_json()) for v in values}) == 4 == len(set(values))
-    assert pl.ScaleAttention(SMALL, by=2.0) != pl.ScaleAttention(SMALL, by=3.0)
+    assert pl.ScaleAttention(SMALL, factor=2.0) != pl.ScaleAttention(SMALL, factor=3.0)
     changed = pattern[0].clone()
     changed[0, 0, 0, 0] += 1
     assert pl.FixAttention(changed) != pl.FixAttention(pattern[0])
@@ -198,7 +198,7 @@ def test_json_and_back():
 
 def test_grafting_into_a_changed_model_is_refused():
     model, donor, batch = build(), build(seed=1), SMALL.sample(2, seed=0)
-    for change in (pl.Freeze("attn"), pl.ScaleAttention(SMALL, by=2.0)):
+    for change in (pl.Freeze("attn"), pl.ScaleAttention(SMALL, factor=2.0)):
         with pl.intervene(model, change):
             with pytest.raises(ValueError, match="cannot graft while .* is active"):
                 pl.graft(model, donor, "attn")
@@ -255,7 +255,7 @@ def test_an_unknown_site_gives_the_nearest():
 
 def test_a_map_of_another_task_or_an_empty_pattern_is_refused():
     model, batch = build(), SMALL.sample(2, seed=0)
-    with pytest.raises(ValueError, match="another task"), pl.intervene(model, pl.ScaleAttention(TASK, by=2.0)):
+    with pytest.raises(ValueError, match="another task"), pl.intervene(model, pl.ScaleAttention(TASK, factor=2.0)):
         pass
     with pytest.raises(ValueError, match="holds no map"):
         pl.FixAttention(pl.trace(model, batch, ["outputs"]).pattern())

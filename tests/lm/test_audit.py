@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from plateaulens.lm import audit as auditing
-from plateaulens.lm.audit import audit, warn_once
+from plateaulens.lm import weight_audit as auditing
 from plateaulens.lm.known_issues import REPORTS, reports_for
 from plateaulens.lm.source import File, LocalSource, Source
+from plateaulens.lm.weight_audit import audit, warn_once
 
 PYTHIA = (0, *(2**i for i in range(10)), *range(1000, 144_000, 1000))
 

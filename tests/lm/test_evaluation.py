@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from test_kill import child
 
 import plateaulens as pl
-from plateaulens.lm import audit
-from plateaulens.lm import evaluation as survey
+from plateaulens.lm import evaluation, weight_audit
 
 WATCH = ["collapse", "repetition", "norm@blocks.*.hook_resid_post", "prediction_entropy"]
 TEXTS = [
@@ -29,12 +28,12 @@ TEXTS = [
 
 @pytest.fixture
 def suite(suite_folder):
-    return pl.local(suite_folder)
+    return pl.lm.from_folder(suite_folder)
 
 
 @pytest.fixture
 def prompts(suite):
-    return pl.Batch.prompts(suite.tokenizer(TEXTS)["input_ids"], 8, pl.Decoding(forbidden=(0,)))
+    return pl.Batch.prompts(suite.tokenizer(TEXTS)["input_ids"], 8, pl.lm.Decoding(forbidden=(0,)))
 
 
 @torch.no_grad()
@@ -69,7 +68,7 @@ def by_hand(folder, texts):
 
 
 def test_it_measures_what_plain_hugging_face_measures_one_prompt_at_a_time(suite, prompts, suite_folder, tmp_path):
-    done = pl.survey(suite, tmp_path / "s", prompts, WATCH, progress=False)
+    done = pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, progress=False)
     assert done.steps == [0, 1, 16, 128]
     for step in done.steps:
         collapse, repetition, said = by_hand(suite_folder / f"step{step}", TEXTS)
@@ -98,24 +97,24 @@ def contents(folder):
 
 
 def test_it_goes_on_where_it_was_and_more_steps_can_be_added(suite, prompts, tmp_path, monkeypatch):
-    whole = pl.survey(suite, tmp_path / "whole", prompts, WATCH, progress=False)
-    pl.survey(suite, tmp_path / "parts", prompts, WATCH, [128, 0], progress=False)
+    whole = pl.lm.evaluate(suite, tmp_path / "whole", prompts, WATCH, progress=False)
+    pl.lm.evaluate(suite, tmp_path / "parts", prompts, WATCH, [128, 0], progress=False)
     opened = []
     monkeypatch.setattr(suite, "_open", lambda step, folder, own=suite._open: opened.append(step) or own(step, folder))
-    parts = pl.survey(suite, tmp_path / "parts", prompts, WATCH, progress=False)
+    parts = pl.lm.evaluate(suite, tmp_path / "parts", prompts, WATCH, progress=False)
     assert opened == [1, 16] and contents(parts.path) == contents(whole.path)
-    pl.survey(suite, tmp_path / "parts", prompts, WATCH, progress=False)
+    pl.lm.evaluate(suite, tmp_path / "parts", prompts, WATCH, progress=False)
     assert opened == [1, 16]
 
 
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])
 def test_killed_again_and_again_it_ends_in_the_same_files(sig, suite, prompts, tmp_path):
-    whole = pl.survey(suite, tmp_path / "whole", prompts, WATCH, progress=False)
+    whole = pl.lm.evaluate(suite, tmp_path / "whole", prompts, WATCH, progress=False)
     seconds = sum(whole.step(step)["seconds"] for step in whole.steps)
 
     def work(path):
         torch.set_num_threads(1)
-        pl.survey(suite, path, prompts, WATCH, progress=False)
+        pl.lm.evaluate(suite, path, prompts, WATCH, progress=False)
 
     done, waits = False, torch.rand(40, generator=torch.Generator().manual_seed(0)) * 2 * seconds + 0.05
     for wait in [*waits.tolist()[:4], None]:
@@ -127,7 +126,7 @@ def test_killed_again_and_again_it_ends_in_the_same_files(sig, suite, prompts, t
 
 
 def test_a_partial_file_is_no_result(suite, prompts, tmp_path):
-    done = pl.survey(suite, tmp_path / "s", prompts, WATCH, [0], progress=False)
+    done = pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, [0], progress=False)
     (done.path / "steps" / ".000016.json.partial").write_text('{"step": 16, "val')
     assert done.steps == [0] and list(done.metrics.index) == [0]
     (done.path / "steps" / "000016.json").write_text('{"step": 16, "val')
@@ -137,35 +136,39 @@ def test_a_partial_file_is_no_result(suite, prompts, tmp_path):
 
 def test_a_folder_of_another_survey_is_refused(suite, prompts, tmp_path):
     path = tmp_path / "s"
-    pl.survey(suite, path, prompts, WATCH, [0], progress=False)
+    pl.lm.evaluate(suite, path, prompts, WATCH, [0], progress=False)
     before = contents(path)
     other = pl.Batch.prompts([row.tolist()[:3] for row in prompts.tokens], 8, prompts.decoding)
     cases = [
-        (dict(prompts=prompts, watch=["collapse"]), "holds a survey with watch"),
-        (dict(prompts=other, watch=WATCH), "other prompts"),
-        (dict(prompts=pl.Batch.prompts([[1]], 5), watch=WATCH), "with n_new 8, not 5"),
-        (dict(prompts=prompts, watch=WATCH, steps=[3]), "no checkpoint of step 3"),
+        (dict(prompts=prompts, metrics=["collapse"]), "holds a survey with watch"),
+        (dict(prompts=other, metrics=WATCH), "other prompts"),
+        (dict(prompts=pl.Batch.prompts([[1]], 5), metrics=WATCH), "with n_new 8, not 5"),
+        (dict(prompts=prompts, metrics=WATCH, steps=[3]), "no checkpoint of step 3"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
-            pl.survey(suite, path, progress=False, **options)
+            pl.lm.evaluate(suite, path, progress=False, **options)
     with pytest.raises(ValueError, match="with dtype"):
-        pl.survey(pl.local(suite.source.folder, dtype=torch.float64), path, prompts, WATCH, progress=False)
+        pl.lm.evaluate(
+            pl.lm.from_folder(suite.source.folder, dtype=torch.float64), path, prompts, WATCH, progress=False
+        )
     assert contents(path) == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(FileExistsError, match="holds no survey"):
-        pl.survey(suite, tmp_path / "full", prompts, WATCH, progress=False)
+        pl.lm.evaluate(suite, tmp_path / "full", prompts, WATCH, progress=False)
     with pytest.raises(FileNotFoundError, match="is not a survey"):
-        pl.Survey(tmp_path / "full")
+        pl.lm.EvaluatedCheckpoints(tmp_path / "full")
 
 
 def test_a_run_is_surveyed_as_a_suite_is(tmp_path):
-    task = pl.MovingWindowSum(n=4, k=2, p=5)
+    task = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16))
     training = pl.train(model, task, pl.TrainConfig(steps=4, batch_size=8))
     run = pl.record(training, tmp_path / "run", task.sample(8, seed=1), every=2, save_every=2, progress=False)
-    done = pl.survey(run, tmp_path / "s", run.held(), ["loss", "collapse", "position_accuracy"], progress=False)
+    done = pl.lm.evaluate(
+        run, tmp_path / "s", run.eval_batch(), ["loss", "collapse", "position_accuracy"], progress=False
+    )
     assert done.steps == run.steps == [0, 2, 4]
     for name in ("loss", "collapse"):
         np.testing.assert_allclose(done.metrics[name], run.metrics[name], atol=1e-5)
@@ -173,10 +176,10 @@ def test_a_run_is_surveyed_as_a_suite_is(tmp_path):
 
 
 def test_defaults_are_a_hundred_questions_and_every_layer(suite, tmp_path):
-    done = pl.survey(suite, tmp_path / "s", steps=[16], progress=False)
+    done = pl.lm.evaluate(suite, tmp_path / "s", steps=[16], progress=False)
     assert done.config["prompts"] == 100 and done.config["n_new"] == 8
     assert {"collapse", "repetition", "rep@2", "distinct@2", "collapse@blocks.1.hook_resid_post"} <= set(done.metrics)
-    assert done.prompts.decoding == pl.Decoding(forbidden=(0,)) and torch.equal(
+    assert done.prompts.decoding == pl.lm.Decoding(forbidden=(0,)) and torch.equal(
         done.prompts.tokens, suite.prompts().tokens
     )
     again = pl.measure(suite.model(16), done.prompts, ["collapse", "anisotropy@unembed.hook_in"])
@@ -185,16 +188,16 @@ def test_defaults_are_a_hundred_questions_and_every_layer(suite, tmp_path):
 
 
 def test_what_will_be_fetched_is_said_first(suite, prompts, tmp_path, capsys):
-    pl.survey(suite, tmp_path / "s", prompts, WATCH, [0, 1])
+    pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, [0, 1])
     said = capsys.readouterr()
-    assert f"{suite.name}: 2 steps (0, 1) of up to" in said.out + said.err
+    assert f"{suite.name}: 2 steps (0, 1) of up to" in said.answer_positions + said.err
 
 
 def test_a_reported_step_is_warned_of_before_it_is_measured(suite, prompts, tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "name", "EleutherAI/pythia-2.8b")
-    monkeypatch.setattr(audit, "_told", set())
+    monkeypatch.setattr(weight_audit, "_told", set())
     with pytest.warns(UserWarning, match="issues/205"):
-        pl.survey(suite, tmp_path / "s", prompts, WATCH, [16], progress=False)
+        pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, [16], progress=False)
 
 
 def test_memory_does_not_grow_with_the_steps(suite):
@@ -221,11 +224,11 @@ def test_nothing_is_measured_of_a_damaged_step(suite_folder, prompts, tmp_path):
     shutil.copytree(suite_folder, tmp_path / "suite")
     path = tmp_path / "suite" / "step16" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-64])
-    suite = pl.local(tmp_path / "suite")
+    suite = pl.lm.from_folder(tmp_path / "suite")
     with pytest.raises(ValueError, match="step16/model.safetensors cannot be read .*; leave its step out with steps="):
-        pl.survey(suite, tmp_path / "s", prompts, WATCH, progress=False)
-    assert pl.Survey(tmp_path / "s").steps == []
-    assert pl.survey(suite, tmp_path / "s", prompts, WATCH, [0, 1], progress=False).steps == [0, 1]
+        pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, progress=False)
+    assert pl.lm.EvaluatedCheckpoints(tmp_path / "s").steps == []
+    assert pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, [0, 1], progress=False).steps == [0, 1]
 
 
 def test_a_step_without_weights_is_left_out_and_said(suite_folder, prompts, tmp_path, capsys):
@@ -233,58 +236,60 @@ def test_a_step_without_weights_is_left_out_and_said(suite_folder, prompts, tmp_
     (tmp_path / "suite" / "step128" / "model.safetensors").unlink()  # a pre-training that was killed, the last step
     shutil.rmtree(tmp_path / "suite" / "step16")
     (tmp_path / "suite" / "step200").mkdir()
-    suite = pl.local(tmp_path / "suite")
+    suite = pl.lm.from_folder(tmp_path / "suite")
     assert suite.prompts(n=1).tokens.shape[0] == 1 and [suite.has_weights(step) for step in suite.steps] == [
         *(True, True, False, False)
     ]
-    assert pl.survey(suite, tmp_path / "s", prompts, WATCH, progress=False).steps == [0, 1]
+    assert pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, progress=False).steps == [0, 1]
     assert "without weights, and left out: 128, 200" in capsys.readouterr().err
     with pytest.raises(ValueError, match="step 200 of suite has no weights; leave it out"):
-        pl.survey(suite, tmp_path / "t", prompts, WATCH, [0, 200], progress=False)
-    assert pl.Survey(tmp_path / "t").steps == []
+        pl.lm.evaluate(suite, tmp_path / "t", prompts, WATCH, [0, 200], progress=False)
+    assert pl.lm.EvaluatedCheckpoints(tmp_path / "t").steps == []
 
 
 def test_results_of_other_weights_are_no_results(suite_folder, prompts, tmp_path):
     """Two suites of one name; or one that was trained anew."""
     for name, step in (("a", "step1"), ("b", "step128")):
         shutil.copytree(suite_folder / step, tmp_path / name / "suite" / "step0")
-    first, second = (pl.local(tmp_path / name / "suite") for name in "ab")
-    done = pl.survey(first, tmp_path / "s", prompts, WATCH, progress=False)
+    first, second = (pl.lm.from_folder(tmp_path / name / "suite") for name in "ab")
+    done = pl.lm.evaluate(first, tmp_path / "s", prompts, WATCH, progress=False)
     with pytest.raises(ValueError, match=r"holds step 0 of other weights than suite has now.*remove steps/000000.json"):
-        pl.survey(second, tmp_path / "s", prompts, WATCH, progress=False)
+        pl.lm.evaluate(second, tmp_path / "s", prompts, WATCH, progress=False)
     shutil.move(tmp_path / "a", tmp_path / "moved")
-    pl.survey(pl.local(tmp_path / "moved" / "suite"), tmp_path / "s", prompts, WATCH, progress=False)
+    pl.lm.evaluate(pl.lm.from_folder(tmp_path / "moved" / "suite"), tmp_path / "s", prompts, WATCH, progress=False)
     (done.path / "steps" / "000000.json").unlink()
-    other = pl.survey(second, tmp_path / "s", prompts, WATCH, progress=False)
-    assert other.step(0)["weights"] == pl.audit(second, progress=False).table.digest[0]
+    other = pl.lm.evaluate(second, tmp_path / "s", prompts, WATCH, progress=False)
+    assert other.step(0)["weights"] == pl.lm.audit(second, progress=False).table.digest[0]
     shutil.copytree(suite_folder / "step16", tmp_path / "b" / "suite" / "stage2-step5")
     with pytest.raises(ValueError, match="holds a survey with pattern"):
-        pl.survey(pl.local(tmp_path / "b" / "suite", r"stage2-step(\d+)"), tmp_path / "s", prompts, WATCH)
+        pl.lm.evaluate(pl.lm.from_folder(tmp_path / "b" / "suite", r"stage2-step(\d+)"), tmp_path / "s", prompts, WATCH)
 
 
 def test_evidence_is_warned_of_once_kept_and_shown_also_of_folders_and_in_parts(
     suite_folder, prompts, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(audit, "_told", set())
+    monkeypatch.setattr(weight_audit, "_told", set())
     for i, step in enumerate((0, 16, 16, 128)):
         shutil.copytree(suite_folder / f"step{step}", tmp_path / "twice" / f"step{i}")
-    suite = pl.local(tmp_path / "twice")
+    suite = pl.lm.from_folder(tmp_path / "twice")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pl.survey(suite, tmp_path / "s", prompts, WATCH, [0, 1], progress=False)
+        pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, [0, 1], progress=False)
     with pytest.warns(UserWarning, match="step 2: serves the weights of step 1 ") as caught:
-        done = pl.survey(pl.local(tmp_path / "twice"), tmp_path / "s", prompts, WATCH, progress=False)
+        done = pl.lm.evaluate(pl.lm.from_folder(tmp_path / "twice"), tmp_path / "s", prompts, WATCH, progress=False)
     assert len(caught) == 1
     assert [bool(done.step(step)["evidence"]) for step in done.steps] == [False, True, True, False]
     page = pl.write_report(done).read_text()
     assert "step 2: serves the weights of step 1 " in page
-    pl.survey(suite, tmp_path / "other", prompts, WATCH, [2], progress=False)
-    other = pl.survey(pl.local(tmp_path / "twice"), tmp_path / "other", prompts, WATCH, [1, 2], progress=False)
+    pl.lm.evaluate(suite, tmp_path / "other", prompts, WATCH, [2], progress=False)
+    other = pl.lm.evaluate(
+        pl.lm.from_folder(tmp_path / "twice"), tmp_path / "other", prompts, WATCH, [1, 2], progress=False
+    )
     assert all(other.step(step)["evidence"] for step in (1, 2))  # whichever came first
-    suite = pl.local(tmp_path / "twice")
+    suite = pl.lm.from_folder(tmp_path / "twice")
     for step in (1, 2):
         suite.look([step])
-    audit._told.clear()
+    weight_audit._told.clear()
     with pytest.warns(UserWarning, match="step 1: serves the weights of step 2 "):
         suite.model(1)
 
@@ -292,45 +297,47 @@ def test_evidence_is_warned_of_once_kept_and_shown_also_of_folders_and_in_parts(
 def test_weights_of_a_folder_are_read_once_while_they_stay_the_same(suite_folder, prompts, tmp_path, monkeypatch):
     shutil.copytree(suite_folder, tmp_path / "suite")
     read = []
-    monkeypatch.setattr(audit, "_tensors", lambda path, own=audit._tensors: read.append(path.parent.name) or own(path))
+    monkeypatch.setattr(
+        weight_audit, "_tensors", lambda path, own=weight_audit._tensors: read.append(path.parent.name) or own(path)
+    )
     for steps in ([0], [0, 1], None, None):
-        pl.survey(pl.local(tmp_path / "suite"), tmp_path / "s", prompts, WATCH, steps, progress=False)
+        pl.lm.evaluate(pl.lm.from_folder(tmp_path / "suite"), tmp_path / "s", prompts, WATCH, steps, progress=False)
     assert read == ["step0", "step1", "step16", "step128"]
     shutil.copy(suite_folder / "step1" / "model.safetensors", tmp_path / "suite" / "step0")
     with pytest.raises(ValueError, match="holds step 0 of other weights"):
-        pl.survey(pl.local(tmp_path / "suite"), tmp_path / "s", prompts, WATCH, progress=False)
+        pl.lm.evaluate(pl.lm.from_folder(tmp_path / "suite"), tmp_path / "s", prompts, WATCH, progress=False)
 
 
 def test_suites_of_ones_own_are_surveyed_whatever_else_they_have(suite, prompts, tmp_path):
     from types import SimpleNamespace
 
     own = SimpleNamespace(steps=[0, 16], model=suite.model, config=SimpleNamespace(hidden=3), source=None)
-    done = pl.survey(own, tmp_path / "own", prompts, WATCH, progress=False)
+    done = pl.lm.evaluate(own, tmp_path / "own", prompts, WATCH, progress=False)
     assert done.steps == [0, 16] and "weights" not in done.step(0)
     pl.write_report(done)
 
 
 def test_a_survey_without_the_papers_two_measures_has_its_page(suite, prompts, tmp_path):
-    norms = pl.survey(suite, tmp_path / "norms", prompts, "norm@*", [0, 16], progress=False)
+    norms = pl.lm.evaluate(suite, tmp_path / "norms", prompts, "norm@*", [0, 16], progress=False)
     page = pl.write_report(norms).read_text()
     assert 'id="layers-norm"' in page and 'id="early"' not in page
     short = pl.Batch.prompts([[1, 2, 3], [4, 5]], 1)
-    one = pl.survey(suite, tmp_path / "one", short, ["collapse", "repetition"], [16], progress=False)
-    assert 'id="early"' not in pl.write_report(one).read_text()  # one token has no neighbour
+    one = pl.lm.evaluate(suite, tmp_path / "one", short, ["collapse", "repetition"], [16], progress=False)
+    assert 'id="early"' not in pl.write_report(one).read_text()  # one token has no neighbor
     with pytest.raises(ValueError, match="a lambda has none"):
-        pl.survey(suite, tmp_path / "l", short, [lambda t: t.generated.float().mean(1)])
+        pl.lm.evaluate(suite, tmp_path / "l", short, [lambda t: t.generated.float().mean(1)])
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "3", '{"step": 16}'])
 def test_json_of_another_shape_is_damaged(text, suite, prompts, tmp_path):
-    done = pl.survey(suite, tmp_path / "s", prompts, WATCH, [16], progress=False)
+    done = pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, [16], progress=False)
     (done.path / "steps" / "000016.json").write_text(text)
     with pytest.raises(ValueError, match="000016.json is damaged"):
         done.step(16)
-    (done.path / "survey.json").write_text(text)
-    with pytest.raises(ValueError, match="survey.json is damaged"):
-        pl.Survey(done.path)
+    (done.path / "evaluation.json").write_text(text)
+    with pytest.raises(ValueError, match="evaluation.json is damaged"):
+        pl.lm.EvaluatedCheckpoints(done.path)
 
 
 def test_survey_module_states_its_protocol():
-    assert survey.LANGUAGE[:2] == ("collapse", "repetition")
+    assert evaluation.LANGUAGE_METRICS[:2] == ("collapse", "repetition")

@@ -19,11 +19,11 @@ SITES = ["blocks.0.hook_resid_pre", "blocks.1.attn.hook_q", "blocks.1.hook_resid
 def prompts(lengths=tuple(LENGTHS), n_new=6, seed=0, **decoding):
     rng = torch.Generator().manual_seed(seed)
     rows = [torch.randint(1, 50, (n,), generator=rng).tolist() for n in lengths]
-    return pl.Batch.prompts(rows, n_new, pl.Decoding(**decoding))
+    return pl.Batch.prompts(rows, n_new, pl.lm.Decoding(**decoding))
 
 
 def rows_of(batch):
-    return [row[: end + 1] for row, end in zip(batch.tokens, batch.out[:, 0].tolist())]
+    return [row[: end + 1] for row, end in zip(batch.tokens, batch.answer_positions[:, 0].tolist())]
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def test_prompts_of_unequal_length_together_say_what_each_says_alone(kind, reque
     batch = prompts()
     said, states, logits = by_hand(hf, batch)
     got = generate(bridge, batch, SITES, logits=True)
-    assert torch.equal(got.tokens, said) and not got.unsure.any()
+    assert torch.equal(got.tokens, said) and not got.near_ties.any()
     torch.testing.assert_close(got.logits, logits, rtol=1e-5, atol=2e-5)
     for site, layer in (("blocks.0.hook_resid_pre", 0), ("unembed.hook_in", -1)):
         torch.testing.assert_close(got.rows[site], states[:, :, layer], rtol=1e-5, atol=2e-5)
@@ -124,16 +124,16 @@ def test_near_ties_are_run_again_alone_and_uncached_and_counted(neox, monkeypatc
     bridge = build_bridge_from_module(deepcopy(hf), "GPTNeoXForCausalLM", hf_config=hf.config)
     seen = calls(monkeypatch)
     got = generate(bridge, batch, SITES, logits=True)
-    alone = got.unsure.any(1)
+    alone = got.near_ties.any(1)
     assert alone[1] and not alone.all()
     again = [shape for shape, cached in seen if not cached]
     assert again and all(n == 1 for n, _ in again)
-    assert {length for _, length in again} >= {LENGTHS[1] + int(got.unsure[1].nonzero()[0, 0])}
+    assert {length for _, length in again} >= {LENGTHS[1] + int(got.near_ties[1].nonzero()[0, 0])}
     said, states, logits = by_hand(hf, batch)
     assert torch.equal(got.tokens, said)
     torch.testing.assert_close(got.rows["unembed.hook_in"], states[:, :, -1], rtol=1e-5, atol=2e-5)
     torch.testing.assert_close(got.logits, logits, rtol=1e-5, atol=2e-5)
-    assert torch.equal(pl.trace(bridge, batch, ["generated"]).unsure, got.unsure)
+    assert torch.equal(pl.trace(bridge, batch, ["generated"]).near_ties, got.near_ties)
 
 
 def test_in_float64_the_company_does_not_matter_either(neox):
@@ -147,42 +147,42 @@ def test_in_float64_the_company_does_not_matter_either(neox):
     said, states, _ = by_hand(hf, batch)
     for sites in (["unembed.hook_in"], SITES):  # without the bridge's hooks, and with them
         got = generate(bridge, batch, sites)
-        assert torch.equal(got.tokens, said) and not got.unsure.any()
+        assert torch.equal(got.tokens, said) and not got.near_ties.any()
         torch.testing.assert_close(got.rows["unembed.hook_in"], states[:, :, -1], rtol=1e-6, atol=1e-6)
 
 
 def test_scores_that_are_no_numbers_are_not_told_apart():
     nothing = torch.full((2, 50), torch.nan)
-    assert choosing.choose(nothing.clone(), pl.Decoding(), None)[1].all()
+    assert choosing.choose(nothing.clone(), pl.lm.Decoding(), None)[1].all()
     for k in (None, 1, 2, 49):
-        assert choosing.choose(nothing.clone(), pl.Decoding(sample=True, top_k=k), torch.rand(2, 50))[1].all()
+        assert choosing.choose(nothing.clone(), pl.lm.Decoding(sample=True, top_k=k), torch.rand(2, 50))[1].all()
 
 
 def test_near_is_a_difference_of_logits_at_any_temperature_and_beyond_the_last_of_the_likeliest():
-    def unsure(*scores, noise, **decoding):
-        drawn = choosing.choose(torch.tensor([scores]), pl.Decoding(sample=True, **decoding), torch.tensor([noise]))
+    def near_ties(*scores, noise, **decoding):
+        drawn = choosing.choose(torch.tensor([scores]), pl.lm.Decoding(sample=True, **decoding), torch.tensor([noise]))
         return bool(drawn[1])
 
     none = [0.0, 0.0, 0.0]
-    assert unsure(5.0, 4.9995, 0.0, noise=none, top_k=None, temperature=0.01)
-    assert not unsure(5.0, 4.9, 0.0, noise=none, top_k=None, temperature=0.01)
-    assert not unsure(5.0, 4.9, 0.0, noise=none, top_k=None, temperature=50.0)
-    assert unsure(5.0, 4.0, 3.9995, 0.0, noise=[0.5, 0.0, 1.5002, 0.0], top_k=2)  # the third, were it the second
-    assert not unsure(5.0, 4.0, 3.9, 0.0, noise=[0.5, 0.0, 1.5997, 0.0], top_k=2)
+    assert near_ties(5.0, 4.9995, 0.0, noise=none, top_k=None, temperature=0.01)
+    assert not near_ties(5.0, 4.9, 0.0, noise=none, top_k=None, temperature=0.01)
+    assert not near_ties(5.0, 4.9, 0.0, noise=none, top_k=None, temperature=50.0)
+    assert near_ties(5.0, 4.0, 3.9995, 0.0, noise=[0.5, 0.0, 1.5002, 0.0], top_k=2)  # the third, were it the second
+    assert not near_ties(5.0, 4.0, 3.9, 0.0, noise=[0.5, 0.0, 1.5997, 0.0], top_k=2)
 
 
 @pytest.mark.parametrize("k", [1, 2, 7])
 def test_the_last_of_the_likeliest_is_unsure_only_where_another_could_have_its_place(k):
     scores = torch.arange(50.0).flip(0)[None].repeat(200, 1)
     noise = -torch.empty(200, 50).exponential_(generator=torch.Generator().manual_seed(0)).log()
-    decoding = pl.Decoding(sample=True, top_k=k, temperature=20.0)  # all of them are drawn
-    token, unsure = choosing.choose(scores.clone(), decoding, noise)
-    assert set(token.flatten().tolist()) == set(range(k)) and not unsure.any()
+    decoding = pl.lm.Decoding(sample=True, top_k=k, temperature=20.0)  # all of them are drawn
+    token, near_ties = choosing.choose(scores.clone(), decoding, noise)
+    assert set(token.flatten().tolist()) == set(range(k)) and not near_ties.any()
     scores[:, k] = scores[:, k - 1] - choosing.NEAR / 2
-    token, unsure = choosing.choose(scores.clone(), decoding, noise)
-    assert unsure[token[:, 0] == k - 1].all() and (k == 1 or not unsure.all())
+    token, near_ties = choosing.choose(scores.clone(), decoding, noise)
+    assert near_ties[token[:, 0] == k - 1].all() and (k == 1 or not near_ties.all())
     better = noise[:, k] - 1 > noise[:, :k].max(1).values  # would be drawn, were it one of them
-    assert better.any() and unsure[better].all()
+    assert better.any() and near_ties[better].all()
 
 
 def test_a_token_that_comes_out_otherwise_alone_changes_all_after_it(neox):
@@ -192,7 +192,7 @@ def test_a_token_that_comes_out_otherwise_alone_changes_all_after_it(neox):
     wrong.tokens[1, 2:] = (wrong.tokens[1, 2:] + 1) % 50
     for tensor in (*wrong.rows.values(), wrong.logits, wrong.entropy):
         tensor[1, 2:] = 0
-    wrong.unsure[1, [2, 4]] = True
+    wrong.near_ties[1, [2, 4]] = True
     generating._run_again(bridge, batch[1:2], wrong, 1)
     assert torch.equal(wrong.tokens, right.tokens)
     for name in SITES:
@@ -215,7 +215,7 @@ def test_sampling_follows_the_softmax(neox):
         p = scores.softmax(-1)
         counts = torch.zeros(50)
         for seed in range(draws):
-            batch = pl.Batch.prompts(prompt, 1, pl.Decoding(sample=True, seed=seed, **options))
+            batch = pl.Batch.prompts(prompt, 1, pl.lm.Decoding(sample=True, seed=seed, **options))
             noise = choosing.gumbel_noise(batch, [6], 50)[:, 0]
             counts[choosing.choose(logits[None], batch.decoding, noise)[0]] += 1
         kept = p > 0
@@ -236,7 +236,7 @@ def test_the_likeliest_and_the_next_are_found_in_blocks_as_in_one(d_vocab):
 
 def test_choosing_leaves_the_logits_as_they_were():
     logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0))
-    for options in (pl.Decoding(forbidden=(3, 7)), pl.Decoding(forbidden=(3, 7), sample=True)):
+    for options in (pl.lm.Decoding(forbidden=(3, 7)), pl.lm.Decoding(forbidden=(3, 7), sample=True)):
         before = logits.clone()
         choosing.choose(logits, options, torch.zeros(5, 50) if options.sample else None)
         assert torch.equal(logits, before)
@@ -253,7 +253,7 @@ def test_draws_belong_to_the_seed_and_leave_the_global_generator_alone(neox):
 
 def test_a_rank_that_rounding_could_change_is_a_near_tie():
     logits = torch.tensor([[3.0, 2.0, 2.0 - 1e-5, 1.0]])
-    decoding = pl.Decoding(sample=True, top_k=2)
+    decoding = pl.lm.Decoding(sample=True, top_k=2)
     for favourite, near in ((0, False), (1, True), (2, True), (3, False)):
         noise = torch.zeros(1, 4)
         noise[0, favourite] = 20.0
@@ -283,19 +283,19 @@ def test_interventions_act_on_cached_decoding_as_on_full_passes(kind, request):
         for name in SITES:
             torch.testing.assert_close(cached.rows[name], full.rows[name], rtol=1e-5, atol=2e-5)
         assert not torch.allclose(cached.rows["unembed.hook_in"], plain.rows["unembed.hook_in"], atol=1e-2)
-    with pytest.raises(ValueError, match="by_length"), pl.intervene(bridge, pl.FixAttention(uniform, layer=0)):
+    with pytest.raises(ValueError, match="split_by_length"), pl.intervene(bridge, pl.FixAttention(uniform, layer=0)):
         generate(bridge, prompts())
 
 
 def test_unequal_prompts_are_measured_under_an_intervention_length_by_length(neox):
     batch = prompts()
     with pl.intervene(neox[1], pl.AblateHeads([(1, 0)], mode="uniform")):
-        got = pl.measure(neox[1], batch.by_length(), ["collapse", "repetition"], reduce=None)["collapse"]
-        one = torch.cat([pl.measure(neox[1], b, ["collapse"], None)["collapse"] for b in batch.by_length()])
+        got = pl.measure(neox[1], batch.split_by_length(), ["collapse", "repetition"], reduce=None)["collapse"]
+        one = torch.cat([pl.measure(neox[1], b, ["collapse"], None)["collapse"] for b in batch.split_by_length()])
     torch.testing.assert_close(got, one, rtol=1e-5, atol=1e-5)
-    assert [len(b) for b in batch.by_length()] == [1, 1, 2, 1, 1, 1]
-    assert [b.prompt_len for b in batch.by_length()] == sorted(set(LENGTHS))
-    assert all(b.tokens.shape[1] == b.prompt_len for b in batch.by_length())
+    assert [len(b) for b in batch.split_by_length()] == [1, 1, 2, 1, 1, 1]
+    assert [b.prompt_len for b in batch.split_by_length()] == sorted(set(LENGTHS))
+    assert all(b.tokens.shape[1] == b.prompt_len for b in batch.split_by_length())
 
 
 def test_a_trace_of_unequal_prompts_has_their_rows_and_refuses_what_has_none(neox):
@@ -314,9 +314,9 @@ def test_a_trace_of_unequal_prompts_has_their_rows_and_refuses_what_has_none(neo
     torch.testing.assert_close(
         got["norm@blocks.0.hook_resid_post"], states[:, :, 1].norm(dim=-1).mean(-1), rtol=1e-5, atol=1e-5
     )
-    for reads in (["outputs"], ["blocks.0.attn.hook_pattern"], None):
-        with pytest.raises(ValueError, match="1 to 14 tokens.*by_length"):
-            pl.trace(bridge, batch, reads)
+    for requires in (["outputs"], ["blocks.0.attn.hook_pattern"], None):
+        with pytest.raises(ValueError, match="1 to 14 tokens.*split_by_length"):
+            pl.trace(bridge, batch, requires)
 
 
 def test_models_without_masks_answer_length_by_length(monkeypatch):
@@ -352,4 +352,4 @@ def test_bad_input_gives_one_line():
         pl.Batch.prompts([])
     for wrong in (dict(temperature=0.0), dict(top_k=0), dict(seed=-1)):
         with pytest.raises(ValueError, match="temperature must be above 0"):
-            pl.Decoding(**wrong)
+            pl.lm.Decoding(**wrong)

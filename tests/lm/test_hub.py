@@ -190,7 +190,7 @@ def test_a_part_of_a_revision_leaves_the_rest_where_it_is(source, folders):
 
 
 def test_a_token_is_shown_to_the_hub_and_to_nobody_it_points_to(hub, tmp_path):
-    source = pl.hub("org/name", cache=tmp_path, token="hf_secret").source
+    source = pl.lm.from_hub("org/name", cache=tmp_path, token="hf_secret").source
     source.fetch("step0", source.files("step0"))
     redirected = [r.token for r in hub.requests(WEIGHTS)]
     assert redirected == ["Bearer hf_secret", None]
@@ -376,12 +376,12 @@ def test_the_cap_is_never_exceeded_partial_files_included(hub, source, folders):
     source.max_bytes = 2 * size
     most, done = [0], threading.Event()
 
-    def watch():
+    def metrics():
         while not done.is_set():
             most.append(min(source.used for _ in range(3)))  # one look may see a file both before and after it goes
 
     hub.fail("slow", WEIGHTS, rate=3e6, times=None)
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=metrics)
     watcher.start()
     try:
         for step in (*STEPS, "step0"):

@@ -85,7 +85,7 @@ def test_every_window_is_drawn_also_the_first_and_the_last():
 
 def test_all_next_tokens_are_scored_and_answers():
     batch = Text(tokens=torch.arange(30), context=5).sample(4, seed=0)
-    assert batch.inputs.shape == (4, 5) and batch.scored.all()
+    assert batch.inputs.shape == (4, 5) and batch.loss_mask.all()
     assert torch.equal(batch.answers, batch.inputs + 1)
 
 
@@ -94,9 +94,9 @@ def test_the_loss_is_cross_entropy_for_logits_and_for_hugging_face():
     batch, logits = task.sample(3, seed=0), torch.randn(3, 6, 11)
     rows = [-logits[i, j].log_softmax(-1)[batch.tokens[i, j + 1]] for i in range(3) for j in range(6)]
     expected = sum(rows) / len(rows)
-    held = type("Output", (), {"logits": logits})()
+    eval_batch = type("Output", (), {"logits": logits})()
     assert task.loss(logits, batch).item() == pytest.approx(expected.item(), abs=1e-6)
-    assert torch.equal(task.loss(held, batch), task.loss(logits, batch))
+    assert torch.equal(task.loss(eval_batch, batch), task.loss(logits, batch))
 
 
 def test_a_text_without_a_window_is_refused():
@@ -308,7 +308,7 @@ BAD = {
     "a text too short": (dict(context=400), "windows of 401 tokens"),
     "a step beyond the end": (dict(steps_to_save=[13]), "must lie in 0..steps=12"),
     "a step before the start": (dict(steps_to_save=[-1]), "must lie in 0..steps=12"),
-    "an optimiser for other names": (dict(train=replace(CFG, optimizer="muon")), "use adamw"),
+    "an optimizer for other names": (dict(train=replace(CFG, optimizer="muon")), "use adamw"),
     "whole numbers": (dict(dtype=torch.int8), "floating-point"),
 }
 

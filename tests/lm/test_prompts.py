@@ -8,9 +8,9 @@ from pathlib import Path
 import datasets
 import pytest
 
-from plateaulens.lm import bundled as files
+from plateaulens.lm import bundled_data as files
 from plateaulens.lm import prompts as module
-from plateaulens.lm.bundled import shipped
+from plateaulens.lm.bundled_data import bundled
 from plateaulens.lm.prompts import read_prompts
 
 ARC = Path(__file__).parents[3] / "shared" / "data" / "arc_easy_test_questions.txt"
@@ -159,8 +159,8 @@ def test_shipped_files_lie_in_the_package_or_else_in_the_repository(monkeypatch,
         folder.mkdir()
     monkeypatch.setattr(files, "FOLDERS", (package, repository))
     with pytest.raises(FileNotFoundError, match="no prompts.txt comes with plateaulens"):
-        shipped("prompts.txt")
+        bundled("prompts.txt")
     (repository / "prompts.txt").write_text("theirs\n")
-    assert shipped("prompts.txt") == repository / "prompts.txt"
+    assert bundled("prompts.txt") == repository / "prompts.txt"
     (package / "prompts.txt").write_text("ours\n")
-    assert shipped("prompts.txt") == package / "prompts.txt" and module.read_prompts(n=1) == ["ours"]
+    assert bundled("prompts.txt") == package / "prompts.txt" and module.read_prompts(n=1) == ["ours"]

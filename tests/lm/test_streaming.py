@@ -43,21 +43,21 @@ def hub(suite_folder, monkeypatch, tmp_path):
 
 
 def opened(name="org/small", **options):
-    suite = pl.hub(name, **options)
+    suite = pl.lm.from_hub(name, **options)
     suite.source.client.pause, suite.source.client.patience = 0.01, 5.0
     return suite
 
 
 @pytest.fixture
 def prompts(suite_folder):
-    tokenizer = pl.local(suite_folder).tokenizer
+    tokenizer = pl.lm.from_folder(suite_folder).tokenizer
     return pl.Batch.prompts(tokenizer(["Why?", "What floats on water?"])["input_ids"], 4)
 
 
 @pytest.fixture
 def expected(suite_folder, prompts, tmp_path):
     """The same steps as folders."""
-    return pl.survey(pl.local(suite_folder), tmp_path / "expected", prompts, WATCH, progress=False)
+    return pl.lm.evaluate(pl.lm.from_folder(suite_folder), tmp_path / "expected", prompts, WATCH, progress=False)
 
 
 def same(done, expected, steps=(0, 1, 16, 128)):
@@ -68,7 +68,7 @@ def same(done, expected, steps=(0, 1, 16, 128)):
 
 
 def test_steps_are_listed_without_a_download(hub):
-    suite = pl.pythia("14m")
+    suite = pl.lm.pythia("14m")
     assert suite.steps == [0, 1, 16, 128] and suite.tokens(16) == 16 * 2_097_152
     assert suite.size(16) > 5_000 and not hub.requests("/resolve/")
     assert hub.requests("/refs") and len(hub.requests("/tree/")) == 1
@@ -76,17 +76,17 @@ def test_steps_are_listed_without_a_download(hub):
 
 
 def test_olmos_stages_and_tokens_are_resolved_by_step(hub, prompts, expected, tmp_path):
-    suite = pl.olmo2("7B")
+    suite = pl.lm.olmo2("7B")
     assert suite.steps == [0, 150, 600] and suite.revision(150) == "stage1-step150-tokens1B"
     assert suite.tokens(600) == 3 * 10**9
-    annealed = pl.olmo2("7b", stage=2)
+    annealed = pl.lm.olmo2("7b", stage=2)
     assert annealed.steps == [150] and annealed.revision(150).startswith("stage2-ingredient1")
-    done = pl.survey(suite, tmp_path / "s", prompts, WATCH, [600], progress=False)
+    done = pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, [600], progress=False)
     assert done.step(600)["values"] == expected.step(128)["values"]
 
 
 def test_over_a_hub_the_same_is_measured_as_of_folders(hub, prompts, expected, tmp_path):
-    done = pl.survey(opened(), tmp_path / "s", prompts, WATCH, progress=False)
+    done = pl.lm.evaluate(opened(), tmp_path / "s", prompts, WATCH, progress=False)
     same(done, expected)
     kept = done.step(16)
     assert kept["revision"] == "step16" and kept["files"][WEIGHTS].startswith("sha256:")
@@ -106,7 +106,7 @@ FAULTS = [
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f['kind']}{f.get('status', '')}")
 def test_a_fault_that_passes_changes_nothing(fault, hub, prompts, expected, tmp_path):
     hub.fail(match=WEIGHTS, revision="step16", **fault)
-    same(pl.survey(opened(), tmp_path / "s", prompts, WATCH, progress=False), expected)
+    same(pl.lm.evaluate(opened(), tmp_path / "s", prompts, WATCH, progress=False), expected)
 
 
 @pytest.mark.parametrize("fault", [dict(kind="corrupt", after=5000), dict(kind="status", status=503)], ids=str)
@@ -115,11 +115,11 @@ def test_a_fault_that_stays_ends_in_one_line_and_nothing_wrong_is_measured(fault
     suite = opened()
     suite.source.client.patience = 0.05
     with pytest.raises((ValueError, ConnectionError)) as error:
-        pl.survey(suite, tmp_path / "s", prompts, WATCH, progress=False)
+        pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, progress=False)
     assert "\n" not in str(error.value) and "step16" in str(error.value)
-    same(pl.Survey(tmp_path / "s"), expected, [0, 1])
+    same(pl.lm.EvaluatedCheckpoints(tmp_path / "s"), expected, [0, 1])
     fault.times = 0
-    same(pl.survey(opened(), tmp_path / "s", prompts, WATCH, progress=False), expected)
+    same(pl.lm.evaluate(opened(), tmp_path / "s", prompts, WATCH, progress=False), expected)
 
 
 def test_a_revision_that_is_gone_is_one_line(hub, prompts, tmp_path):
@@ -127,7 +127,7 @@ def test_a_revision_that_is_gone_is_one_line(hub, prompts, tmp_path):
     repo = hub.repos["org/small"]
     del repo.commits[repo.branches["step16"]]
     with pytest.raises(ValueError, match="step16"):
-        pl.survey(suite, tmp_path / "s", prompts, WATCH, progress=False)
+        pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, progress=False)
     with pytest.raises(ValueError, match="no checkpoint of step 17; nearest: 16"):
         suite.model(17)
     with pytest.raises(ValueError, match="nobody"):
@@ -159,7 +159,7 @@ def test_the_disk_stays_under_the_cap_while_models_pass_by(most, hub, prompts, e
     thread = threading.Thread(target=watched, args=(tmp_path / "cache", stop, seen))
     thread.start()
     try:
-        done = pl.survey(suite, tmp_path / "s", prompts, WATCH, progress=False)
+        done = pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, progress=False)
     finally:
         stop.set()
         thread.join()
@@ -216,7 +216,7 @@ def test_what_another_process_evicts_while_it_is_opened_is_fetched_again(hub, su
     monkeypatch.setattr("plateaulens.lm.suite.open_model", stolen)
     ((step, model),) = suite.walk([16])
     assert step == 16 and len(evicted) == 1 and [r.status for r in hub.requests(WEIGHTS) if r.sent] == [200, 200]
-    assert torch.equal(model.W_E, pl.local(suite_folder).model(16).W_E)
+    assert torch.equal(model.W_E, pl.lm.from_folder(suite_folder).model(16).W_E)
 
 
 def test_leaving_a_walk_stops_the_download_behind_it(hub):
@@ -230,10 +230,10 @@ def test_leaving_a_walk_stops_the_download_behind_it(hub):
 
 
 def test_a_branch_with_anothers_weights_is_warned_of_with_the_evidence(hub, prompts, tmp_path):
-    found = pl.audit(opened("org/wrong"), progress=False)
+    found = pl.lm.audit(opened("org/wrong"), progress=False)
     assert found.duplicates[0].steps == (1, 128) and found.duplicates[0].main and not hub.requests("/resolve/")
     with pytest.warns(UserWarning, match=r"step 1: serves the weights of main.*sha256"):
-        pl.survey(opened("org/wrong"), tmp_path / "s", prompts, WATCH, [1], progress=False)
+        pl.lm.evaluate(opened("org/wrong"), tmp_path / "s", prompts, WATCH, [1], progress=False)
     audit._told.clear()
     with pytest.warns(UserWarning, match=r"step 1: serves the weights of main.*sha256"):
         list(opened("org/wrong").walk([1]))
@@ -243,9 +243,9 @@ CHILD = """
 import sys, torch
 torch.set_num_threads(1)
 import plateaulens as pl
-suite = pl.pythia("14m")
+suite = pl.lm.pythia("14m")
 batch = pl.Batch.prompts(suite.tokenizer(["Why?", "What floats on water?"])["input_ids"], 4)
-pl.survey(suite, sys.argv[1], batch, ["collapse", "repetition"], progress=False)
+pl.lm.evaluate(suite, sys.argv[1], batch, ["collapse", "repetition"], progress=False)
 """
 
 
@@ -271,7 +271,7 @@ def test_killed_in_the_middle_of_a_walk_it_loses_at_most_the_step_in_flight(hub,
         slow[i].times = 0
     done = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path / "s")], env=env)
     assert done.returncode == 0
-    same(pl.Survey(tmp_path / "s"), expected)
+    same(pl.lm.EvaluatedCheckpoints(tmp_path / "s"), expected)
 
 
 def _of(hub, request, step):
@@ -280,7 +280,7 @@ def _of(hub, request, step):
 
 def test_patching_across_steps_of_a_hub_fetches_what_it_needs(hub):
     batch = pl.Batch.prompts(torch.arange(1, 25).view(4, 6), 3)
-    grid = pl.patch_across_steps(opened(), batch, watch=["collapse"], sources=[128], targets=[0, 1], progress=False)
+    grid = pl.patch_across_steps(opened(), batch, metrics=["collapse"], sources=[128], targets=[0, 1], progress=False)
     assert grid.collapse.shape == (1, 2)
 
 
@@ -290,7 +290,7 @@ def test_offline_it_says_what_to_do(monkeypatch, suite_folder, tmp_path):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError) as error:
-        pl.pythia("14m").steps  # noqa: B018
+        pl.lm.pythia("14m").steps  # noqa: B018
     assert "\n" not in str(error.value) and "HF_HUB_OFFLINE" in str(error.value)
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import plateaulens as pl
-from plateaulens.lm.pretrained import PYTHIA_STEPS, open_suite
+from plateaulens.lm.pretrained import PYTHIA_STEPS, load
 from plateaulens.lm.source import File, steps_of, weight_files
 
 
@@ -25,7 +25,7 @@ def folder(suite_folder, tmp_path):
 
 
 def test_steps_are_numbers_in_order_and_models_are_those_of_their_folders(suite_folder):
-    suite, prompt = pl.local(suite_folder), torch.arange(1, 9)[None]
+    suite, prompt = pl.lm.from_folder(suite_folder), torch.arange(1, 9)[None]
     assert suite.steps == [0, 1, 16, 128] and suite.revision(16) == "step16"
     seen = []
     for step in suite.steps:
@@ -43,13 +43,13 @@ def test_the_residual_stream_is_that_of_the_checkpoint_unprocessed(suite_folder)
     prompt = torch.arange(1, 9)[None]
     with torch.no_grad():
         hidden = plain(suite_folder / "step16")(prompt, output_hidden_states=True).hidden_states
-        _, cache = pl.local(suite_folder).model(16).run_with_cache(prompt)
+        _, cache = pl.lm.from_folder(suite_folder).model(16).run_with_cache(prompt)
     torch.testing.assert_close(cache["blocks.1.hook_resid_pre"], hidden[1], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(cache["unembed.hook_in"], hidden[-1], rtol=1e-5, atol=1e-5)
 
 
 def test_a_walk_gives_the_models_of_its_steps_and_can_be_left(suite_folder):
-    suite, prompt = pl.local(suite_folder), torch.arange(1, 9)[None]
+    suite, prompt = pl.lm.from_folder(suite_folder), torch.arange(1, 9)[None]
     for step, model in suite.walk([128, 0]):
         torch.testing.assert_close(model(prompt), suite.model(step)(prompt))
     for _step, _model in suite.walk():
@@ -59,30 +59,31 @@ def test_a_walk_gives_the_models_of_its_steps_and_can_be_left(suite_folder):
 
 
 def test_the_dtype_is_float32_unless_asked(suite_folder):
-    assert next(pl.local(suite_folder).model(0).parameters()).dtype == torch.float32
-    half = pl.local(suite_folder, dtype=torch.bfloat16).model(0)
+    assert next(pl.lm.from_folder(suite_folder).model(0).parameters()).dtype == torch.float32
+    half = pl.lm.from_folder(suite_folder, dtype=torch.bfloat16).model(0)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
 
 
 def test_a_device_map_is_passed_on(suite_folder):
-    model = pl.local(suite_folder, device_map={"": "cpu"}).model(16)
+    model = pl.lm.from_folder(suite_folder, device_map={"": "cpu"}).model(16)
     torch.testing.assert_close(
-        model(torch.ones(1, 3).long()), pl.local(suite_folder).model(16)(torch.ones(1, 3).long())
+        model(torch.ones(1, 3).long()), pl.lm.from_folder(suite_folder).model(16)(torch.ones(1, 3).long())
     )
 
 
 def test_pickled_and_sharded_weights_open_too(folder):
     weights = load_file(folder / "step16" / "model.safetensors")
-    expected = pl.local(folder).model(16)(torch.arange(1, 9)[None])
+    expected = pl.lm.from_folder(folder).model(16)(torch.arange(1, 9)[None])
     (folder / "step16" / "model.safetensors").unlink()
     torch.save(weights, folder / "step16" / "pytorch_model.bin")
-    torch.testing.assert_close(pl.local(folder).model(16)(torch.arange(1, 9)[None]), expected)
+    torch.testing.assert_close(pl.lm.from_folder(folder).model(16)(torch.arange(1, 9)[None]), expected)
     (folder / "step16" / "pytorch_model.bin").unlink()
     plain(folder / "step1").save_pretrained(folder / "step16", max_shard_size="20KB")
-    shards = [f.path for f in pl.local(folder).files(16)]
+    shards = [f.path for f in pl.lm.from_folder(folder).files(16)]
     assert len(shards) > 3 and "model.safetensors.index.json" in shards
     torch.testing.assert_close(
-        pl.local(folder).model(16)(torch.arange(1, 9)[None]), pl.local(folder).model(1)(torch.arange(1, 9)[None])
+        pl.lm.from_folder(folder).model(16)(torch.arange(1, 9)[None]),
+        pl.lm.from_folder(folder).model(1)(torch.arange(1, 9)[None]),
     )
 
 
@@ -114,9 +115,9 @@ def damaged(folder, how):
 def test_no_damaged_checkpoint_is_opened(how, folder):
     damaged(folder, how)
     with pytest.raises(ValueError, match="step 16") as error:
-        pl.local(folder).model(16)
+        pl.lm.from_folder(folder).model(16)
     assert "\n" not in str(error.value)
-    pl.local(folder).model(1)
+    pl.lm.from_folder(folder).model(1)
 
 
 def test_a_bridge_that_computes_something_else_is_refused(suite_folder, monkeypatch):
@@ -132,17 +133,17 @@ def test_a_bridge_that_computes_something_else_is_refused(suite_folder, monkeypa
 
     monkeypatch.setattr(TransformerBridge, "boot_transformers", wrong)
     with pytest.raises(ValueError, match="off by .* of Hugging Face's logits"):
-        pl.local(suite_folder).model(16)
+        pl.lm.from_folder(suite_folder).model(16)
 
 
 def test_prompts_are_the_tokenizers_and_the_text_never_ends_early(suite_folder, tmp_path):
     (tmp_path / "mine.txt").write_text("Why?\nWhat is a plateau?\n")
-    suite = pl.local(suite_folder)
+    suite = pl.lm.from_folder(suite_folder)
     batch = suite.prompts(tmp_path / "mine.txt", n=2, n_new=4)
-    assert batch.out[:, 0].tolist() == [3, 17] and batch.n_new == 4 and batch.decoding.forbidden == (0,)
+    assert batch.answer_positions[:, 0].tolist() == [3, 17] and batch.n_new == 4 and batch.decoding.forbidden == (0,)
     assert suite.tokenizer.decode(batch.tokens[1]) == "What is a plateau?"
     drawn = suite.prompts(n=3, sample=True, draws=5, top_k=None)
-    assert drawn.decoding == pl.Decoding(sample=True, seed=5, top_k=None, forbidden=(0,))
+    assert drawn.decoding == pl.lm.Decoding(sample=True, seed=5, top_k=None, forbidden=(0,))
     assert len(suite.prompts()) == 100
 
 
@@ -177,8 +178,8 @@ def test_suites_by_name(suite_folder):
         str(suite_folder): suite_folder.name,
     }
     for word, name in names.items():
-        assert open_suite(word).name == name
-    assert pl.pythia("14m").expected == PYTHIA_STEPS
+        assert load(word).name == name
+    assert pl.lm.pythia("14m").expected == PYTHIA_STEPS
     for word in (
         "pythia-15m",
         "olmo2-3b",
@@ -189,24 +190,24 @@ def test_suites_by_name(suite_folder):
         "pythia-12b-seed3",
     ):
         with pytest.raises(ValueError):
-            open_suite(word)
+            load(word)
     with pytest.raises(FileNotFoundError, match="no sub-folders step0"):
-        pl.local(suite_folder / "step0")
+        pl.lm.from_folder(suite_folder / "step0")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        pl.local(suite_folder / "nothing")
+        pl.lm.from_folder(suite_folder / "nothing")
 
 
 def test_a_folder_that_is_a_run_is_said_to_be_one(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match="it is a run, which plateaulens.Run opens"):
-        pl.local(tmp_path)
+        pl.lm.from_folder(tmp_path)
 
 
 def test_a_suite_without_a_tokenizer_has_models_and_none_is_made_up(folder):
     for path in folder.glob("*/*"):
         if path.name.startswith(("tokenizer", "special")):
             path.unlink()
-    suite = pl.local(folder)
+    suite = pl.lm.from_folder(folder)
     assert suite.model(16).tokenizer is None
     with pytest.raises(ValueError, match="has no tokenizer;"):
         suite.prompts()
@@ -217,27 +218,27 @@ def test_the_tokenizer_of_any_step_will_do(folder):
         for path in (folder / f"step{step}").glob("tokenizer*"):
             path.unlink()
     (folder / "step128" / "model.safetensors").unlink()
-    suite = pl.local(folder)
+    suite = pl.lm.from_folder(folder)
     assert suite.tokenizer("Why?")["input_ids"] and suite.model(16).tokenizer is not None
 
 
 def test_prompts_can_be_given_as_they_are(suite_folder):
-    suite = pl.local(suite_folder)
+    suite = pl.lm.from_folder(suite_folder)
     batch = suite.prompts(["Why?", "What floats on water?"], n_new=4)
     assert len(batch) == 2 and batch.decoding.forbidden and batch.n_new == 4
-    assert suite.tokenizer.decode(batch.tokens[0, : batch.out[0, 0] + 1].tolist()) == "Why?"
+    assert suite.tokenizer.decode(batch.tokens[0, : batch.answer_positions[0, 0] + 1].tolist()) == "Why?"
 
 
 def test_tokens_seen(suite_folder):
-    suite = pl.local(suite_folder, tokens_a_step=2048)
-    assert suite.tokens(16) == 32768 and pl.local(suite_folder).tokens(16) is None
+    suite = pl.lm.from_folder(suite_folder, tokens_a_step=2048)
+    assert suite.tokens(16) == 32768 and pl.lm.from_folder(suite_folder).tokens(16) is None
 
 
 def test_analysis_takes_a_suite_as_it_takes_a_run(suite_folder):
-    suite = pl.local(suite_folder)
+    suite = pl.lm.from_folder(suite_folder)
     batch = pl.Batch.prompts(torch.arange(1, 25).view(4, 6), 3)
-    grid = pl.patch_across_steps(suite, batch, watch=["collapse", "repetition"], sources=[16, 128], targets=[0, 1])
+    grid = pl.patch_across_steps(suite, batch, metrics=["collapse", "repetition"], sources=[16, 128], targets=[0, 1])
     with pl.intervene(model := suite.model(0), pl.FixAttention(pl.trace(suite.model(16), batch).pattern())):
         expected = pl.measure(model, batch, ["collapse"])["collapse"]
     assert float(grid.collapse.sel(source=16, target=0)) == pytest.approx(float(expected), abs=1e-5)
-    assert pl.evolve(suite, batch).steps == suite.steps
+    assert pl.analysis.trace_checkpoints(suite, batch).steps == suite.steps

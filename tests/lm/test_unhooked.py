@@ -9,7 +9,7 @@ import plateaulens as pl
 from plateaulens.lm import generation as generating
 from plateaulens.lm import unhooked as room
 from plateaulens.lm.generation import generate
-from plateaulens.lm.unhooked import alike, unhooked
+from plateaulens.lm.unhooked import batch_by_length, unhooked
 
 SITES = [*(f"blocks.{i}.hook_resid_{where}" for i in (0, 1) for where in ("pre", "post")), "unembed.hook_in"]
 
@@ -71,7 +71,7 @@ def test_a_weight_that_only_the_bridge_has_is_heeded(name, bridge):
 
 
 def test_a_weight_that_both_have_is_changed_in_both(bridge):
-    bridge.blocks[0].mlp.out.weight.data.mul_(2.0)
+    bridge.blocks[0].mlp.answer_positions.weight.data.mul_(2.0)
     plain = unhooked(bridge).original_model
     tokens = prompts().tokens[:, :3]
     torch.testing.assert_close(plain(tokens).logits, bridge(tokens), rtol=1e-5, atol=1e-5)
@@ -97,8 +97,8 @@ def test_whoever_looks_or_acts_gets_the_bridge(bridge):
 
 def test_prompts_of_about_one_length_go_together():
     lengths = [30, 1, 5, 2, 6, 1, 9, 5]
-    assert alike(lengths, padding=3) == [[1, 5, 3], [2, 7, 4], [6], [0]]
-    assert alike(lengths, padding=0) == [[1, 5], [3], [2, 7], [4], [6], [0]]
-    assert alike(lengths, rows=3) == [[1, 5, 3], [2, 7, 4], [6, 0]]
-    assert alike(lengths, tokens=10) == [[1, 5, 3], [2, 7], [4], [6], [0]]
-    assert alike(lengths) == [[1, 5, 3, 2, 7, 4, 6, 0]]
+    assert batch_by_length(lengths, padding=3) == [[1, 5, 3], [2, 7, 4], [6], [0]]
+    assert batch_by_length(lengths, padding=0) == [[1, 5], [3], [2, 7], [4], [6], [0]]
+    assert batch_by_length(lengths, rows=3) == [[1, 5, 3], [2, 7, 4], [6, 0]]
+    assert batch_by_length(lengths, tokens=10) == [[1, 5, 3], [2, 7], [4], [6], [0]]
+    assert batch_by_length(lengths) == [[1, 5, 3, 2, 7, 4, 6, 0]]

@@ -257,9 +257,9 @@ def test_prediction_entropy_is_the_sum_over_the_vocabulary_however_many_rows_at_
 
 def test_anisotropy_is_the_loop_over_other_examples():
     h = torch.randn(2, 4, 3, 5, generator=rng(0)) + 1.0
-    got, centred = metrics.anisotropy(h), metrics.centred_anisotropy(h)
+    got, centered = metrics.anisotropy(h), metrics.centered_anisotropy(h)
     for m in range(2):
-        for values, x in ((got[m], h[m]), (centred[m], h[m] - h[m].reshape(-1, 5).mean(0))):
+        for values, x in ((got[m], h[m]), (centered[m], h[m] - h[m].reshape(-1, 5).mean(0))):
             for b in range(4):
                 others = [x[c, j].tolist() for c in range(4) if c != b for j in range(3)]
                 pairs = [cosine(x[b, i].tolist(), other) for i in range(3) for other in others]
@@ -268,5 +268,5 @@ def test_anisotropy_is_the_loop_over_other_examples():
 
 def test_one_direction_is_anisotropic_until_it_is_taken_away():
     h = 0.1 * torch.randn(30, 4, 64, generator=rng(0)) + torch.randn(64, generator=rng(1))
-    assert (metrics.anisotropy(h) > 0.95).all() and metrics.centred_anisotropy(h).mean().abs() < 0.05
+    assert (metrics.anisotropy(h) > 0.95).all() and metrics.centered_anisotropy(h).mean().abs() < 0.05
     assert metrics.anisotropy(h[:1]).isnan().all()

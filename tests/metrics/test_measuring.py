@@ -12,7 +12,7 @@ import torch
 import plateaulens as pl
 from plateaulens.metrics import functional as metrics
 from plateaulens.metrics import measuring as measuring
-from plateaulens.metrics.named import AT_SITES
+from plateaulens.metrics.named import STATE_METRICS
 
 
 def rng(seed):
@@ -71,7 +71,7 @@ def test_geometry_is_the_loop_over_leading_axes(metric, out, d):
 def test_geometry_by_hand_and_under_scaling_and_rotation():
     known = [  # norm, stable rank, effective rank, participation ratio
         ([[1, 0.5, 2, -1], [-2, -1, -4, 2], [3, 1.5, 6, -3]], [5, 1, 1, 1]),
-        (3 * np.eye(5, 8), [3, 5, 5, 4]),  # once centred, five orthonormal states span four directions equally
+        (3 * np.eye(5, 8), [3, 5, 5, 4]),  # once centered, five orthonormal states span four directions equally
         ([[2, 0], [0, 1]], [1.5, 1.25, exp(log(3) - 2 / 3 * log(2)), 1]),
     ]
     for rows, (norm, *ranks) in known:
@@ -117,15 +117,15 @@ def test_ragged_answers_are_their_loops():
     same(metrics.count_check(torch.tensor([3, 3, 3]), torch.tensor([3, 4, 5]), range(3, 7)), 1 / 4)
 
 
-SMALL_MIX, ALL = pl.WindowMix(n=6, p=5, mix=((1, 1, 2), (2, 3, 5))), [range(16)]
+SMALL_MIX, ALL = pl.tasks.WindowMix(n=6, p=5, mix=((1, 1, 2), (2, 3, 5))), [range(16)]
 TABLE = {  # the paper's parts, the groups that form pairs, and how many pairs these are
-    **{task: ([[0], range(1, 16)], [range(1, 16)], 105) for task in (pl.MovingWindowSum(), pl.PrefixSum())},
-    pl.Repeat(k=1): (ALL, [range(1, 16)], 105),
-    pl.Repeat(k=2): ([range(8), range(8, 16)], [range(1, 8), range(9, 16)], 42),
-    pl.Repeat(k=4): ([range(i, i + 4) for i in (0, 4, 8, 12)], [range(i, i + 3) for i in (1, 5, 9, 13)], 12),
-    pl.Addition(): ([[4], range(4)], [range(4)], 6),
-    **{task: (ALL, ALL, 120) for task in (pl.Copy(), pl.Permutation(), pl.Histogram())},
-    pl.WindowMix(): ([range(4), range(4, 9), range(9, 13)], [range(4, 13)], 36),
+    **{task: ([[0], range(1, 16)], [range(1, 16)], 105) for task in (pl.tasks.MovingWindowSum(), pl.tasks.PrefixSum())},
+    pl.tasks.Repeat(k=1): (ALL, [range(1, 16)], 105),
+    pl.tasks.Repeat(k=2): ([range(8), range(8, 16)], [range(1, 8), range(9, 16)], 42),
+    pl.tasks.Repeat(k=4): ([range(i, i + 4) for i in (0, 4, 8, 12)], [range(i, i + 3) for i in (1, 5, 9, 13)], 12),
+    pl.tasks.Addition(): ([[4], range(4)], [range(4)], 6),
+    **{task: (ALL, ALL, 120) for task in (pl.tasks.Copy(), pl.tasks.Permutation(), pl.tasks.Histogram())},
+    pl.tasks.WindowMix(): ([range(4), range(4, 9), range(9, 13)], [range(4, 13)], 36),
     SMALL_MIX: ([range(2), range(2, 5)], [range(2, 5)], 3),
 }
 
@@ -136,12 +136,12 @@ def test_measurements_are_their_loops(task):
     model, batch, start, n = build(task), task.sample(3, seed=1), task.prompt_len, task.n_out
     logits, cache = states(model, batch)
     said, true = pl.greedy_decode(model, batch).tolist(), batch.tokens[:, start:].tolist()
-    watch = ["sequence_log_prob", "alpha_1", "alpha_1_halves", "count_check", "part_accuracy", "part_collapse"]
-    got = pl.measure(model, batch, [*watch, "collapse", *(f"{name}@*" for name in LOOPS)], reduce=None)
+    metrics = ["sequence_log_prob", "alpha_1", "alpha_1_halves", "count_check", "part_accuracy", "part_collapse"]
+    got = pl.measure(model, batch, [*metrics, "collapse", *(f"{name}@*" for name in LOOPS)], reduce=None)
     pairs, half = [pair for group in groups for pair in combinations(group, 2)], (n + 1) // 2
     charged = [[(i, j) for i in part for j in range(i + 1, n)] for part in parts]  # by the earlier output
-    assert len(pairs) == count and (task != pl.WindowMix() or [*map(len, charged)] == [42, 30, 6])
-    values = range(17, 33) if task == pl.Permutation() else task.answer_values
+    assert len(pairs) == count and (task != pl.tasks.WindowMix() or [*map(len, charged)] == [42, 30, 6])
+    values = range(17, 33) if task == pl.tasks.Permutation() else task.answer_values
     for b, rows in enumerate(logits[:, start - 1 :].tolist()):
         at = {site: cache[site][b, start - 1 :].tolist() for site in sites}
         expected = {
@@ -168,7 +168,13 @@ def share(pattern, keys):
 
 @pytest.mark.parametrize("attention, layers", [("linear", 2), ("softmax", 2), ("linear", 3), ("softmax", 3)])
 def test_attention_on_both_routes_of_the_permutation(attention, layers):
-    n, task, low, high, hooks = 4, pl.Permutation(n=4), layers - 2, layers - 1, ("hook_pattern", "hook_attn_scores")
+    n, task, low, high, hooks = (
+        4,
+        pl.tasks.Permutation(n=4),
+        layers - 2,
+        layers - 1,
+        ("hook_pattern", "hook_attn_scores"),
+    )
     model, batch = build(task, attention, n_layers=layers, init_scale=4.0), task.sample(6, seed=3)
     names = [f"attention_progress@{i}{route}" for route in ("", ":alternative") for i in (low, high)]
     got = pl.measure(model, batch, [*names, "attention_progress", "softmax_progress", "attention_sink"], reduce=None)
@@ -188,7 +194,7 @@ def test_attention_on_both_routes_of_the_permutation(attention, layers):
 
 
 def test_only_the_first_layer_of_the_histogram_has_a_map():
-    task = pl.Histogram(n=5, max_value=3)
+    task = pl.tasks.Histogram(n=5, max_value=3)
     model, batch = build(task), task.sample(4, seed=0)
     pattern = states(model, batch)[1]["blocks.0.attn.hook_pattern"]
     for value in pl.measure(model, batch, ["attention_progress", "attention_progress@0"], reduce=None).values():
@@ -210,7 +216,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("name, message", REFUSED)
 def test_what_cannot_be_measured_gives_one_clear_error(name, message, neox):
-    task, prompts = pl.Histogram(n=4), pl.Batch.prompts(torch.randint(0, 50, (2, 4), generator=rng(0)), n_new=3)
+    task, prompts = pl.tasks.Histogram(n=4), pl.Batch.prompts(torch.randint(0, 50, (2, 4), generator=rng(0)), n_new=3)
     model, batch = (neox[1], prompts) if "true answers" in message else (build(task), task.sample(2, seed=0))
     with pytest.raises(ValueError, match=message) as caught:
         pl.measure(model, batch, [name])
@@ -218,36 +224,36 @@ def test_what_cannot_be_measured_gives_one_clear_error(name, message, neox):
 
 
 def test_a_measurement_reads_what_it_states_and_no_more(monkeypatch):
-    task, asked = pl.Permutation(n=4), []
+    task, asked = pl.tasks.Permutation(n=4), []
     model, batch = build(task), task.sample(3, seed=0)
-    monkeypatch.setattr(measuring, "trace", lambda m, b, reads: asked.append(reads) or pl.trace(m, b, reads))
-    watch = [*pl.MEASUREMENTS, "norm@blocks.0.hook_mlp_out", "attention_progress@1:alternative"]
-    got = pl.measure(model, batch, watch, reduce=None)
+    monkeypatch.setattr(measuring, "trace", lambda m, b, requires: asked.append(requires) or pl.trace(m, b, requires))
+    metrics = [*pl.metrics.METRICS, "norm@blocks.0.hook_mlp_out", "attention_progress@1:alternative"]
+    got = pl.measure(model, batch, metrics, reduce=None)
     decoded = "accuracy exact_match position_accuracy part_accuracy repetition".split()
     decoded += "entropy alpha_1 alpha_1_halves count_check".split()
-    for name in watch:
+    for name in metrics:
         same(pl.measure(model, batch, [name], reduce=None)[name], got[name])
-        assert asked[-1] == list(measuring.named(name).reads) and ("generated" in asked[-1]) == (name in decoded)
-    assert set(asked[0]) == {name for reads in asked[1:] for name in reads}
+        assert asked[-1] == list(measuring.named(name).requires) and ("generated" in asked[-1]) == (name in decoded)
+    assert set(asked[0]) == {name for requires in asked[1:] for name in requires}
     wide = {"position_accuracy": (3, 4), "alpha_1_halves": (3, 2), "part_accuracy": (3, 1), "part_collapse": (3, 1)}
-    shapes = {name: (3,) for name in watch} | wide | {"attention_progress_global": ()}
+    shapes = {name: (3,) for name in metrics} | wide | {"attention_progress_global": ()}
     assert {name: value.shape for name, value in got.items()} == shapes
 
 
 WATCH = ["loss", "norm@*", "stable_rank@blocks.0.hook_resid_post", "part_accuracy", "part_collapse", "collapse"]
 WATCH += ["count_check", "sequence_log_prob", "alpha_1_halves", "attention_progress@0", "softmax_progress"]
-DEEP = [pl.Permutation(n=4), pl.Histogram(n=4, max_value=3)]
-FLAT = [SMALL_MIX, pl.PrefixSum(n=5, p=7), pl.Addition(n=2), pl.Repeat(n=4, p=5, k=2)]
+DEEP = [pl.tasks.Permutation(n=4), pl.tasks.Histogram(n=4, max_value=3)]
+FLAT = [SMALL_MIX, pl.tasks.PrefixSum(n=5, p=7), pl.tasks.Addition(n=2), pl.tasks.Repeat(n=4, p=5, k=2)]
 
 
 @pytest.mark.parametrize("task", DEEP + FLAT, ids=repr)
 def test_runs_record_them_and_a_finished_one_is_left_alone(task, tmp_path):
-    layers, held = 2 if task in DEEP else 1, task.sample(8, seed=1)
+    layers, eval_batch = 2 if task in DEEP else 1, task.sample(8, seed=1)
     training = pl.train(build(task, n_layers=layers), task, pl.TrainConfig(steps=3, batch_size=8, lr=1e-2))
-    run = pl.record(training, tmp_path / "run", held, WATCH, every=1, save_every=2, progress=False)
+    run = pl.record(training, tmp_path / "run", eval_batch, WATCH, every=1, save_every=2, progress=False)
     table, columns = run.metrics, [WATCH[0], *(f"norm@{site}" for site in everywhere(layers)), *WATCH[2:]]
     assert [*table] == [*columns, "train_loss"] and [*table.index] == [0, 1, 2, 3] and table["loss"].nunique() == 4
-    for name, value in pl.measure(run.model(3), held, WATCH).items():
+    for name, value in pl.measure(run.model(3), eval_batch, WATCH).items():
         same(table[name][3], value.tolist(), name)
     before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
     assert pl.resume(run.path, progress=False).metrics.equals(table)
@@ -255,10 +261,10 @@ def test_runs_record_them_and_a_finished_one_is_left_alone(task, tmp_path):
 
 
 def test_names_are_measured_once_and_may_not_clash():
-    task = pl.MovingWindowSum(n=4, p=5)
+    task = pl.tasks.MovingWindowSum(n=4, p=5)
     model, batch = build(task), task.sample(4, seed=0)
-    watch = ["loss", pl.loss, "norm@*", "norm@unembed.hook_in", "norm@blocks.*.hook_resid_post"]
-    values = pl.measure(model, batch, watch, reduce=None)
+    metrics = ["loss", pl.metrics.loss, "norm@*", "norm@unembed.hook_in", "norm@blocks.*.hook_resid_post"]
+    values = pl.measure(model, batch, metrics, reduce=None)
     assert len(values) == 10 and all(value.shape == (4,) for value in values.values())
     with pytest.raises(ValueError, match="two measurements are named '<lambda>'"):
         pl.measure(model, batch, [lambda t: torch.zeros(4), lambda t: torch.ones(4)])
@@ -272,7 +278,7 @@ def test_names_are_measured_once_and_may_not_clash():
 
 
 def test_a_glob_is_one_of_any_kind_and_one_name_needs_no_list():
-    task = pl.MovingWindowSum(n=4, p=5)
+    task = pl.tasks.MovingWindowSum(n=4, p=5)
     model, batch = build(task), task.sample(4, seed=0)
     after = [f"norm@blocks.{layer}.hook_resid_post" for layer in (0, 1)]
     for glob in ("[01]", "?", "*"):
@@ -284,11 +290,11 @@ def test_a_glob_is_one_of_any_kind_and_one_name_needs_no_list():
 
 def test_what_has_no_standard_asks_for_a_list(neox):
     prompts = pl.Batch.prompts(torch.arange(12).view(2, 6), n_new=3)
-    with pytest.raises(ValueError, match=r"these prompts .* watch=\["):
-        pl.standard(prompts, neox[1])
-    bare = replace(pl.MovingWindowSum(n=4, p=5).sample(2, seed=0), task=SimpleNamespace())
-    with pytest.raises(ValueError, match=r"namespace\(\) .* watch=\["):
-        pl.standard(bare, neox[1])
+    with pytest.raises(ValueError, match=r"these prompts .* metrics=\["):
+        pl.metrics.default_metrics(prompts, neox[1])
+    bare = replace(pl.tasks.MovingWindowSum(n=4, p=5).sample(2, seed=0), task=SimpleNamespace())
+    with pytest.raises(ValueError, match=r"namespace\(\) .* metrics=\["):
+        pl.metrics.default_metrics(bare, neox[1])
 
 
 def test_models_with_parallel_blocks_are_read_where_they_can_be(neox):
@@ -299,17 +305,17 @@ def test_models_with_parallel_blocks_are_read_where_they_can_be(neox):
 
 @pytest.mark.parametrize("metric", ["collapse", "norm", "stable_rank", "effective_rank", "participation_ratio"])
 def test_where_no_output_is_left_to_compare_there_is_no_value(metric):
-    task = pl.WindowMix(n=4, p=5, mix=((1, 1, 4),))  # copies only: all of them are the partial solution
+    task = pl.tasks.WindowMix(n=4, p=5, mix=((1, 1, 4),))  # copies only: all of them are the partial solution
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16))
     assert pl.measure(model, task.sample(3, seed=0), [f"{metric}@*"])[f"{metric}@unembed.hook_in"].isnan()
 
 
 def test_what_16_bits_hold_is_measured_in_32():
-    task = pl.Permutation(n=4)
+    task = pl.tasks.Permutation(n=4)
     model = build(task).bfloat16()
     t = pl.trace(model, task.sample(8, seed=0))
     same_states = replace(t, cache={name: x.float() for name, x in t.cache.items()}, _outputs=t.outputs.float())
-    for function in measuring.resolve(model, [*pl.MEASUREMENTS, *(f"{name}@*" for name in AT_SITES)]):
+    for function in measuring.resolve(model, [*pl.metrics.METRICS, *(f"{name}@*" for name in STATE_METRICS)]):
         torch.testing.assert_close(function(t), function(same_states))
 
 
@@ -320,14 +326,14 @@ def test_ranks_do_not_depend_on_scale():
 
 
 def test_a_site_without_positions_is_refused():
-    task = pl.MovingWindowSum(n=4, k=2, p=5)
+    task = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16, n_heads=2))
     with pytest.raises(ValueError, match="without positions on its second axis"):
         pl.measure(model, task.sample(3, seed=0), ["norm@blocks.0.attn.hook_pattern"])
 
 
 def test_a_plain_number_is_a_measurement():
-    task = pl.MovingWindowSum(n=4, k=2, p=5)
+    task = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16))
 
     def layers(t):

@@ -8,7 +8,7 @@ import plateaulens as pl
 from plateaulens.models.config import transformer_pp
 from plateaulens.models.parameter_groups import parameters_of
 
-TASK = pl.MovingWindowSum(n=4, k=2, p=5)
+TASK = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
 TOKENS = TASK.sample(3, seed=0).inputs
 
 
@@ -123,7 +123,7 @@ def test_transformerlens_computes_the_same_both_ways(name):
         for layer in range(2):
             site = f"blocks.{layer}.{hook}"
             torch.testing.assert_close(theirs[site], cache[site], rtol=1e-5, atol=1e-5)
-    assert back.cfg == model.cfg.but(init=back.cfg.init) and torch.equal(back(TOKENS), model(TOKENS))
+    assert back.cfg == model.cfg.replace(init=back.cfg.init) and torch.equal(back(TOKENS), model(TOKENS))
 
 
 def test_a_bias_where_ours_has_none_is_refused():

@@ -105,17 +105,17 @@ def test_editing_the_pattern_of_a_converted_model_acts_as_on_ours(attention):
 def test_every_verb_takes_a_converted_model_as_it_takes_ours(attention, tmp_path):
     task = MovingWindowSum(n=4, k=2, p=5)
     model = Transformer(ModelConfig.for_task(task, d_model=16, n_heads=2, attention=attention, init_scale=5.0))
-    held, cfg = task.sample(16, seed=1), pl.TrainConfig(steps=4, batch_size=8, lr=1e-2)
-    changes = pl.ScaleAttention(task, by=3.0), pl.FixAttention(pl.trace(model, held).pattern())
+    eval_batch, cfg = task.sample(16, seed=1), pl.TrainConfig(steps=4, batch_size=8, lr=1e-2)
+    changes = pl.ScaleAttention(task, factor=3.0), pl.FixAttention(pl.trace(model, eval_batch).pattern())
     both = model, to_tl(model)
     for change in ((), *[(change,) for change in changes]):
         ours, theirs = ({}, {})
         for values, m in ((ours, both[0]), (theirs, both[1])):
             with pl.intervene(m, *change):
-                values |= pl.measure(m, held, pl.STANDARD)
+                values |= pl.measure(m, eval_batch, pl.metrics.DEFAULT_METRICS)
         near(ours, theirs)
     ours, theirs = (
-        pl.record(pl.train(m, task, cfg), tmp_path / name, held, every=1, save_every=2, progress=False)
+        pl.record(pl.train(m, task, cfg), tmp_path / name, eval_batch, every=1, save_every=2, progress=False)
         for m, name in zip(both, ("ours", "theirs"), strict=True)
     )
     near(torch.tensor(ours.metrics.loss.to_numpy()), torch.tensor(theirs.metrics.loss.to_numpy()), atol=1e-5)
@@ -143,7 +143,7 @@ def test_config_round_trip(fields):
 
 def test_initial_scale_goes_into_the_initializer_range():
     cfg = ModelConfig(d_vocab=9, n_ctx=4, init_scale=3.0)
-    assert ModelConfig.from_tl(cfg.to_tl()) == cfg.but(init_scale=1.0, initializer_range=0.06)
+    assert ModelConfig.from_tl(cfg.to_tl()) == cfg.replace(init_scale=1.0, initializer_range=0.06)
 
 
 def test_unmarked_config_is_softmax_and_equivalent_spellings_pass():

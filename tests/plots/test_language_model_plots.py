@@ -15,7 +15,7 @@ from plateaulens.plots.language_models import intervals
 STEPS = [0, 1, 2, 4, 8, 16, 512, 1000, 143000]
 
 
-class Survey:
+class EvaluatedCheckpoints:
     """Five prompts at each step, with the face of a survey."""
 
     name = "tiny"
@@ -53,8 +53,11 @@ def layout_of(figure, axis):
 @pytest.mark.parametrize(
     "draw, panels",
     [
-        (lambda: pl.plots.early(Survey()), [("x", "x2")]),
-        (lambda: pl.plots.side_by_side(frame_of(range(0, 400, 10)), Survey()), [("x", "x2"), ("x3", "x4")]),
+        (lambda: pl.plots.early(EvaluatedCheckpoints()), [("x", "x2")]),
+        (
+            lambda: pl.plots.side_by_side(frame_of(range(0, 400, 10)), EvaluatedCheckpoints()),
+            [("x", "x2"), ("x3", "x4")],
+        ),
     ],
 )
 def test_step_0_lies_apart_from_the_log_axis_and_no_line_joins_it(draw, panels):
@@ -71,16 +74,16 @@ def test_step_0_lies_apart_from_the_log_axis_and_no_line_joins_it(draw, panels):
         assert {mark.xanchor for mark in figure.layout.shapes} >= set(gap), "a break mark at each end of the gap"
 
 
-@pytest.mark.parametrize("draw", [pl.plots.early, lambda survey: pl.plots.side_by_side(survey, survey)])
+@pytest.mark.parametrize("draw", [pl.plots.early, lambda evaluated: pl.plots.side_by_side(evaluated, evaluated)])
 def test_without_a_step_0_there_is_no_place_for_it(draw):
-    figure = draw(Survey([1, 2, 4]))
+    figure = draw(EvaluatedCheckpoints([1, 2, 4]))
     assert not figure.layout.shapes and {t.xaxis for t in figure.data} <= {"x", "x3"}
     assert figure.layout.xaxis.domain[0] == 0 and figure.layout.yaxis.anchor == "x"
 
 
 def test_step_0_alone_can_be_drawn():
-    figure = pl.plots.early(Survey([0]))
-    assert [t.y[0] for t in figure.data if t.xaxis == "x2"] == list(Survey([0]).metrics.loc[0])
+    figure = pl.plots.early(EvaluatedCheckpoints([0]))
+    assert [t.y[0] for t in figure.data if t.xaxis == "x2"] == list(EvaluatedCheckpoints([0]).metrics.loc[0])
     assert not [x for t in figure.data if t.xaxis == "x" for x in t.x]
 
 
@@ -116,12 +119,12 @@ def test_short_steps_can_be_told_apart():
 
 
 def test_early_draws_each_measurement_on_its_own_axis_in_the_colour_of_its_title():
-    survey = Survey()
-    figure = pl.plots.early(survey)
+    evaluated = EvaluatedCheckpoints()
+    figure = pl.plots.early(evaluated)
     for name, axis in (("collapse", "y"), ("repetition", "y2")):
         (line,), (start,) = drawn(figure, name, "x"), drawn(figure, name, "x2")
-        pd.testing.assert_series_equal(pd.Series(line.y, line.x), survey.metrics[name][1:], check_names=False)
-        assert start.y[0] == survey.metrics[name][0]
+        pd.testing.assert_series_equal(pd.Series(line.y, line.x), evaluated.metrics[name][1:], check_names=False)
+        assert start.y[0] == evaluated.metrics[name][0]
         scale = layout_of(figure, axis)
         assert {line.yaxis, start.yaxis} == {axis} and scale.title.text == name
         assert {line.line.color, start.marker.color, scale.title.font.color, scale.tickfont.color} == {line.line.color}
@@ -131,18 +134,18 @@ def test_early_draws_each_measurement_on_its_own_axis_in_the_colour_of_its_title
 
 
 def test_intervals_are_students_and_are_what_is_drawn():
-    survey = Survey()
-    survey._values[4]["collapse"] = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
-    survey._values[0]["collapse"] = np.array([0.1, 0.3, np.nan, np.nan, np.nan])
-    survey._values[8]["collapse"] = np.array([0.1, np.nan, np.nan, np.nan, np.nan])
-    survey.metrics = survey.metrics.assign(collapse=[np.nanmean(survey.values(s)["collapse"]) for s in STEPS])
-    found = intervals(survey, survey.metrics.collapse)
+    evaluated = EvaluatedCheckpoints()
+    evaluated._values[4]["collapse"] = np.array([0.1, 0.2, 0.3, 0.4, 0.5])
+    evaluated._values[0]["collapse"] = np.array([0.1, 0.3, np.nan, np.nan, np.nan])
+    evaluated._values[8]["collapse"] = np.array([0.1, np.nan, np.nan, np.nan, np.nan])
+    evaluated.metrics = evaluated.metrics.assign(collapse=[np.nanmean(evaluated.values(s)["collapse"]) for s in STEPS])
+    found = intervals(evaluated, evaluated.metrics.collapse)
     reach = 2.7764451 * math.sqrt(0.025 / 5)  # t(4) at 97.5 %; the variance of 0.1 ... 0.5 is 0.025
     np.testing.assert_allclose(found.loc[4], [0.3 - reach, 0.3 + reach], rtol=1e-6)
     reach = 12.7062047 * 0.1  # t(1); the standard error of 0.1 and 0.3 is 0.1
     np.testing.assert_allclose(found.loc[0], [0.2 - reach, 0.2 + reach], rtol=1e-6)
     assert 8 not in found.index, "one prompt has no interval"
-    figure = pl.plots.early(survey)
+    figure = pl.plots.early(evaluated)
     for edge in ("low", "high"):
         (line,) = drawn(figure, f"collapse, {edge}", "x")
         pd.testing.assert_series_equal(pd.Series(line.y, line.x), found[edge].drop(0), check_names=False)
@@ -152,7 +155,7 @@ def test_intervals_are_students_and_are_what_is_drawn():
 
 
 def test_a_frame_has_no_intervals():
-    figure = pl.plots.early(Survey().metrics)
+    figure = pl.plots.early(EvaluatedCheckpoints().metrics)
     assert len(figure.data) == 4 and not any(t.error_y.array for t in figure.data)
     assert figure.layout.title.subtitle.text is None and figure.layout.title.text == "collapse and repetition"
 
@@ -241,15 +244,15 @@ def test_colours_of_cosines_reach_from_0_to_1():
 
 
 def test_both_models_have_the_same_scales():
-    run, survey = frame_of(range(0, 400, 10), collapse=-0.5, repetition=0.1), Survey()
-    figure = pl.plots.side_by_side(run, survey)
+    run, evaluated = frame_of(range(0, 400, 10), collapse=-0.5, repetition=0.1), EvaluatedCheckpoints()
+    figure = pl.plots.side_by_side(run, evaluated)
     assert tuple(figure.layout.xaxis.range) == tuple(figure.layout.xaxis3.range)
     assert figure.layout.xaxis.tickvals == figure.layout.xaxis3.tickvals and figure.layout.xaxis3.matches == "x"
     for row, (name, y) in enumerate((("collapse", "y"), ("repetition", "y2"))):
         (left,), (right,) = drawn(figure, name, "x"), drawn(figure, name, "x3")
         assert left.yaxis == right.yaxis == y, "one axis"
         np.testing.assert_array_equal(left.y, run[name][1:])
-        np.testing.assert_array_equal(right.y, survey.metrics[name][1:])
+        np.testing.assert_array_equal(right.y, evaluated.metrics[name][1:])
         assert layout_of(figure, y).title.text == name
         assert not row or layout_of(figure, y).domain[1] < figure.layout.yaxis.domain[0]
     assert figure.layout.yaxis.range[0] < -0.5 and figure.layout.xaxis.domain[1] < figure.layout.xaxis4.domain[0]
@@ -274,7 +277,7 @@ def test_both_models_have_the_same_scales():
         ),
         (lambda: pl.plots.layer_steps(at_layers() * np.nan), "collapse has no value"),
         (
-            lambda: pl.plots.side_by_side(frame_of(collapse=1.0, loss=2.0), Survey()),
+            lambda: pl.plots.side_by_side(frame_of(collapse=1.0, loss=2.0), EvaluatedCheckpoints()),
             r"^the run has no repetition; both have \['collapse'\]$",
         ),
         (
@@ -294,9 +297,9 @@ def test_one_clear_line_says_what_is_wrong(draw, message):
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: pl.plots.early(Survey()),
+        lambda: pl.plots.early(EvaluatedCheckpoints()),
         lambda: pl.plots.layer_steps(at_layers()),
-        lambda: pl.plots.side_by_side(Survey(), Survey()),
+        lambda: pl.plots.side_by_side(EvaluatedCheckpoints(), EvaluatedCheckpoints()),
     ],
 )
 def test_figures_become_valid_json(draw):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import plateaulens as pl
-from plateaulens.analysis.checkpoint_traces import Evolution
+from plateaulens.analysis.checkpoint_traces import CheckpointTraces
 from plateaulens.plots import curves, style
 from plateaulens.plots import site_curves as layers
 from plateaulens.tracing import traces as tracing
@@ -71,8 +71,8 @@ def test_groups_have_a_colour_and_one_legend_entry_each():
     groups = {name: [run.assign(accuracy=0.5) for run in runs_of(3)] for name in "abc"}
     figure = pl.plots.seeds(groups)
     assert [t.name for t in figure.data if t.showlegend] == [f"{g}, 3 runs: median, min to max" for g in "abc"]
-    colours = {g: {t.line.color for t in figure.data if t.legendgroup == g and t.line.color} for g in "abc"}
-    assert colours == {"a": {style.BLUE}, "b": {style.ORANGE}, "c": {style.GREEN}}
+    colors = {g: {t.line.color for t in figure.data if t.legendgroup == g and t.line.color} for g in "abc"}
+    assert colors == {"a": {style.BLUE}, "b": {style.ORANGE}, "c": {style.GREEN}}
     assert titles(figure) == ["loss (nats)", "accuracy"]
 
 
@@ -122,7 +122,7 @@ def test_part_accuracy_draws_a_named_line_per_part():
 
 
 def test_part_accuracy_says_what_is_missing():
-    with pytest.raises(ValueError, match="part_accuracy was not recorded; add .*to the watch list"):
+    with pytest.raises(ValueError, match="part_accuracy was not recorded; add .*to the metrics list"):
         pl.plots.part_accuracy(run_of([1.0] * 6), Named())
     three = pd.DataFrame({"part_accuracy": [[1.0, 0.5, 0.0]]})
     with pytest.raises(ValueError, match=r"3 parts were recorded, but Named\(\) has 2 .*pass task="):
@@ -169,7 +169,7 @@ def test_sites_draw_what_was_recorded_in_the_order_of_the_model():
 
 
 def test_sites_say_how_to_record_them():
-    with pytest.raises(ValueError, match=r'no collapse@SITE was recorded.*watch=\[\.\.\., "collapse@\*"\]'):
+    with pytest.raises(ValueError, match=r'no collapse@SITE was recorded.*metrics=\[\.\.\., "collapse@\*"\]'):
         pl.plots.sites(pd.DataFrame({"collapse": [1.0]}))
 
 
@@ -178,8 +178,8 @@ def test_sites_say_how_to_record_them():
 
 def evolution_of(steps, n_layers, heads, size=3):
     pattern = np.random.default_rng(0).normal(size=(len(steps), n_layers, heads, size, size)).astype("float32")
-    batch = pl.MovingWindowSum(n=2).sample(2, seed=0)
-    return Evolution(list(steps), pattern, pattern[:, 0, 0], np.zeros((len(steps), 2, size), int), batch)
+    batch = pl.tasks.MovingWindowSum(n=2).sample(2, seed=0)
+    return CheckpointTraces(list(steps), pattern, pattern[:, 0, 0], np.zeros((len(steps), 2, size), int), batch)
 
 
 @pytest.mark.parametrize("n_layers, heads", [(1, 1), (2, 3)])
@@ -223,7 +223,7 @@ def test_dynamics_give_an_extra_column_a_panel():
     figure = pl.plots.dynamics(run, extra=["entropy", "sequence_log_prob"])
     assert titles(figure) == ["loss (nats)", "entropy (nats)", "sequence_log_prob (nats)"]
     np.testing.assert_array_equal(named(figure)["entropy"].y, run.entropy.dropna())
-    with pytest.raises(ValueError, match="alpha_1 was not recorded; add it to the watch list"):
+    with pytest.raises(ValueError, match="alpha_1 was not recorded; add it to the metrics list"):
         pl.plots.dynamics(run, extra=["alpha_1"])
 
 

@@ -20,7 +20,7 @@ LOSSES = pd.DataFrame({"loss": [2.0, 1.0, 0.9, 0.1]}, index=pd.Index([0, 10, 20,
 
 
 def over(offsets=OFFSETS, seed=0, **more):
-    """Probes of two sites, the second the better to train, as `probe_over` returns them."""
+    """Probes of two sites, the second the better to train, as `probe_checkpoints` returns them."""
     rng = np.random.default_rng(seed)
     axes = ("step", "site", "offset")
     loss = rng.uniform(0.1, 1.0, (len(STEPS), 2, offsets))
@@ -92,9 +92,11 @@ def test_probes_of_several_features_draw_the_one_that_is_named():
 def test_probes_of_numbers_have_no_nats():
     numbers = over(r2=np.zeros((3, 2, OFFSETS)))
     assert "squared error" in pl.plots.probes(numbers).layout.yaxis.title.text
-    beside = xr.concat([numbers, over()], xr.Variable("feature", ["max_ending_here", "is_prev_negative"]), join="outer")
+    compare_with = xr.concat(
+        [numbers, over()], xr.Variable("feature", ["max_ending_here", "is_prev_negative"]), join="outer"
+    )
     for name, unit in (("max_ending_here", "squared error"), ("is_prev_negative", "nats")):
-        assert unit in pl.plots.probes(beside, feature=name).layout.yaxis.title.text
+        assert unit in pl.plots.probes(compare_with, feature=name).layout.yaxis.title.text
 
 
 # Budgets.

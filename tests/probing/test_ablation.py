@@ -37,7 +37,7 @@ def least_squares(x, y):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parities(pl.Task):
+class Parities(pl.tasks.Task):
     """Each answer bit is the parity of some of the tokens before it."""
 
     n: int = 12
@@ -60,7 +60,9 @@ class Parities(pl.Task):
 
     def features(self, batch, released=False):
         def at(seed):
-            return pl.Feature(self.bits(batch.inputs, seed).gather(1, batch.out), batch.out)
+            return pl.tasks.Feature(
+                self.bits(batch.inputs, seed).gather(1, batch.answer_positions), batch.answer_positions
+            )
 
         return {"next": at(0), "unrelated": at(7)}
 
@@ -99,7 +101,7 @@ class Planted(HookedRootModule):
 
 
 TASK = Parities()
-HELD, TRAIN = TASK.sample(64, seed=0), TASK.sample(600, seed=1)
+EVAL_BATCH, TRAIN = TASK.sample(64, seed=0), TASK.sample(600, seed=1)
 QUICK = dict(train=TRAIN, fit=least_squares, draws=8, progress=False)
 
 
@@ -122,7 +124,7 @@ def means(result, measurement="exact_match"):
 
 @pytest.mark.parametrize("method", ["hyperplane", "nullspace"])
 def test_what_carries_the_answer_is_missed_and_nothing_else_is(quiet, method):
-    result = ablate_feature(quiet, HELD, "next", sites=SITES[0], method=method, k=2, **QUICK)
+    result = ablate_feature(quiet, EVAL_BATCH, "next", sites=SITES[0], method=method, k=2, **QUICK)
     found = means(result)
     assert found["intact"] > 0.95 and found["ablated"] < 0.1
     assert min(found[control] for control in ("gaussian", "shuffled", "variance")) > 0.9
@@ -130,13 +132,13 @@ def test_what_carries_the_answer_is_missed_and_nothing_else_is(quiet, method):
         row = result.table.loc["exact_match", control]
         assert row.low < row.difference < row.high < -0.8 and row.as_far == 0
     assert result.table.loc["loss", "variance"].low > 0
-    idle = ablate_feature(quiet, HELD, "unrelated", sites=SITES[0], method=method, k=2, **QUICK)
+    idle = ablate_feature(quiet, EVAL_BATCH, "unrelated", sites=SITES[0], method=method, k=2, **QUICK)
     assert means(idle)["ablated"] > 0.9 and idle.table.loc["exact_match", "variance"].low > -0.1
 
 
 def test_a_direction_that_varies_much_is_missed_whatever_it_is_called(loud):
     """The class means of an unrelated bit differ by chance, along what varies most: only two controls see that."""
-    result = ablate_feature(loud, HELD, "unrelated", sites=SITES[1], method="mean_difference", **QUICK)
+    result = ablate_feature(loud, EVAL_BATCH, "unrelated", sites=SITES[1], method="mean_difference", **QUICK)
     found, table = means(result), result.table.loc["exact_match"]
     assert found["intact"] > 0.95 and found["ablated"] < 0.4 and found["gaussian"] > 0.9
     assert table.high["gaussian"] < -0.5 and table.as_far["gaussian"] == 0
@@ -148,7 +150,7 @@ def test_a_direction_that_varies_much_is_missed_whatever_it_is_called(loud):
 
 
 def test_the_site_of_the_lowest_loss_is_edited_in_the_stated_layers(quiet):
-    known = removals.Known(quiet, TRAIN, TASK.features(TRAIN)["next"], (SITES[0],) * 6, least_squares, 1)
+    known = removals.FitData(quiet, TRAIN, TASK.features(TRAIN)["next"], (SITES[0],) * 6, least_squares, 1)
     w, b = known.fitted(known.states, known.labels)
     losses = torch.tensor([[0.1, 0.4, 0.4, 0.4, 0.4, 0.4], [0.2, 0.3, 0.5, 0.3, float("nan"), 0.3]])
     probes = SimpleNamespace(
@@ -160,47 +162,47 @@ def test_the_site_of_the_lowest_loss_is_edited_in_the_stated_layers(quiet):
     assert Directions.of(probes, below=1).sites == (SITES[0],) * 6
     with pytest.raises(ValueError, match="no probe is of a layer below 0"):
         Directions.of(probes, below=0)
-    result = ablate_feature(quiet, HELD, "next", probes, controls=["gaussian"], draws=2, progress=False)
+    result = ablate_feature(quiet, EVAL_BATCH, "next", probes, controls=["gaussian"], draws=2, progress=False)
     assert result.sites == best.sites and means(result)["ablated"] < 0.1
-    fitted = ablate_feature(quiet, HELD, "next", sites=SITES[0], **QUICK | dict(controls=[]))
-    below = ablate_feature(quiet, HELD, "next", Directions.of(probes, below=1), controls=[], progress=False)
+    fitted = ablate_feature(quiet, EVAL_BATCH, "next", sites=SITES[0], **QUICK | dict(controls=[]))
+    below = ablate_feature(quiet, EVAL_BATCH, "next", Directions.of(probes, below=1), controls=[], progress=False)
     torch.testing.assert_close(fitted.values.ablated.values, below.values.ablated.values)
 
 
 def test_ablating_is_what_the_model_does_under_the_edits(quiet):
     """Every number again, by measure and intervene."""
-    result = ablate_feature(quiet, HELD, "next", sites=SITES[0], **QUICK | dict(draws=2), seed=5)
-    known = removals.Known(quiet, TRAIN, TASK.features(TRAIN)["next"], (SITES[0],) * 6, least_squares, 8)
+    result = ablate_feature(quiet, EVAL_BATCH, "next", sites=SITES[0], **QUICK | dict(draws=2), seed=5)
+    known = removals.FitData(quiet, TRAIN, TASK.features(TRAIN)["next"], (SITES[0],) * 6, least_squares, 8)
     w, b = known.fitted(known.states, known.labels)
     size = w.norm(dim=-1, keepdim=True)
-    with pl.intervene(quiet, Project(SITES[0], HELD.out, w / size, -b / size[..., 0])):
-        ablated = pl.measure(quiet, HELD, ["exact_match", "accuracy", "loss"], reduce=None)
+    with pl.intervene(quiet, Project(SITES[0], EVAL_BATCH.answer_positions, w / size, -b / size[..., 0])):
+        ablated = pl.measure(quiet, EVAL_BATCH, ["exact_match", "accuracy", "loss"], reduce=None)
     for name, values in ablated.items():
         np.testing.assert_allclose(result.values.ablated.sel(measurement=name), values, rtol=1e-4, atol=1e-5)
-        intact = pl.measure(quiet, HELD, [name], reduce=None)[name]
+        intact = pl.measure(quiet, EVAL_BATCH, [name], reduce=None)[name]
         np.testing.assert_array_equal(result.values.intact.sel(measurement=name), intact)
         difference = result.table.loc[(name, "intact"), "difference"]
         assert difference == pytest.approx(float((values - intact).mean()), abs=1e-5)
         drawn = result.values.controls.sel(measurement=name, control="variance")
         other = result.table.loc[(name, "variance"), "difference"]
         assert drawn.shape == (2, 64) and other == pytest.approx(float(values.mean() - drawn.mean()), abs=1e-5)
-    again = ablate_feature(quiet, HELD, "next", sites=SITES[0], **QUICK | dict(draws=2), seed=5)
+    again = ablate_feature(quiet, EVAL_BATCH, "next", sites=SITES[0], **QUICK | dict(draws=2), seed=5)
     assert again.values.equals(result.values) and again.table.equals(result.table)
 
 
 class Early(Backwards):
     def features(self, batch, released=False):
         """Whether each letter of the answer is among the first two of the alphabet."""
-        return {"early": pl.Feature((batch.answers[:, :4] < 2).long(), batch.out[:, :4])}
+        return {"early": pl.tasks.Feature((batch.answers[:, :4] < 2).long(), batch.answer_positions[:, :4])}
 
 
 def test_a_feature_is_removed_where_each_example_has_it():
     task = Early(answer_only=True)
     shape = dict(d_model=16, n_heads=2, n_layers=2, init_scale=10.0)
     model = pl.Transformer(pl.ModelConfig.for_task(task, attention="softmax", seed=0, **shape))
-    held, train = task.sample(50, seed=0), task.sample(300, seed=1)
+    eval_batch, train = task.sample(50, seed=0), task.sample(300, seed=1)
     options = dict(train=train, fit=least_squares, draws=2, progress=False)
-    result = ablate_feature(model, held, "early", sites=[*SITES, *SITES], **options)
+    result = ablate_feature(model, eval_batch, "early", sites=[*SITES, *SITES], **options)
     states, feature = pl.trace(model, train, [*SITES]).cache, task.features(train)["early"]
     edits = []
     for offset in range(4):
@@ -208,10 +210,10 @@ def test_a_feature_is_removed_where_each_example_has_it():
         assert 50 < there.sum() and (offset == 0 or there.sum() < 300)
         x = states[SITES[offset % 2]][there, feature.positions[there, offset]]
         w, b = least_squares(x[None], feature.labels[there, offset][None])
-        places = task.features(held)["early"].positions[:, offset, None]
+        places = task.features(eval_batch)["early"].positions[:, offset, None]
         edits.append(Project(SITES[offset % 2], places, w[None] / w.norm(), -b[None] / w.norm()))
     with pl.intervene(model, *edits):
-        expected = pl.measure(model, held, ["accuracy", "loss"], reduce=None)
+        expected = pl.measure(model, eval_batch, ["accuracy", "loss"], reduce=None)
     for name, values in expected.items():
         np.testing.assert_allclose(result.values.ablated.sel(measurement=name), values, rtol=1e-3, atol=1e-4)
         assert (result.values.ablated != result.values.intact).sel(measurement=name).any()
@@ -253,8 +255,8 @@ def known(monkeypatch):
         positions[: n // 4, 1] = -1
         monkeypatch.setattr(removals, "trace", lambda *args: SimpleNamespace(cache={"x": states}))
         batch = pl.Batch(torch.zeros(n, 4).long(), positions, torch.ones(n, 3).bool())
-        feature = pl.Feature(y, positions, "labels")
-        return removals.Known(nn.Linear(1, 1), batch, feature, ("x",) * 3, least_squares, k), states, y, positions
+        feature = pl.tasks.Feature(y, positions, "labels")
+        return removals.FitData(nn.Linear(1, 1), batch, feature, ("x",) * 3, least_squares, k), states, y, positions
 
     return make
 
@@ -399,12 +401,12 @@ def test_how_much_of_the_removed_a_control_takes_is_said(known):
     found.covariance = torch.diag(torch.tensor([9.0, 4.0, 1.0] + [0.0] * 13)).double().expand(3, 16, 16)
     found.mean = torch.zeros(3, 16)
     axes = torch.eye(16).expand(3, 16, 16)
-    one, both = (removals.Removal(axes[:, :k], torch.zeros(3, k), joint=True) for k in (1, 2))
+    one, both = (removals.EditDirections(axes[:, :k], torch.zeros(3, k), joint=True) for k in (1, 2))
     between = (axes[:, :1] + axes[:, 1:2]) / 2**0.5
     for other, expected in (
         (one, (1.0, 1.0)),
-        (removals.Removal(axes[:, 1:2], torch.zeros(3, 1), True), (0.0, 4 / 9)),
-        (removals.Removal(between, torch.zeros(3, 1), True), (0.5, 6.5 / 9)),
+        (removals.EditDirections(axes[:, 1:2], torch.zeros(3, 1), True), (0.0, 4 / 9)),
+        (removals.EditDirections(between, torch.zeros(3, 1), True), (0.5, 6.5 / 9)),
         (both, (1.0, 13 / 9)),
     ):
         assert removals.shared(one, other, found) == pytest.approx(expected, abs=1e-6)
@@ -420,12 +422,12 @@ def test_how_much_of_the_removed_a_control_takes_is_said(known):
 def test_beside_too_many_directions_there_is_no_orthogonal_control(quiet):
     many = dict(sites=SITES[0], method="nullspace", k=40, **QUICK | {"draws": 1})
     with pytest.warns(UserWarning, match="40 directions leave 24 of 64 dimensions"):
-        result = ablate_feature(quiet, HELD, "next", **many)
+        result = ablate_feature(quiet, EVAL_BATCH, "next", **many)
     assert result.values.control.values.tolist() == ["gaussian", "shuffled", "variance"]
     every = Directions((SITES[0],) * 6, torch.eye(64).expand(6, 64, 64), torch.zeros(6, 64))
     for method in (many, dict(probes=every, **QUICK)):
         with pytest.raises(ValueError, match="directions leave .* leave 'orthogonal' out of controls="):
-            ablate_feature(quiet, HELD, "next", **method, controls=["gaussian", "orthogonal"])
+            ablate_feature(quiet, EVAL_BATCH, "next", **method, controls=["gaussian", "orthogonal"])
 
 
 @pytest.mark.parametrize("method", removals.METHODS)
@@ -433,16 +435,16 @@ def test_classes_are_removed_as_one_label_each(quiet, method):
     """Not as numbers: what the classes are called makes no difference."""
 
     def named(swap):
-        return lambda b: pl.Feature(swap(b.tokens[:, :1]), b.out[:, :1], "classes")
+        return lambda b: pl.tasks.Feature(swap(b.tokens[:, :1]), b.answer_positions[:, :1], "classes")
 
-    options = dict(sites=SITES[0], train=TRAIN, method=method, k=1, controls=[], watch="loss", progress=False)
-    plain, other = (ablate_feature(quiet, HELD, named(f), **options) for f in (lambda x: x, lambda x: 4 - x))
+    options = dict(sites=SITES[0], train=TRAIN, method=method, k=1, controls=[], metrics="loss", progress=False)
+    plain, other = (ablate_feature(quiet, EVAL_BATCH, named(f), **options) for f in (lambda x: x, lambda x: 4 - x))
     np.testing.assert_allclose(plain.values.ablated, other.values.ablated, atol=2e-3)
 
 
 @pytest.mark.parametrize("method", removals.METHODS)
 def test_a_feature_of_a_model_of_16_bits_is_removed(method):
-    task = pl.BinaryAddition(bits=3)
+    task = pl.tasks.BinaryAddition(bits=3)
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=32, n_heads=2, n_layers=1)).bfloat16()
     options = dict(sites=SITES[0], method=method, train=task.sample(100, seed=1), k=2, draws=1, progress=False)
     models, batch = (model, deepcopy(model).float()), task.sample(8, seed=0)
@@ -459,13 +461,13 @@ def test_the_edit_is_where_each_example_has_it_in_cached_decoding_too():
     task = Backwards()
     batch = task.sample(40, seed=2)
     shape = dict(d_model=16, n_heads=2, n_layers=2, init_scale=10.0)
-    positions = torch.cat([batch.out[:, :3], batch.out[:, :1]], 1)
+    positions = torch.cat([batch.answer_positions[:, :3], batch.answer_positions[:, :1]], 1)
     basis, target = torch.randn(4, 2, 16, generator=rng(0)), torch.randn(4, 2, generator=rng(1))
     for attention in ("linear", "softmax"):
         model = pl.Transformer(pl.ModelConfig.for_task(task, attention=attention, seed=0, **shape))
         plain = pl.greedy_decode(model, batch)
         before = pl.trace(model, batch, [SITES[0]]).cache[SITES[0]]
-        with pl.intervene(model, Project(SITES[0], positions, basis, target, by=0.5)):
+        with pl.intervene(model, Project(SITES[0], positions, basis, target, factor=0.5)):
             after = pl.trace(model, batch, [SITES[0]]).cache[SITES[0]]
             cached = pl.greedy_decode(model, batch)
             with model.hooks(fwd_hooks=[("hook_embed", lambda tensor, hook: None)]):
@@ -484,7 +486,7 @@ def test_the_edit_is_where_each_example_has_it_in_cached_decoding_too():
 
 
 def test_the_edit_lets_gradients_through():
-    task = pl.MovingWindowSum(n=4, k=2, p=5)
+    task = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16, n_heads=2, n_layers=2))
     batch, u = task.sample(3, seed=0), torch.eye(16)[:1, None]
     with pl.intervene(model, Project(SITES[0], torch.full((3, 1), 5), u, torch.ones(1, 1))):
@@ -519,7 +521,7 @@ def test_bad_input_gives_one_line(quiet):
     ]
     for edit, message in edits:
         with pytest.raises(ValueError, match=message), pl.intervene(model, edit):
-            model(HELD.inputs)
+            model(EVAL_BATCH.inputs)
     given = Directions((SITES[0],) * 6, torch.ones(6, 1, 64), torch.zeros(6, 1))
     calls = [
         (dict(feature="nxet", sites=SITES[0]), "did you mean 'next'"),
@@ -532,27 +534,35 @@ def test_bad_input_gives_one_line(quiet):
         (dict(feature="next", probes=given), "give train="),
         (dict(feature="next", probes=given, train=TRAIN, fit=None), "give fit="),
         (dict(feature="next", sites=SITES[0], method="nullspace", k=64, train=TRAIN), "leave nothing of 64"),
-        (dict(feature=lambda b: pl.Feature(b.out, b.out + 9), sites=SITES[0]), "read at position 26"),
-        (dict(feature=lambda b: pl.Feature(b.out, b.out, "integer"), sites=SITES[0]), "take 'mean_difference'"),
+        (
+            dict(feature=lambda b: pl.tasks.Feature(b.answer_positions, b.answer_positions + 9), sites=SITES[0]),
+            "read at position 26",
+        ),
+        (
+            dict(feature=lambda b: pl.tasks.Feature(b.answer_positions, b.answer_positions, "integer"), sites=SITES[0]),
+            "take 'mean_difference'",
+        ),
     ]
     for kwargs, message in calls:
         with pytest.raises(ValueError, match=message):
-            ablate_feature(quiet, HELD, **kwargs, progress=False)
+            ablate_feature(quiet, EVAL_BATCH, **kwargs, progress=False)
     prompts = pl.Batch.prompts([[1, 2]], 2)
     with pytest.raises(ValueError, match="have no feature 'next'"):
         ablate_feature(quiet, prompts, "next", sites=SITES[0])
     none = Directions((SITES[0],) * 6, torch.zeros(6, 1, 64), torch.zeros(6, 1))
     with pytest.raises(ValueError, match="nothing to remove"):
-        ablate_feature(quiet, HELD, "next", none, controls=[], progress=False)
+        ablate_feature(quiet, EVAL_BATCH, "next", none, controls=[], progress=False)
 
 
 def test_one_row_of_positions_is_for_every_example_of_any_batch():
-    task = pl.MovingWindowSum(n=4, k=2, p=5)
+    task = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
     model, batch = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16, init_scale=10.0)), task.sample(5, seed=3)
     places, basis, target = torch.tensor([[4, 6]]), torch.eye(16)[:2, None], torch.full((2, 1), 3.0)
     for n in (2, 5):
         seen = [pl.trace(model, batch[:n], ["outputs"]).outputs]
         for rows in (1, n):
-            with pl.intervene(model, pl.Project("blocks.0.hook_resid_pre", places.expand(rows, -1), basis, target)):
+            with pl.intervene(
+                model, pl.interventions.Project("blocks.0.hook_resid_pre", places.expand(rows, -1), basis, target)
+            ):
                 seen.append(pl.trace(model, batch[:n], ["outputs"]).outputs)
         assert torch.equal(seen[1], seen[2]) and not torch.allclose(seen[0], seen[1])

@@ -13,22 +13,22 @@ from sklearn.metrics import roc_auc_score
 
 import plateaulens as pl
 from plateaulens.probing.ablation import ablate_feature
-from plateaulens.probing.fitting import Parts, Question, auroc, best_fit, copies, states_at
+from plateaulens.probing.fitting import ProbeDataset, ProbeSplit, auroc, best_fit, copies, states_at
 from plateaulens.probing.hidden import hidden_layer
 from plateaulens.probing.probes import (
     answer_tokens,
     logistic_fit,
     probe,
-    probe_over,
+    probe_checkpoints,
     probe_tokens,
     quiet_or_loud,
     thirds,
 )
-from plateaulens.probing.solvers import Fit, least_squares, logistic, multinomial
+from plateaulens.probing.solvers import LinearProbe, least_squares, logistic, multinomial
 from plateaulens.tasks.algorithms.graphs import BreadthFirstSearch
 
 N = 300
-ADDITION = pl.BinaryAddition(bits=4)
+ADDITION = pl.tasks.BinaryAddition(bits=4)
 SITE = "blocks.0.hook_resid_post"
 
 
@@ -178,7 +178,7 @@ def hidden_problems(loss, count):
 
 
 def penalised(loss, fit, x, y, l2):
-    """What is minimised, of each problem."""
+    """What is minimized, of each problem."""
     squares = sum(layer.weights.square().sum((1, 2)) for layer in (fit.inner, fit.outer))
     return LOSSES[loss](fit(x), y).mean(1) + l2 / 2 * squares
 
@@ -238,10 +238,10 @@ def test_a_hidden_layer_loses_no_more_than_torchs(loss):
 def test_a_warm_start_ends_at_the_same_optimum(name, monkeypatch):
     x, y = problems()
     cold = solve(name, x, y, 1e-3)
-    near = Fit.of(cold.weights * 1.2, cold.biases + 0.1)
+    near = LinearProbe.of(cold.weights * 1.2, cold.biases + 0.1)
     for start in (cold, near, solve(name, x, 1 - y, 1e-3), solve(name, x, y, 1.0)):
         torch.testing.assert_close(both(solve(name, x, y, 1e-3, start=start)), both(cold), rtol=1e-4, atol=1e-5)
-    far = Fit.of(1e3 * torch.randn(cold.weights.shape, generator=rng(3)).double(), cold.biases)
+    far = LinearProbe.of(1e3 * torch.randn(cold.weights.shape, generator=rng(3)).double(), cold.biases)
     torch.testing.assert_close(both(solve(name, x, y, 1e-3, start=far)), both(cold), rtol=1e-4, atol=1e-5)
     monkeypatch.setattr("plateaulens.probing.solvers.HELD", x[0].nbytes)
     again = logistic(x, y, 1e-3, start=logistic(x, y, 1e-3), most=0)
@@ -251,7 +251,7 @@ def test_a_warm_start_ends_at_the_same_optimum(name, monkeypatch):
 def test_a_start_that_is_wrong_about_everything_does_no_harm():
     x, y = problems(d=20, dtype=torch.float)
     cold = logistic(x, y, 1e-5)
-    wrong = logistic(x, y, 1e-5, start=Fit.of(-300 * cold.weights, -300 * cold.biases))
+    wrong = logistic(x, y, 1e-5, start=LinearProbe.of(-300 * cold.weights, -300 * cold.biases))
     assert (wrong.gradient <= 1e-4).all()
     torch.testing.assert_close(wrong(x).sigmoid(), cold(x).sigmoid(), rtol=0, atol=5e-3)
 
@@ -369,7 +369,7 @@ def test_a_planted_direction_is_found_at_positions_of_its_own_in_each_example(pl
     places = places.clone()
     places[::7, 2] = -1
     labels = torch.randint(2, places.shape, generator=rng(3))
-    feature = pl.Feature(labels, places)
+    feature = pl.tasks.Feature(labels, places)
     direction = plant(feature)
     found = probe(transformer(task), batch, feature, SITE, C=1.0)
     assert (F.cosine_similarity(found.weights[0, :, 0], direction, dim=-1) > 0.9).all()
@@ -385,7 +385,7 @@ def test_states_are_the_activations_at_each_examples_own_positions(monkeypatch):
     monkeypatch.setattr("plateaulens.probing.fitting.PASS", 7)
     task = BreadthFirstSearch(nodes=5)
     batch, model = task.sample(20, seed=1), transformer(task)
-    question = Question.of(batch, "queue", Parts.of(20, (0.5, 0.2, 0.3), (1.0, 10.0), 0))
+    question = ProbeDataset.of(batch, "queue", ProbeSplit.of(20, (0.5, 0.2, 0.3), (1.0, 10.0), 0))
     states = states_at(model, batch, [question], ["blocks.0.hook_resid_post", "blocks.1.attn.hook_z"])[0]
     _, cache = model.run_with_cache(batch.inputs)
     for i, places in enumerate(question.positions):
@@ -395,20 +395,20 @@ def test_states_are_the_activations_at_each_examples_own_positions(monkeypatch):
 
 
 def test_sequences_are_split_and_never_rows(plant):
-    parts = Parts.of(200, (0.6, 0.1, 0.3), (1.0, 100.0), 0)
+    parts = ProbeSplit.of(200, (0.6, 0.1, 0.3), (1.0, 100.0), 0)
     assert sorted(torch.cat([parts.train, parts.validation, parts.test]).tolist()) == list(range(200))
     assert (len(parts.train), len(parts.validation), len(parts.test)) == (120, 20, 60)
-    alone = Parts.of(200, (0.6, 0.1, 0.3), 100.0, 0)
+    alone = ProbeSplit.of(200, (0.6, 0.1, 0.3), 100.0, 0)
     assert alone.test.equal(parts.test) and len(alone.train) == 140
-    assert not Parts.of(200, (0.6, 0.1, 0.3), 100.0, 1).test.equal(parts.test)
+    assert not ProbeSplit.of(200, (0.6, 0.1, 0.3), 100.0, 1).test.equal(parts.test)
     # Labels of test sequences never reach a fit: each label is told by the sequence, at all offsets alike.
     batch = ADDITION.sample(200, seed=0)
-    parts = Parts.of(200, (0.6, 0.1, 0.3), (1.0, 100.0), 0, of_what=copies(batch.tokens))
+    parts = ProbeSplit.of(200, (0.6, 0.1, 0.3), (1.0, 100.0), 0, of_what=copies(batch.tokens))
     feature = ADDITION.features(batch)["carry"]
     plant(feature)
     model, changed = transformer(ADDITION), feature.labels.clone()
     changed[parts.test] = 1 - changed[parts.test]
-    a, b = (probe(model, batch, pl.Feature(y, feature.positions), SITE) for y in (feature.labels, changed))
+    a, b = (probe(model, batch, pl.tasks.Feature(y, feature.positions), SITE) for y in (feature.labels, changed))
     assert a.weights.equal(b.weights) and a.test.equal(parts.test)
     assert (a.table.accuracy > 0.95).all() and (b.table.accuracy < 0.05).all()
 
@@ -417,7 +417,7 @@ def test_copies_of_a_sequence_are_never_on_two_sides():
     batch = ADDITION.sample(1000, seed=0)  # of 256 pairs
     sides = [
         set(map(tuple, batch.tokens[part].tolist()))
-        for part in three(Parts.of(1000, *SPLIT, of_what=copies(batch.tokens)))
+        for part in three(ProbeSplit.of(1000, *SPLIT, of_what=copies(batch.tokens)))
     ]
     assert not (sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2])
     assert sum(map(len, sides)) == len(set(map(tuple, batch.tokens.tolist())))
@@ -426,11 +426,13 @@ def test_copies_of_a_sequence_are_never_on_two_sides():
     assert copies(alone[:, None]).tolist() == list(range(9))  # all differ: the split is that of their places
     assert all(
         a.equal(b)
-        for a, b in zip(three(Parts.of(9, *SPLIT)), three(Parts.of(9, *SPLIT, of_what=copies(alone[:, None]))))
+        for a, b in zip(
+            three(ProbeSplit.of(9, *SPLIT)), three(ProbeSplit.of(9, *SPLIT, of_what=copies(alone[:, None])))
+        )
     )
     # Labels that nothing tells: who has seen the sequence knows them.
     labels = torch.randint(0, 2, (256,), generator=rng(1))[copies(batch.tokens)]
-    feature = pl.Feature(labels[:, None], torch.full((1000, 1), 8))
+    feature = pl.tasks.Feature(labels[:, None], torch.full((1000, 1), 8))
     wide = pl.Transformer(pl.ModelConfig.for_task(ADDITION, d_model=256, n_layers=2, n_heads=2, init_scale=20.0))
     found = probe(wide, batch, feature, SITE, C=1e4, shuffled=False)
     assert found.table.train_loss.item() < 0.2 and found.table.loss.item() > np.log(2)
@@ -459,7 +461,7 @@ def test_what_a_probe_scores_is_what_its_weights_say():
 
 def test_the_penalty_is_chosen_on_validation():
     batch = ADDITION.sample(900, seed=0)
-    question = Question.of(batch, "carry", Parts.of(900, (0.2, 0.4, 0.4), (1e-4, 1e-2, 1e6), 0))
+    question = ProbeDataset.of(batch, "carry", ProbeSplit.of(900, (0.2, 0.4, 0.4), (1e-4, 1e-2, 1e6), 0))
     noise = torch.randn(4, 900, 30, generator=rng(0))
     signal = noise + question.labels * torch.randn(30, generator=rng(1))
     assert (best_fit(question, noise, None)[1]["C"] < 1).all()  # nothing to be found: the weaker penalty loses more
@@ -468,7 +470,9 @@ def test_the_penalty_is_chosen_on_validation():
 
 
 @pytest.mark.parametrize(
-    "task, name", [(BreadthFirstSearch(nodes=5), "queue"), (pl.MaximumSubarray(length=6), "max_ending_here")], ids=str
+    "task, name",
+    [(BreadthFirstSearch(nodes=5), "queue"), (pl.tasks.MaximumSubarray(length=6), "max_ending_here")],
+    ids=str,
 )
 def test_features_of_every_kind(task, name):
     batch = task.sample(500, seed=0)
@@ -488,10 +492,10 @@ def test_features_of_every_kind(task, name):
 
 
 def test_the_probe_of_the_plateau_paper_is_one_call():
-    task = pl.MovingWindowSum(n=4, k=2, p=5)
+    task = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
     batch, model = task.sample(2000, seed=0), transformer(task)
     answers = answer_tokens(batch)
-    assert answers.kind == "classes" and answers.positions.equal(batch.out)
+    assert answers.kind == "classes" and answers.positions.equal(batch.answer_positions)
     found = probe(model, batch, answers, "blocks.0.hook_attn_out", C=100.0, shuffled=False)
     assert found.weights.shape == (1, 4, 5, 16) and found.table.shuffled.isnull().all()
     assert found.table.accuracy.notnull().all()
@@ -502,12 +506,12 @@ def test_the_probe_of_the_plateau_paper_is_one_call():
 def test_a_pooled_probe_is_one_of_all_rows_and_splits_sequences():
     batch, model = ADDITION.sample(500, seed=0), transformer(ADDITION)
     feature = ADDITION.features(batch)["carry"]
-    parts = Parts.of(500, (0.6, 0.1, 0.3), 100.0, 0, of_what=copies(batch.tokens))
+    parts = ProbeSplit.of(500, (0.6, 0.1, 0.3), 100.0, 0, of_what=copies(batch.tokens))
     places, labels = feature.positions.clone(), feature.labels.clone()
     places[::5, 1] = -1
     labels[parts.test] = 1 - labels[parts.test]  # what a fit must not see
-    found = probe(model, batch, pl.Feature(feature.labels, places), SITE, C=100.0, pooled=True)
-    other = probe(model, batch, pl.Feature(labels, places), SITE, C=100.0, pooled=True)
+    found = probe(model, batch, pl.tasks.Feature(feature.labels, places), SITE, C=100.0, pooled=True)
+    other = probe(model, batch, pl.tasks.Feature(labels, places), SITE, C=100.0, pooled=True)
     assert found.weights.equal(other.weights) and (found.weights == found.weights[:, :1]).all()
     _, cache = model.run_with_cache(batch.inputs)
     states = cache[SITE][torch.arange(500)[:, None], places.clamp(min=0)].detach()
@@ -521,7 +525,7 @@ def test_a_pooled_probe_is_one_of_all_rows_and_splits_sequences():
         torch.testing.assert_close(found.losses[0, r], loss, rtol=1e-3, atol=1e-4, equal_nan=True)
         assert float(found.table.loss[0, r]) == pytest.approx(float(loss.nanmean()), abs=1e-4)
     places[:, 2] = -1
-    without = probe(model, batch, pl.Feature(feature.labels, places), SITE, C=100.0, pooled=True)
+    without = probe(model, batch, pl.tasks.Feature(feature.labels, places), SITE, C=100.0, pooled=True)
     assert without.table.train_loss[0].isnull().values.tolist() == [False, False, True, False]
 
 
@@ -575,7 +579,7 @@ def xor(monkeypatch):
         return SimpleNamespace(cache={site: x[start : start + len(some)] for site in sites})
 
     monkeypatch.setattr("plateaulens.probing.fitting.trace", trace)
-    return batch, pl.Feature(bits[..., 0] ^ bits[..., 1], places)
+    return batch, pl.tasks.Feature(bits[..., 0] ^ bits[..., 1], places)
 
 
 def test_a_hidden_layer_reads_the_xor_of_two_bits_and_a_line_does_not(xor, monkeypatch):
@@ -605,7 +609,7 @@ def test_what_a_hidden_layer_scores_is_what_it_says():
     feature = task.features(batch)["queue"]
     labels = feature.labels.clone()
     labels[:, 1, 2] = 0  # does not vary: it does not count
-    feature = pl.Feature(labels, feature.positions, feature.kind)
+    feature = pl.tasks.Feature(labels, feature.positions, feature.kind)
     found = probe(model, batch, feature, SITE, C=1.0, hidden=4, shuffled=False)
     _, cache = model.run_with_cache(batch.inputs)
     x = cache[SITE][found.test[:, None], feature.positions[found.test].clamp(min=0)].transpose(0, 1)
@@ -623,7 +627,7 @@ def test_what_a_hidden_layer_scores_is_what_it_says():
 
 
 def test_a_hidden_layer_reads_integers_and_tokens():
-    batch = pl.MaximumSubarray(length=4).sample(1200, seed=0)
+    batch = pl.tasks.MaximumSubarray(length=4).sample(1200, seed=0)
     line, found = (probe_tokens(batch, "max_ending_here", C=100.0, hidden=hidden) for hidden in (None, 16))
     assert (found.table.loss.values[0, 2:] < line.table.loss.values[0, 2:] / 2).all()  # a maximum bends
     assert (found.table.r2 > 0.8).all()
@@ -637,7 +641,7 @@ def test_labels_of_missing_places_do_not_matter(hidden):
     sums = batch.inputs.cumsum(1).gather(1, places.clamp(min=0)).float() / 10
     found = []
     for missing in (0.0, float("nan")):
-        feature = pl.Feature(sums.where(places >= 0, missing), places, "real")
+        feature = pl.tasks.Feature(sums.where(places >= 0, missing), places, "real")
         found.append(probe(transformer(ADDITION), batch, feature, SITE, hidden=hidden, C=100.0, shuffled=False))
     torch.testing.assert_close(found[0].losses, found[1].losses, rtol=0, atol=0, equal_nan=True)
     xr.testing.assert_identical(found[0].table, found[1].table)
@@ -646,8 +650,8 @@ def test_labels_of_missing_places_do_not_matter(hidden):
 def test_the_auroc_of_a_softmax_is_that_of_its_probabilities():
     g, batch = rng(4), ADDITION.sample(2000, seed=0)
     y = torch.randint(3, (2000, 1), generator=g)
-    question = Question.of(
-        batch, pl.Feature(y, torch.zeros_like(y), "classes"), Parts.of(2000, (0.6, 0.1, 0.3), 1.0, 0)
+    question = ProbeDataset.of(
+        batch, pl.tasks.Feature(y, torch.zeros_like(y), "classes"), ProbeSplit.of(2000, (0.6, 0.1, 0.3), 1.0, 0)
     )
     x = torch.tensor([[0.0, 0.0], [3.0, 0.0], [30.0, 0.5]])[y[:, 0]] + torch.randn(2000, 2, generator=g)
     fit, scores, _ = best_fit(question, x[None], None)
@@ -662,7 +666,7 @@ def test_an_offset_of_one_class_is_nan_and_does_not_count():
     feature = ADDITION.features(batch)["carry"]
     labels = feature.labels.clone()
     labels[:, 1] = 1
-    found = probe(transformer(ADDITION), batch, pl.Feature(labels, feature.positions))
+    found = probe(transformer(ADDITION), batch, pl.tasks.Feature(labels, feature.positions))
     assert found.table.loss.isnull().all("site").values.tolist() == [False, True, False, False]
     assert found.best_site()[1] is None and (found.weights[:, 1] == 0).all()
     assert found.thirds().loss.notnull().values.tolist() == [True, True, True]
@@ -680,7 +684,7 @@ def run(tmp_path_factory):
 
 def test_every_checkpoint_is_probed_as_if_alone(run):
     batch = ADDITION.sample(400, seed=2)
-    over = probe_over(run, batch, ["carry", "first_operand"], C=1.0, progress=False)
+    over = probe_checkpoints(run, batch, ["carry", "first_operand"], C=1.0, progress=False)
     assert over.loss.dims == ("feature", "step", "site", "offset") and over.step.values.tolist() == run.steps
     for name in ("carry", "first_operand"):
         for step in (0, 20):
@@ -690,23 +694,26 @@ def test_every_checkpoint_is_probed_as_if_alone(run):
                 np.testing.assert_allclose(own[value], alone.table[value], atol=2e-3, err_msg=value)
             np.testing.assert_allclose(own.losses, alone.losses, atol=0.05)
             np.testing.assert_allclose(thirds(over).sel(feature=name, step=step).loss, alone.thirds().loss, rtol=0.02)
-    bent = probe_over(run, batch, "carry", steps=[10, 20], C=1.0, hidden=2, shuffled=False, progress=False)
+    bent = probe_checkpoints(run, batch, "carry", steps=[10, 20], C=1.0, hidden=2, shuffled=False, progress=False)
     alone = probe(run.model(20), batch, "carry", C=1.0, hidden=2, shuffled=False, baseline=run.model(0))
     np.testing.assert_allclose(bent.sel(step=20).losses, alone.losses, atol=1e-4)
     np.testing.assert_allclose(bent.baseline_losses[0], alone.baseline_losses, atol=1e-4)
-    single = probe_over(run, batch, "carry", steps=[20], C=1.0, shuffled=False, progress=False)
+    single = probe_checkpoints(run, batch, "carry", steps=[20], C=1.0, shuffled=False, progress=False)
     assert single.loss.dims == ("step", "site", "offset")
     verdict = quiet_or_loud(over, "carry", plateau_steps=[0, 10], after_step=20, resamples=50)
     np.testing.assert_allclose(verdict.ratios.ratio[0], 1.0, atol=0.3)
 
 
 def test_a_moving_window_sum_is_probed_over_its_run(tmp_path):
-    task = pl.MovingWindowSum(n=4, k=2, p=5)
+    task = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
     training = pl.train(transformer(task), task, pl.TrainConfig(steps=300, batch_size=64, lr=3e-3))
     run = pl.record(training, tmp_path / "mws", task.sample(64, seed=1), save_every=300, progress=False)
     batch = task.sample(1000, seed=2)
-    asked = {"answer": answer_tokens(batch), "first": pl.Feature(batch.tokens[:, :1], batch.out[:, 1:2], "classes")}
-    over = probe_over(run, batch, asked, C=100.0, pooled=True, shuffled=False, progress=False)
+    asked = {
+        "answer": answer_tokens(batch),
+        "first": pl.tasks.Feature(batch.tokens[:, :1], batch.answer_positions[:, 1:2], "classes"),
+    }
+    over = probe_checkpoints(run, batch, asked, C=100.0, pooled=True, shuffled=False, progress=False)
     assert over.feature.values.tolist() == ["answer", "first"]
     assert over.loss.sel(feature="first").isel(step=0, site=0).notnull().values.tolist() == [True, False, False, False]
     learnt, untrained = over.sel(feature="answer").isel(step=-1), over.sel(feature="answer").isel(step=0)
@@ -719,17 +726,17 @@ def test_a_moving_window_sum_is_probed_over_its_run(tmp_path):
 def test_checkpoints_of_others_are_probed_like_a_run(neox):
     words = torch.randint(50, (60, 8), generator=rng(0))
     batch = pl.Batch(words, torch.full((60, 1), 6), torch.ones(60, 7, dtype=torch.bool))
-    mine = pl.Feature((words[:, 2:5] > 25).long(), torch.arange(2, 5).expand(60, 3))
+    mine = pl.tasks.Feature((words[:, 2:5] > 25).long(), torch.arange(2, 5).expand(60, 3))
     suite = SimpleNamespace(steps=[1, 2], model=lambda step: neox[1])
     with pytest.raises(ValueError, match="no step 0"):
-        probe_over(suite, batch, mine, progress=False)
-    over = probe_over(suite, batch, {"mine": mine}, baseline=neox[1], shuffled=False, progress=False)
+        probe_checkpoints(suite, batch, mine, progress=False)
+    over = probe_checkpoints(suite, batch, {"mine": mine}, baseline=neox[1], shuffled=False, progress=False)
     assert over.loss.sizes == {"feature": 1, "step": 2, "site": 2, "offset": 3}
     np.testing.assert_allclose(over.loss, over.baseline, atol=0.02)
 
 
 def table(losses, baseline, tests=200, spread=0.0):
-    """What `probe_over` returns: losses [step offset] at the second of two sites, which the train loss prefers."""
+    """What `probe_checkpoints` returns: losses [step offset] at the second of two sites, preferred by train loss."""
     losses, baseline = np.asarray(losses, float), np.asarray(baseline, float)
     noise = np.random.default_rng(0).normal(1, spread, tests)
     own = np.stack([np.full_like(losses, 9.0), losses], 1)
@@ -805,19 +812,22 @@ def test_errors_say_what_to_do(run):
         (dict(fractions=(0.5, 0.1, 0.1)), "add up to 1"),
         (dict(fractions=(0.7, 0.0, 0.3)), "validation"),
         (dict(fractions=(0.8, -0.1, 0.3), C=1.0), "none is negative"),
-        (dict(feature=pl.Feature(torch.ones(50, 1, dtype=torch.long), torch.full((50, 1), 99))), "position 99"),
+        (dict(feature=pl.tasks.Feature(torch.ones(50, 1, dtype=torch.long), torch.full((50, 1), 99))), "position 99"),
         (dict(feature=answer_tokens(batch[:9])), "50"),
         (dict(C=0.0), "above 0"),
         (dict(C=np.inf), "C=inf"),
         (dict(hidden=0), "at least 1"),
-        (dict(feature=pl.Feature(2 * torch.ones(50, 1, dtype=torch.long), torch.zeros(50, 1).long())), "not 0 and 1"),
+        (
+            dict(feature=pl.tasks.Feature(2 * torch.ones(50, 1, dtype=torch.long), torch.zeros(50, 1).long())),
+            "not 0 and 1",
+        ),
     ]:
         with pytest.raises(ValueError, match=what):
             probe(**{"model": model, "batch": batch, "feature": "carry", **wrong})
     carry = ADDITION.features(batch)["carry"]
     for twice in (["carry", "carry"], [carry, carry]):
         with pytest.raises(ValueError, match="names that differ"):
-            probe_over(run, batch, twice, progress=False)
+            probe_checkpoints(run, batch, twice, progress=False)
     with pytest.raises(ValueError, match="features"):
         probe(model, pl.Batch.prompts([[1, 2]] * 20, 2), "carry")
     with pytest.raises(ValueError, match="baseline has"):

@@ -9,7 +9,7 @@ import pytest
 
 import plateaulens as pl
 from plateaulens.analysis.checkpoint_steps import evenly
-from plateaulens.analysis.checkpoint_traces import Evolution
+from plateaulens.analysis.checkpoint_traces import CheckpointTraces
 from plateaulens.analysis.plateau import first_crossing
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -56,8 +56,8 @@ def test_dynamics_shades_the_plateau_and_draws_the_levels():
 
 def test_maps_have_a_slider_step_per_checkpoint():
     pattern = np.random.default_rng(0).normal(size=(3, 1, 2, 4, 4)).astype("float32")
-    batch = pl.MovingWindowSum(n=2).sample(2, seed=0)
-    evolution = Evolution([0, 5, 9], pattern, pattern[:, 0, 0], np.zeros((3, 2, 4), int), batch)
+    batch = pl.tasks.MovingWindowSum(n=2).sample(2, seed=0)
+    evolution = CheckpointTraces([0, 5, 9], pattern, pattern[:, 0, 0], np.zeros((3, 2, 4), int), batch)
     for figure in (pl.plots.attention_map(evolution, head=1), pl.plots.cosine_map(evolution)):
         labels = [step["label"] for step in figure.to_dict()["layout"]["sliders"][0]["steps"]]
         assert labels == ["0", "5", "9"] == [frame.name for frame in figure.frames]
@@ -68,7 +68,7 @@ def test_maps_have_a_slider_step_per_checkpoint():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    task = pl.MovingWindowSum(n=8)
+    task = pl.tasks.MovingWindowSum(n=8)
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=64))
     training = pl.train(model, task, pl.TrainConfig(steps=60, batch_size=64, lr=1e-3))
     folder = tmp_path_factory.mktemp("runs") / "<b>odd & name"
@@ -76,8 +76,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_by_hand_has_a_report_too(tmp_path: Path):
-    """The loop of one's own: no held-out batch was kept, and what was logged is anything."""
-    task = pl.MovingWindowSum(n=4, k=2, p=5)
+    """The loop of one's own: no evaluation batch was kept, and what was logged is anything."""
+    task = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16))
     run = pl.Run.create(tmp_path / "run", task=task, model=model, train=pl.TrainConfig(steps=2))
     run.log(0, {"gradient_norm": 1.0})

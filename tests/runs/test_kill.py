@@ -19,8 +19,8 @@ import plateaulens as pl
 from plateaulens.interventions import INTERVENTIONS
 from plateaulens.papers.recipe import Recipe
 
-TASK = pl.MovingWindowSum(n=4, k=2, p=5)
-HELD = TASK.sample(16, seed=1)
+TASK = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
+EVAL_BATCH = TASK.sample(16, seed=1)
 CFG = pl.TrainConfig(steps=60, batch_size=16, lr=1e-3)
 
 
@@ -38,7 +38,7 @@ def work(path, cfg=CFG, changes=(), every=3, **model):
             raise
         training = pl.train(build(**model), TASK, cfg)
         with pl.intervene(training.model, *changes) if changes else nullcontext():
-            pl.record(training, path, HELD, every=every, save_every=7, overwrite=True, progress=False)
+            pl.record(training, path, EVAL_BATCH, every=every, save_every=7, overwrite=True, progress=False)
 
 
 def child(path, wait, sig, work=work):
@@ -89,7 +89,7 @@ def straight(folder):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def uninterruptible(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     # Imports first, in the parent: children that each spend seconds on them would be killed before any work.
@@ -133,7 +133,7 @@ def test_the_uninterrupted_run_holds_what_it_should(whole):
     assert files["metrics.jsonl"].count(b"\n") == 21
 
 
-# Every optimiser, schedule and change.
+# Every optimizer, schedule and change.
 
 OPTIMIZERS = {
     "adam": {},
@@ -160,11 +160,11 @@ def under(*changes, **model):
 def the_changes():
     """Every change that can act in a training, and the model it acts on."""
     two = dict(n_heads=2, n_layers=2)
-    seen = pl.trace(build(seed=9, **two), HELD)
+    seen = pl.trace(build(seed=9, **two), EVAL_BATCH)
     z, resid = "blocks.1.attn.hook_z", "blocks.0.hook_resid_mid"
     return {
-        "ScaleAttention": under(pl.ScaleAttention(TASK, by=3.0)),
-        "ScaleAttention of softmax": under(pl.ScaleAttention(TASK, by=3.0, renormalise=True), attention="softmax"),
+        "ScaleAttention": under(pl.ScaleAttention(TASK, factor=3.0)),
+        "ScaleAttention of softmax": under(pl.ScaleAttention(TASK, factor=3.0, renormalize=True), attention="softmax"),
         "OptimalAttention": under(pl.OptimalAttention(TASK), **two),
         "FixAttention": under(pl.FixAttention(seen.pattern().mean("batch")), **two),
         "AblateHeads mean": under(pl.AblateHeads([(0, 1), (1, 0)], "mean"), **two),
@@ -174,10 +174,10 @@ def the_changes():
         "Ablate zero": under(pl.Ablate(z, "zero", heads=[1]), **two),
         "Ablate resample": under(pl.Ablate(z, "resample", seed=4), **two),
         "Patch": under(pl.Patch(resid, seen.cache[resid][0], positions=[4, 6]), **two),
-        "Steer": under(pl.Steer(resid, torch.linspace(-1, 1, 16), by=0.5), **two),
-        "Project": under(pl.Project(resid, torch.tensor([[4, 6]]), torch.eye(16)[:2, None], torch.ones(2, 1)), **two),
+        "Steer": under(pl.Steer(resid, torch.linspace(-1, 1, 16), factor=0.5), **two),
+        "Project": under(pl.interventions.Project(resid, torch.tensor([[4, 6]]), torch.eye(16)[:2, None], torch.ones(2, 1)), **two),
         "Freeze": under(pl.Freeze(["KQ", "blocks.0.mlp.*"])),
-        "two changes": under(pl.ScaleAttention(TASK, by=0.2), pl.Freeze("mlp")),
+        "two changes": under(pl.ScaleAttention(TASK, factor=0.2), pl.Freeze("mlp")),
     }
 
 
@@ -191,12 +191,12 @@ RECIPES = {
 
 
 def job(name, donor):
-    """What the children do: an optimiser with a schedule, a change with one of these pairs, or a recipe."""
+    """What the children do: an optimizer with a schedule, a change with one of these pairs, or a recipe."""
     if name in RECIPES:
-        recipe, options = RECIPES[name], dict(held=HELD, every=4, save_every=7, progress=False)
+        recipe, options = RECIPES[name], dict(eval_batch=EVAL_BATCH, every=4, save_every=7, progress=False)
         return lambda path: recipe.record(path, donor=donor if recipe.optimal else None, **options)
     if name in CHANGES:
-        # Steps of 5 through the 12 pairs: all of them, and neighbours share neither optimiser nor schedule.
+        # Steps of 5 through the 12 pairs: all of them, and neighbors share neither optimizer nor schedule.
         cfg = [*TRAINS.values()][5 * [*CHANGES].index(name) % 12]
         changes, model = CHANGES[name]
         return lambda path: work(path, cfg, changes, every=4, **model)
@@ -206,7 +206,7 @@ def job(name, donor):
 @pytest.fixture(scope="module")
 def donor(whole, tmp_path_factory):
     training = pl.train(build(seed=3), TASK, TRAINS["adam constant"])
-    return pl.record(training, tmp_path_factory.mktemp("donor") / "run", HELD, progress=False)
+    return pl.record(training, tmp_path_factory.mktemp("donor") / "run", EVAL_BATCH, progress=False)
 
 
 def test_no_change_is_forgotten():

@@ -12,9 +12,9 @@ import torch
 import plateaulens as pl
 from plateaulens._io import digest, read_tensors, write_json, write_tensors
 
-TASK = pl.MovingWindowSum(n=4, k=2, p=5)
+TASK = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
 CFG = pl.TrainConfig(steps=12, batch_size=16, lr=1e-3)
-HELD = TASK.sample(8, seed=1)
+EVAL_BATCH = TASK.sample(8, seed=1)
 
 
 def build(seed=0):
@@ -23,7 +23,7 @@ def build(seed=0):
 
 def recorded(path, **kwargs):
     options = dict(every=3, save_every=5, progress=False) | kwargs
-    return pl.record(pl.train(build(), TASK, CFG), path, HELD, **options)
+    return pl.record(pl.train(build(), TASK, CFG), path, EVAL_BATCH, **options)
 
 
 def created(path, **kwargs):
@@ -47,7 +47,7 @@ def test_the_folder_explains_itself(tmp_path):
     files, config = contents(run.path)
     assert set(files) == {
         "metrics.jsonl",
-        "held.safetensors",
+        "eval_batch.safetensors",
         *(f"checkpoints/{t:06d}.safetensors" for t in (0, 5, 10, 12)),
         "state/000012.safetensors",
     }
@@ -55,11 +55,11 @@ def test_the_folder_explains_itself(tmp_path):
     assert config["model"] == asdict(build().cfg) and config["train"] == json.loads(json.dumps(asdict(CFG)))
     assert {"python", "torch", "transformer-lens", "plateaulens"} <= set(config["versions"])
     assert config["device"] == "cpu" and config["threads"] == torch.get_num_threads() and config["interventions"] == []
-    assert config["record"] | {"watch": []} == {"start": 0, "end": 12, "every": 3, "save_every": 5, "watch": []}
+    assert config["record"] | {"metrics": []} == {"start": 0, "end": 12, "every": 3, "save_every": 5, "metrics": []}
     rows = [json.loads(line) for line in files["metrics.jsonl"].decode().splitlines()]
     assert [row["step"] for row in rows] == [0, 3, 6, 9, 12]
-    standard = {f.__name__ for f in pl.STANDARD}
-    assert [set(row) for row in rows] == [standard | {"step"}] + [standard | {"step", "train_loss"}] * 4
+    default_metrics = {f.__name__ for f in pl.metrics.DEFAULT_METRICS}
+    assert [set(row) for row in rows] == [default_metrics | {"step"}] + [default_metrics | {"step", "train_loss"}] * 4
 
 
 def test_an_opened_run_is_the_recorded_one(tmp_path):
@@ -67,7 +67,7 @@ def test_an_opened_run_is_the_recorded_one(tmp_path):
     weights, values = {}, {}
     for step in straight:
         weights[step.t] = {name: w.clone() for name, w in straight.model.state_dict().items()}
-        values[step.t] = pl.measure(straight.model, HELD, pl.STANDARD)
+        values[step.t] = pl.measure(straight.model, EVAL_BATCH, pl.metrics.DEFAULT_METRICS)
     recorded(tmp_path / "run")
     run = pl.Run(tmp_path / "run")
     assert run.steps == [0, 5, 10, 12] and run.last == 12 and run.task == TASK and run.train_config == CFG
@@ -76,8 +76,8 @@ def test_an_opened_run_is_the_recorded_one(tmp_path):
     for t in run.metrics.index:
         assert run.metrics.loc[t, "loss"] == pytest.approx(values[t]["loss"].item(), abs=1e-6)
         assert run.metrics.loc[t, "position_accuracy"] == values[t]["position_accuracy"].tolist()
-    assert torch.equal(run.held().tokens, HELD.tokens) and run.held().task == TASK
-    assert run.held().n_new == 0
+    assert torch.equal(run.eval_batch().tokens, EVAL_BATCH.tokens) and run.eval_batch().task == TASK
+    assert run.eval_batch().n_new == 0
     assert states_equal(run.new_model().state_dict(), weights[0])
     assert "mws" in repr(run) and "0..12" in repr(run)
 
@@ -249,7 +249,7 @@ def test_a_step_without_checkpoint_gives_the_nearest(tmp_path):
 
 
 def test_schedules_may_be_lists(tmp_path):
-    run = recorded(tmp_path / "run", every=[1, 2, 7, 99], save_every={4}, watch=["loss"])
+    run = recorded(tmp_path / "run", every=[1, 2, 7, 99], save_every={4}, metrics=["loss"])
     assert run.metrics.index.tolist() == [0, 1, 2, 7, 12] and run.steps == [0, 4, 12]
     assert run.config["record"]["every"] == [1, 2, 7, 99] and list(run.metrics.columns) == ["loss", "train_loss"]
 
@@ -258,8 +258,8 @@ BAD = [
     (dict(every=0), "schedule"),
     (dict(save_every=-1), "schedule"),
     (dict(until=13), "until step 13"),
-    (dict(watch=["los"]), "did you mean 'loss'"),
-    (dict(watch=["collapse@nowhere"]), "unknown hook"),
+    (dict(metrics=["los"]), "did you mean 'loss'"),
+    (dict(metrics=["collapse@nowhere"]), "unknown hook"),
 ]
 
 
@@ -272,19 +272,19 @@ def test_a_bad_recording_raises_before_anything_is_written(tmp_path, options, me
 
 def test_recording_in_parts_is_recording_in_one(tmp_path):
     training = pl.train(build(), TASK, CFG)
-    first = pl.record(training, tmp_path / "first", HELD, every=1, save_every=6, until=6, progress=False)
-    second = pl.record(training, tmp_path / "second", HELD, every=1, save_every=6, progress=False)
+    first = pl.record(training, tmp_path / "first", EVAL_BATCH, every=1, save_every=6, until=6, progress=False)
+    second = pl.record(training, tmp_path / "second", EVAL_BATCH, every=1, save_every=6, progress=False)
     whole = recorded(tmp_path / "whole", every=1, save_every=6)
     text = [(r.path / "metrics.jsonl").read_text().splitlines() for r in (first, second, whole)]
     assert text[0] + text[1][1:] == text[2] and text[0][-1] == text[1][0]
     assert states_equal(second.weights(12), whole.weights(12))
     with pytest.raises(ValueError, match="training is at 12"):
-        pl.record(training, tmp_path / "third", HELD, until=3, progress=False)
+        pl.record(training, tmp_path / "third", EVAL_BATCH, until=3, progress=False)
 
 
 def interventions():
-    pattern = pl.trace(build(seed=3), HELD).pattern().mean()
-    return [pl.FixAttention(pattern), pl.ScaleAttention(TASK, by=3.0)]
+    pattern = pl.trace(build(seed=3), EVAL_BATCH).pattern().mean()
+    return [pl.FixAttention(pattern), pl.ScaleAttention(TASK, factor=3.0)]
 
 
 def test_interventions_are_kept_with_their_interval(tmp_path):
@@ -293,7 +293,7 @@ def test_interventions_are_kept_with_their_interval(tmp_path):
         pass
     on = interventions()
     with pl.intervene(training.model, *on):
-        run = pl.record(training, tmp_path / "run", HELD, until=9, progress=False)
+        run = pl.record(training, tmp_path / "run", EVAL_BATCH, until=9, progress=False)
     assert pl.Run(run.path).config["interventions"] == [{"from": 4, "to": 9, "what": i.to_json()} for i in on]
     assert {p.stem for p in (run.path / "tensors").iterdir()} == set(on[0].tensors())
 
@@ -305,12 +305,12 @@ class Stop(Exception):
 def cut_at(step, calls):
     """A measurement that crashes the recording when `step` is measured, once."""
 
-    @pl.reads("outputs")
+    @pl.metrics.requires("outputs")
     def loss(t):
         calls.append(1)
         if len(calls) == step:
             raise Stop
-        return pl.loss(t)
+        return pl.metrics.loss(t)
 
     return loss
 
@@ -321,13 +321,13 @@ def test_a_crashed_run_is_resumed_to_the_same_bytes(tmp_path, with_interventions
     options = dict(every=1, save_every=5, progress=False)
     for name in ("whole", "cut"):
         training, calls = pl.train(build(), TASK, CFG), []
-        watch = [cut_at(crash if name == "cut" else -1, calls), "accuracy"]
+        metrics = [cut_at(crash if name == "cut" else -1, calls), "accuracy"]
         with pl.intervene(training.model, *(interventions() if with_interventions else [])):
             if name == "cut":
                 with pytest.raises(Stop):
-                    pl.record(training, tmp_path / name, HELD, watch, **options)
+                    pl.record(training, tmp_path / name, EVAL_BATCH, metrics, **options)
             else:
-                pl.record(training, tmp_path / name, HELD, watch, **options)
+                pl.record(training, tmp_path / name, EVAL_BATCH, metrics, **options)
     run = pl.resume(tmp_path / "cut", progress=False)
     assert contents(run.path) == contents(tmp_path / "whole")
     before = contents(run.path)
@@ -341,7 +341,7 @@ def test_resume_says_what_it_cannot_do(tmp_path):
     training = pl.train(build(), TASK, CFG)
     for _ in training.until(4):
         pass
-    run = pl.record(training, tmp_path / "late", HELD, progress=False)
+    run = pl.record(training, tmp_path / "late", EVAL_BATCH, progress=False)
     for state in (run.path / "state").iterdir():
         state.unlink()
     with pytest.raises(ValueError, match="lost its exact state"):
@@ -349,23 +349,23 @@ def test_resume_says_what_it_cannot_do(tmp_path):
 
 
 def test_what_a_kill_leaves_before_run_json_is_no_obstacle(tmp_path):
-    run = pl.record(pl.train(build(), TASK, CFG), tmp_path / "whole", HELD, progress=False, until=2)
+    run = pl.record(pl.train(build(), TASK, CFG), tmp_path / "whole", EVAL_BATCH, progress=False, until=2)
     cut = tmp_path / "cut"
     (cut / "tensors").mkdir(parents=True)
-    (cut / "held.safetensors").write_bytes((run.path / "held.safetensors").read_bytes())
+    (cut / "eval_batch.safetensors").write_bytes((run.path / "eval_batch.safetensors").read_bytes())
     (cut / ".run.json.partial").write_text("{")
-    pl.record(pl.train(build(), TASK, CFG), cut, HELD, progress=False, until=2)
+    pl.record(pl.train(build(), TASK, CFG), cut, EVAL_BATCH, progress=False, until=2)
     (tmp_path / "left").mkdir()
     for name in ("state", "tensors"):
         (tmp_path / "left" / name).mkdir()
-    for file in ("held.safetensors", "state/000002.safetensors"):
+    for file in ("eval_batch.safetensors", "state/000002.safetensors"):
         (tmp_path / "left" / file).write_bytes((run.path / file).read_bytes())
     write_tensors(tmp_path / "left" / "tensors" / f"{'a' * 64}.safetensors", {"tensor": torch.zeros(1)})
     (tmp_path / "left" / "state" / ".000003.safetensors.partial").write_text("x")
     new = created(tmp_path / "left")  # takes nothing of the one that was killed
     assert [p.name for p in new.path.rglob("*") if p.is_file()] == ["run.json"]
-    assert not new.has_held and not new.tensors() and new.rewind() is None
-    for name in ("tensors/my_embeddings.safetensors", "state/deep/000001.safetensors", "held.safetensors/notes.txt"):
+    assert not new.has_eval_batch and not new.tensors() and new.rewind() is None
+    for name in ("tensors/my_embeddings.safetensors", "state/deep/000001.safetensors", "eval_batch.safetensors/notes.txt"):
         file = tmp_path / name.replace("/", "-") / name
         file.parent.mkdir(parents=True)
         file.write_text("mine")
@@ -375,7 +375,7 @@ def test_what_a_kill_leaves_before_run_json_is_no_obstacle(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="not empty"):
-        pl.record(pl.train(build(), TASK, CFG), tmp_path / "other", HELD, progress=False)
+        pl.record(pl.train(build(), TASK, CFG), tmp_path / "other", EVAL_BATCH, progress=False)
 
 
 OTHERS = ({}, "x", None, {"task": 3}, {"task": []})  # what no task is
@@ -396,12 +396,12 @@ def test_a_run_json_of_something_else_is_one_clear_error(tmp_path, text):
 
 def test_a_run_without_held_out_batch_says_so(tmp_path):
     run = created(tmp_path / "run")
-    assert not run.has_held
-    with pytest.raises(ValueError, match="keeps no held-out batch"):
-        run.held()
+    assert not run.has_eval_batch
+    with pytest.raises(ValueError, match="keeps no evaluation batch"):
+        run.eval_batch()
 
 
-class Own(pl.MovingWindowSum):
+class Own(pl.tasks.MovingWindowSum):
     """A task of the user's, with its own idea of what is compared."""
 
     @property
@@ -411,12 +411,12 @@ class Own(pl.MovingWindowSum):
 
 def test_a_run_of_ones_own_task_is_resumed_with_ones_own_training(tmp_path):
     task = Own(n=4, k=2, p=5)
-    held = task.sample(8, seed=1)
+    eval_batch = task.sample(8, seed=1)
     options = dict(every=1, save_every=5, progress=False)
-    pl.record(pl.train(build(), task, CFG), tmp_path / "whole", held, ["loss", "collapse"], **options)
+    pl.record(pl.train(build(), task, CFG), tmp_path / "whole", eval_batch, ["loss", "collapse"], **options)
     with pytest.raises(Stop):
-        watch = [cut_at(8, []), "collapse"]
-        pl.record(pl.train(build(), task, CFG), tmp_path / "cut", held, watch, **options)
+        metrics = [cut_at(8, []), "collapse"]
+        pl.record(pl.train(build(), task, CFG), tmp_path / "cut", eval_batch, metrics, **options)
     with pytest.raises(ValueError, match="pass training="):
         pl.resume(tmp_path / "cut", progress=False)
     assert pl.resume(tmp_path / "whole", progress=False).finished  # nothing to do, so nothing is asked for
@@ -426,28 +426,28 @@ def test_a_run_of_ones_own_task_is_resumed_with_ones_own_training(tmp_path):
 
 def test_a_run_under_an_intervention_on_ones_own_task_is_resumed(tmp_path):
     task = Own(n=4, k=2, p=5)
-    held = task.sample(8, seed=1)
-    watch = [cut_at(8, [])]
+    eval_batch = task.sample(8, seed=1)
+    metrics = [cut_at(8, [])]
     with pytest.raises(Stop):
         model = build()
-        with pl.intervene(model, pl.ScaleAttention(task, by=3.0)):
-            pl.record(pl.train(model, task, CFG), tmp_path / "cut", held, watch, every=1, save_every=5, progress=False)
+        with pl.intervene(model, pl.ScaleAttention(task, factor=3.0)):
+            pl.record(pl.train(model, task, CFG), tmp_path / "cut", eval_batch, metrics, every=1, save_every=5, progress=False)
     run = pl.resume(tmp_path / "cut", training=pl.train(build(), task, CFG), progress=False)
     assert run.finished and run.config["interventions"][0]["what"]["by"] == 3.0
 
 
 def test_a_measurement_of_ones_own_is_asked_for(tmp_path):
     with pytest.raises(Stop):
-        pl.record(pl.train(build(), TASK, CFG), tmp_path / "cut", HELD, [cut_at(8, [])], every=1, progress=False)
+        pl.record(pl.train(build(), TASK, CFG), tmp_path / "cut", EVAL_BATCH, [cut_at(8, [])], every=1, progress=False)
     kept = (tmp_path / "cut" / "run.json").read_text()
     (tmp_path / "cut" / "run.json").write_text(kept.replace('"loss"', '"my_loss"'))
-    with pytest.raises(ValueError, match=r"my_loss.*watch=\["):
+    with pytest.raises(ValueError, match=r"my_loss.*metrics=\["):
         pl.resume(tmp_path / "cut", progress=False)
 
 
 def test_prompts_are_kept_with_how_they_are_answered(tmp_path):
-    how = pl.Decoding(sample=True, seed=3, forbidden=(0, 2))
+    how = pl.lm.Decoding(sample=True, seed=3, forbidden=(0, 2))
     prompts = pl.Batch.prompts([[1, 2, 3], [4]], 5, how)
-    pl.Run.create(tmp_path / "run", task=TASK, model=build(), train=pl.TrainConfig(), held=prompts)
-    held = pl.Run(tmp_path / "run").held()
-    assert held.decoding == how and held.n_new == 5 and torch.equal(held.out, prompts.out)
+    pl.Run.create(tmp_path / "run", task=TASK, model=build(), train=pl.TrainConfig(), eval_batch=prompts)
+    eval_batch = pl.Run(tmp_path / "run").eval_batch()
+    assert eval_batch.decoding == how and eval_batch.n_new == 5 and torch.equal(eval_batch.answer_positions, prompts.answer_positions)

@@ -116,13 +116,15 @@ def features(task, row, released):
 @each(ALL)
 def test_examples_solve_their_inputs(task):
     batch = task.sample(300, seed=1)
-    assert batch.tokens.shape == (300, task.n_ctx) and batch.out.shape == (300, task.n_out)
+    assert batch.tokens.shape == (300, task.n_ctx) and batch.answer_positions.shape == (300, task.n_out)
     rows = batch.tokens.tolist()
-    for row, out, answers, scored in zip(rows, batch.out.tolist(), batch.answers.tolist(), batch.scored.tolist()):
+    for row, out, answers, loss_mask in zip(
+        rows, batch.answer_positions.tolist(), batch.answers.tolist(), batch.loss_mask.tolist()
+    ):
         equals, end = row.index(task.equals), row.index(task.eos)
         assert row[equals + 1 : end] == answer(task, row) and set(row[end:]) == {task.eos}
         run = list(range(equals - 1 + task.answer_only, end))  # from `=`, or after it, to the first EOS
-        assert [i for i, counts in enumerate(scored) if counts] == [i for i in out if i >= 0] == run
+        assert [i for i, counts in enumerate(loss_mask) if counts] == [i for i in out if i >= 0] == run
         assert answers == [row[i + 1] if i >= 0 else -1 for i in out]
     assert {row.index(task.equals) for row in rows} == {equals} and task.loss_floor() == 0
 
@@ -135,10 +137,10 @@ def test_features_are_those_of_the_specification(task, released):
     for s, row in enumerate(batch.tokens.tolist()):
         expected = features(task, row, released)
         assert expected.keys() == found.keys()
-        for name, (kind, published, reads) in expected.items():
+        for name, (kind, published, requires) in expected.items():
             feature = found[name]
             assert (feature.kind, feature.published) == (kind, published)
-            assert list(zip(feature.positions[s].tolist(), feature.labels[s].tolist())) == reads, name
+            assert list(zip(feature.positions[s].tolist(), feature.labels[s].tolist())) == requires, name
     assert all(0 <= int(f.positions.min()) <= int(f.positions.max()) < task.n_ctx - 1 for f in found.values())
 
 
@@ -174,9 +176,9 @@ def test_tokens_and_carries_by_hand():
 def test_sizes_of_the_paper():
     assert [task.n_ctx for task in (*PAPER, BinaryAddition(bits=64))] == [52, 67, 67, 130, 66, 196]
     assert [task.d_vocab for task in PAPER] == [5, 5, 5, 21, 21]
-    scored = [task.sample(8000, seed=3).scored.sum(1).float().mean() for task in PAPER]
-    assert scored[:3] == [19, 34, 3]
-    assert [float(x) for x in scored[3:]] == pytest.approx([28.9 + 2, 2 * 3.09 + 2], rel=0.02)
+    loss_mask = [task.sample(8000, seed=3).loss_mask.sum(1).float().mean() for task in PAPER]
+    assert loss_mask[:3] == [19, 34, 3]
+    assert [float(x) for x in loss_mask[3:]] == pytest.approx([28.9 + 2, 2 * 3.09 + 2], rel=0.02)
 
 
 @each(ALL)
@@ -221,8 +223,10 @@ def test_data_facts_of_the_paper():
     task = MaximumSubarray()
     batch = task.sample(8000, seed=6)
     assert float((batch.tokens[:, :64] - 9.0).mean(1).std()) == pytest.approx(1.38, abs=0.05)
-    assert float((batch.out[:, -1] >= 0).float().mean()) == pytest.approx(0.036, abs=0.01)  # the whole array
-    chosen = Counter((ActivitySelection().sample(8000, seed=6).scored.sum(1) // 2 - 1).tolist())
+    assert float((batch.answer_positions[:, -1] >= 0).float().mean()) == pytest.approx(
+        0.036, abs=0.01
+    )  # the whole array
+    chosen = Counter((ActivitySelection().sample(8000, seed=6).loss_mask.sum(1) // 2 - 1).tolist())
     assert sum(k * count for k, count in chosen.items()) / 8000 == pytest.approx(3.09, abs=0.05)
     assert min(chosen) == 1 and max(chosen) >= 6
     numbers = ActivitySelection(n=2).sample(20_000, seed=6).tokens[:, :4]

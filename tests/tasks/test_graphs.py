@@ -284,11 +284,11 @@ def test_a_graph_with_all_edges_fits(kind, nodes):
 def test_scored_is_what_comes_after_the_input(kind, answer_only):
     task = kind(nodes=7, answer_only=answer_only)
     batch = task.sample(50, seed=4)
-    for text, scored, targets, out in zip(texts(batch), batch.scored, batch.targets, batch.answers):
+    for text, loss_mask, targets, out in zip(texts(batch), batch.loss_mask, batch.targets, batch.answers):
         _, _, after = split(task, text)
         counted = ("" if answer_only else "=") + after + "<EOS>"
-        assert task.decode(targets[scored]) == task.decode(out[out >= 0]) == counted
-    assert len(batch.out[:, 0].unique()) > 5  # inputs differ in length
+        assert task.decode(targets[loss_mask]) == task.decode(out[out >= 0]) == counted
+    assert len(batch.answer_positions[:, 0].unique()) > 5  # inputs differ in length
 
 
 @each
@@ -365,7 +365,7 @@ def test_features_are_those_of_the_procedures_step_by_step(kind, nodes, answer_o
 def test_positions_differ_by_example_and_the_released_ones_do_not(kind):
     task = kind(nodes=8)
     batch = task.sample(64, seed=5)
-    longest = int(batch.out[:, 0].argmax())
+    longest = int(batch.answer_positions[:, 0].argmax())
     for rows in (slice(None), torch.arange(longest, -1, -1)):
         part = batch[rows]
         for name, released in task.features(part, released=True).items():
@@ -397,8 +397,8 @@ def classes(graphs):
     return torch.stack([codes(graphs[:, naming][:, :, naming]) for naming in namings]).amin(0)
 
 
-def labelled(nodes):
-    """Every connected labelled graph."""
+def labeled(nodes):
+    """Every connected labeled graph."""
     pairs = list(itertools.combinations(range(nodes), 2))
     for bits in itertools.product((0, 1), repeat=len(pairs)):
         graph = nx.empty_graph(nodes)
@@ -409,14 +409,14 @@ def labelled(nodes):
 
 @pytest.mark.parametrize("nodes, count", [(2, 1), (3, 4), (4, 38)])
 def test_every_labelled_graph_is_equally_likely(nodes, count):
-    every = codes(torch.stack(list(labelled(nodes)))).tolist()
+    every = codes(torch.stack(list(labeled(nodes)))).tolist()
     drawn = Counter(codes(connected_graphs(4000, nodes, torch.Generator().manual_seed(3))).tolist())
     assert len(every) == count and fits(drawn, dict.fromkeys(every, 1 / count))
 
 
 @pytest.mark.parametrize("nodes, count", [(2, 1), (3, 2), (4, 6), (5, 21)])
 def test_every_class_is_equally_likely_and_so_is_every_naming_of_it(nodes, count):
-    every = torch.stack(list(labelled(nodes)))
+    every = torch.stack(list(labeled(nodes)))
     kinds = classes(every).tolist()
     share = {code: 1 / count / kinds.count(kind) for code, kind in zip(codes(every).tolist(), kinds)}
     drawn = connected_graphs(15_000, nodes, torch.Generator().manual_seed(3), classes=True)
@@ -453,7 +453,7 @@ def test_orientations_are_those_of_a_random_order():
 
 @pytest.mark.parametrize("of_classes", [False, True])
 def test_edges_in_the_mean(of_classes):
-    """27.5542 of labelled graphs, by recursion over their number of edges; 27.56 of classes."""
+    """27.5542 of labeled graphs, by recursion over their number of edges; 27.56 of classes."""
     graphs = connected_graphs(20_000, 11, torch.Generator().manual_seed(4), of_classes)
     assert graphs.sum((1, 2)).double().mean().item() / 2 == pytest.approx(27.555, abs=0.1)
 

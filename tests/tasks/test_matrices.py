@@ -13,7 +13,7 @@ from plateaulens.tasks import TASKS, task_from_json, task_to_json
 from plateaulens.tasks.matrices.completion import disconnected_share
 from plateaulens.tasks.matrices.entries import FACTORS, MASK
 
-TINY = pl.MatrixCompletion(rows=3, cols=4, rank=1, factors="bounded", precision=0.1, limit=1.0)
+TINY = pl.tasks.MatrixCompletion(rows=3, cols=4, rank=1, factors="bounded", precision=0.1, limit=1.0)
 
 
 def tiny_model(seed=0, **fields):
@@ -24,17 +24,17 @@ def tiny_model(seed=0, **fields):
 
 
 def test_the_paper_s_vocabulary():
-    task = pl.MatrixCompletion()
+    task = pl.tasks.MatrixCompletion()
     assert task.d_vocab == 2002 and task.n_ctx == 49
     values = torch.tensor([-10.0, 0.0, 0.44, 10.0, 11.0])
     assert task.token(values).tolist() == [1, 1001, 1045, 2001, 2001]
     assert task.value(task.token(values[:4])).tolist() == values[:4].tolist()
-    assert pl.MatrixSequence().d_vocab == 2 * 200 + 1 + 2  # the paper's 405 has two unused tokens
-    assert pl.MatrixSequence().n_ctx == 99
+    assert pl.tasks.MatrixSequence().d_vocab == 2 * 200 + 1 + 2  # the paper's 405 has two unused tokens
+    assert pl.tasks.MatrixSequence().n_ctx == 99
 
 
 def test_every_token_comes_back_from_its_value():
-    for task in (pl.MatrixCompletion(), TINY, pl.MatrixCompletion(precision=0.05, limit=3.0)):
+    for task in (pl.tasks.MatrixCompletion(), TINY, pl.tasks.MatrixCompletion(precision=0.05, limit=3.0)):
         tokens = torch.arange(1, task.d_vocab)
         torch.testing.assert_close(task.token(task.value(tokens)), tokens)
 
@@ -42,7 +42,7 @@ def test_every_token_comes_back_from_its_value():
 @pytest.mark.parametrize("factors", FACTORS)
 @pytest.mark.parametrize("rank", [1, 2, None])
 def test_entries_have_the_rank_and_the_variance_that_they_say(factors, rank):
-    task = pl.MatrixCompletion(rows=4, cols=5, rank=rank, factors=factors, scale=0.7, precision=0.001, limit=60.0)
+    task = pl.tasks.MatrixCompletion(rows=4, cols=5, rank=rank, factors=factors, scale=0.7, precision=0.001, limit=60.0)
     x = task.sample(20_000, seed=0).values
     assert x.mean().abs() < 0.02
     assert x.square().mean().item() == pytest.approx(task.variance, rel=0.05)
@@ -59,9 +59,11 @@ def test_no_draw_of_a_factor_is_infinite_or_a_sign_without_one(monkeypatch, draw
 
 
 def test_the_matrices_of_the_shipped_run_are_still_drawn():
-    run = pl.Run(pl.shipped("matrix-4x4"))
-    held, again = run.held(), run.task.sample(1024, seed=1)
-    assert torch.equal(held.tokens, again.tokens) and torch.equal(held.out, again.out)
+    run = pl.Run(pl.lm.bundled("matrix-4x4"))
+    eval_batch, again = run.eval_batch(), run.task.sample(1024, seed=1)
+    assert torch.equal(eval_batch.tokens, again.tokens) and torch.equal(
+        eval_batch.answer_positions, again.answer_positions
+    )
 
 
 def test_hidden_cells_are_masked_and_nothing_else_is():
@@ -70,7 +72,7 @@ def test_hidden_cells_are_masked_and_nothing_else_is():
     assert ((batch.inputs == MASK) == hidden).all()
     assert (batch.inputs == batch.tokens)[~hidden].all()
     assert hidden.float().mean().item() == pytest.approx(TINY.p_mask, abs=0.02)
-    for row, out, answers in zip(hidden, batch.out, batch.answers, strict=True):
+    for row, out, answers in zip(hidden, batch.answer_positions, batch.answers, strict=True):
         cells = row.nonzero()[:, 0].tolist()
         assert out.tolist() == cells + [-1] * (12 - len(cells)) and (answers[len(cells) :] == -1).all()
     for i in (0, 7):  # a part of a batch is the same matrices
@@ -90,19 +92,24 @@ def test_the_mask_and_the_matrix_can_be_changed_apart():
 
 def test_structured_masks_are_the_paper_s():
     def seen(mask):
-        return pl.MatrixCompletion(mask=mask).sample(2, seed=0).observed[0].view(7, 7)
+        return pl.tasks.MatrixCompletion(mask=mask).sample(2, seed=0).observed[0].view(7, 7)
 
     rows = {(3, j) for j in range(7)} | {(6, j) for j in range(7)}
     hidden = rows - {(3, 1), (6, 5)}
     assert set(map(tuple, (~seen("row")).nonzero().tolist())) == hidden
     assert torch.equal(seen("column"), seen("row").T)
     assert set(map(tuple, (~seen("block")).nonzero().tolist())) == set(itertools.product(range(3, 7), repeat=2))
-    task = pl.MatrixCompletion(mask="row")
+    task = pl.tasks.MatrixCompletion(mask="row")
     assert task.loss_plateau() == pytest.approx(12 / 49 * 2 / 9) and task.loss_floor() is None
 
 
 def test_the_partial_solution_has_the_plateau_s_loss():
-    for task in (TINY, pl.MatrixCompletion(), pl.MatrixCompletion(mask="block"), pl.MatrixMixture(orders=(3, 4))):
+    for task in (
+        TINY,
+        pl.tasks.MatrixCompletion(),
+        pl.tasks.MatrixCompletion(mask="block"),
+        pl.tasks.MatrixMixture(orders=(3, 4)),
+    ):
         batch = task.sample(40_000 if task is TINY else 5000, seed=0)
         copied = batch.values.where(batch.observed, 0.0)
         assert task.loss(copied, batch).item() == pytest.approx(task.loss_plateau(), rel=0.04)
@@ -124,18 +131,18 @@ def test_the_share_of_disconnected_cells_is_that_of_all_masks(size):
 
 
 def test_a_mixture_draws_every_size_and_a_batch_is_of_one():
-    task = pl.MatrixMixture(orders=(2, 3, 5))
+    task = pl.tasks.MatrixMixture(orders=(2, 3, 5))
     widths = {task.sample(2, seed=seed).tokens.shape[1] for seed in range(20)}
     assert widths == {4, 9, 25} and task.n_ctx == 25
 
 
 def test_the_decoder_s_form_is_the_same_matrix_twice():
-    task = pl.MatrixSequence(rows=3, cols=2)
+    task = pl.tasks.MatrixSequence(rows=3, cols=2)
     batch = task.sample(50, seed=0)
     first, separator, second = batch.tokens[:, :6], batch.tokens[:, 6], batch.answers
     assert (separator == task.d_vocab - 1).all() and (second > 0).all()
     assert ((first == second) | (first == MASK)).all() and (first == MASK).any()
-    assert batch.scored.all() and batch.scored.shape == (50, 12)
+    assert batch.loss_mask.all() and batch.loss_mask.shape == (50, 12)
 
 
 @pytest.mark.parametrize("name", [n for n in TASKS if n.startswith("matrix")])
@@ -144,7 +151,7 @@ def test_tasks_go_to_json_and_sample_purely(name):
     assert task_from_json(task_to_json(task)) == task
     before = torch.get_rng_state()
     one, two = task.sample(3, seed=5), task.sample(3, seed=5)
-    assert torch.equal(one.tokens, two.tokens) and torch.equal(one.out, two.out)
+    assert torch.equal(one.tokens, two.tokens) and torch.equal(one.answer_positions, two.answer_positions)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -168,7 +175,7 @@ def test_tasks_go_to_json_and_sample_purely(name):
 )
 def test_bad_tasks_are_refused_in_one_line(wrong, says):
     with pytest.raises(ValueError, match=says):
-        pl.MatrixCompletion(**wrong)
+        pl.tasks.MatrixCompletion(**wrong)
 
 
 # The model.
@@ -247,7 +254,7 @@ def test_the_model_is_hugging_face_s_bert_at_every_layer():
 
 
 def test_sizes_and_initial_weights_are_the_paper_s():
-    cfg = pl.ModelConfig.for_task(pl.MatrixCompletion(), **bert())
+    cfg = pl.ModelConfig.for_task(pl.tasks.MatrixCompletion(), **bert())
     with torch.device("meta"):
         count = sum(p.numel() for p in pl.Transformer(cfg, device="meta").parameters())
     # The paper's table of 512 positions has 463 that are never used.
@@ -309,15 +316,15 @@ def test_losses_are_means_over_cells_as_in_the_paper():
     torch.testing.assert_close(found["loss"], share * found["observed_loss"] + (1 - share) * found["masked_loss"])
     with pytest.raises(ValueError, match="generates nothing"):
         pl.measure(model, batch, ["accuracy"])
-    copying = pl.Copy(n=3, max_value=4)
+    copying = pl.tasks.Copy(n=3, max_value=4)
     decoder = pl.Transformer(pl.ModelConfig.for_task(copying, d_model=8))
     with pytest.raises(ValueError, match="masked_loss is of matrices"):
         pl.measure(decoder, copying.sample(2, seed=0), ["masked_loss"])
 
 
 def test_a_run_of_matrices_is_recorded_resumed_and_opened(tmp_path, monkeypatch):
-    held, cfg = TINY.sample(16, seed=1), pl.TrainConfig(steps=6, batch_size=8, lr=1e-3)
-    options = {"held": held, "every": 1, "save_every": 3, "progress": False}
+    eval_batch, cfg = TINY.sample(16, seed=1), pl.TrainConfig(steps=6, batch_size=8, lr=1e-3)
+    options = {"eval_batch": eval_batch, "every": 1, "save_every": 3, "progress": False}
     whole = pl.record(pl.train(tiny_model(), TINY, cfg), tmp_path / "a", **options)
     log = pl.Run.log
 
@@ -336,17 +343,17 @@ def test_a_run_of_matrices_is_recorded_resumed_and_opened(tmp_path, monkeypatch)
     for name in ("metrics.jsonl", "checkpoints/000006.safetensors"):
         assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
     assert list(whole.metrics.columns) == ["loss", "observed_loss", "masked_loss", "masked_size", "train_loss"]
-    back = pl.Run(tmp_path / "a").held()
-    assert torch.equal(back.inputs, held.inputs) and torch.equal(back.values, held.values)
+    back = pl.Run(tmp_path / "a").eval_batch()
+    assert torch.equal(back.inputs, eval_batch.inputs) and torch.equal(back.values, eval_batch.values)
     assert asdict(whole.model_config) == asdict(tiny_model().cfg)
     assert pl.write_report(whole).exists()
 
 
 def test_a_report_of_matrices_of_which_nothing_is_hidden_has_no_heads(tmp_path):
     task = replace(TINY, p_mask=0.001)
-    held, cfg = task.sample(4, seed=1), pl.TrainConfig(steps=2, batch_size=8)
-    assert held.observed.all()
-    run = pl.record(pl.train(tiny_model(), task, cfg), tmp_path / "a", held, progress=False)
+    eval_batch, cfg = task.sample(4, seed=1), pl.TrainConfig(steps=2, batch_size=8)
+    assert eval_batch.observed.all()
+    run = pl.record(pl.train(tiny_model(), task, cfg), tmp_path / "a", eval_batch, progress=False)
     page = pl.write_report(run).read_text()
     assert "mean attention" not in page and "a matrix, hidden cells framed" in page
     with_hidden = pl.record(pl.train(tiny_model(), TINY, cfg), tmp_path / "b", TINY.sample(4, seed=1), progress=False)
@@ -355,12 +362,12 @@ def test_a_report_of_matrices_of_which_nothing_is_hidden_has_no_heads(tmp_path):
 
 @pytest.mark.slow
 def test_a_mixture_and_a_decoder_train():
-    mixture = pl.MatrixMixture(orders=(2, 3), precision=0.1, limit=1.0)
+    mixture = pl.tasks.MatrixMixture(orders=(2, 3), precision=0.1, limit=1.0)
     model = pl.Transformer(pl.ModelConfig.for_task(mixture, **bert(16, 1, 2)))
     cfg = pl.TrainConfig(steps=300, batch_size=64, lr=3e-3)
     steps = [step.loss for step in pl.train(model, mixture, cfg)]
     assert torch.stack(steps[-50:]).mean() < 0.7 * torch.stack(steps[1:20]).mean()
-    sequence = pl.MatrixSequence(rows=2, cols=2, rank=1, precision=0.5, limit=1.0)
+    sequence = pl.tasks.MatrixSequence(rows=2, cols=2, rank=1, precision=0.5, limit=1.0)
     decoder = pl.Transformer(pl.ModelConfig.for_task(sequence, d_model=32, n_layers=2, n_heads=2, attention="softmax"))
     losses = [step.loss for step in pl.train(decoder, sequence, pl.TrainConfig(steps=300, batch_size=64, lr=3e-3))]
     assert losses[-1] < 0.8 * losses[1]

@@ -56,7 +56,7 @@ def test_batch_says_where_the_answers_are(task):
     assert int(batch.tokens.max()) < task.d_vocab and int(batch.tokens.min()) >= 0
     assert torch.equal(batch.answers, batch.tokens[:, -task.n_out :])
     assert torch.equal(batch.inputs, batch.tokens[:, :-1]) and torch.equal(batch.targets, batch.tokens[:, 1:])
-    assert batch.scored.all() and batch.out[0].tolist() == list(range(task.n, 2 * task.n))
+    assert batch.loss_mask.all() and batch.answer_positions[0].tolist() == list(range(task.n, 2 * task.n))
     assert torch.equal(batch[2:4].tokens, batch.tokens[2:4])
 
 
@@ -125,9 +125,9 @@ def test_loss_leaves_unscored_targets_out():
     task = MovingWindowSum(n=3, k=2, p=5)
     batch = task.sample(4, seed=0)
     outputs = torch.randn(4, task.n_targets, task.d_vocab, generator=torch.Generator().manual_seed(0))
-    scored = torch.zeros_like(batch.scored)
-    scored[:, 3:] = True
-    batch = type(batch)(batch.tokens, batch.out, scored, task)
+    loss_mask = torch.zeros_like(batch.loss_mask)
+    loss_mask[:, 3:] = True
+    batch = type(batch)(batch.tokens, batch.answer_positions, loss_mask, task)
     log_p = outputs.log_softmax(-1)
     terms = [-float(log_p[b, s, batch.tokens[b, s + 1]]) for b in range(4) for s in range(3, task.n_targets)]
     assert float(task.loss(outputs, batch)) == pytest.approx(sum(terms) / len(terms), abs=1e-5)

@@ -130,8 +130,8 @@ def test_prompts_and_answers_are_those_of_a_plain_loop(task):
     assert all(valid(task, row[:first]) and row[first:] == answer(task, row[:first]) for row in rows)
     assert list(map(set, zip(*(row[:first] for row in rows)))) == list(map(set, layout(task)))
     assert set(batch.answers.unique().tolist()) <= set(task.answer_values)
-    assert int(batch.tokens.max()) < task.d_vocab and batch.scored.all()
-    assert batch.out[0].tolist() == list(range(first - 1, first - 1 + task.n_out))
+    assert int(batch.tokens.max()) < task.d_vocab and batch.loss_mask.all()
+    assert batch.answer_positions[0].tolist() == list(range(first - 1, first - 1 + task.n_out))
 
 
 SHAPES = [  # prompt with separator, answers, vocabulary, targets

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import plateaulens as pl
 from plateaulens.lm import generation as generating
 from plateaulens.metrics import functional as metrics
-from plateaulens.metrics.named import AT_SITES
+from plateaulens.metrics.named import STATE_METRICS
 from plateaulens.tasks.algorithms.string_task import StringTask
 from plateaulens.tasks.base import generator
 from plateaulens.tracing import decoding
@@ -73,8 +73,8 @@ def logits(model, tokens):
 
 def alone(model, batch):
     """Each example by itself, the whole prefix again for every token."""
-    said = torch.full_like(batch.out, -1)
-    for i, out in enumerate(batch.out.tolist()):
+    said = torch.full_like(batch.answer_positions, -1)
+    for i, out in enumerate(batch.answer_positions.tolist()):
         row = batch.tokens[i : i + 1, : out[0] + 1]
         for j in range(sum(position >= 0 for position in out)):
             row = torch.cat([row, logits(model, row)[:, -1].argmax(-1, keepdim=True)], 1)
@@ -84,7 +84,10 @@ def alone(model, batch):
 
 def test_the_task_is_as_ragged_as_can_be():
     batch = TASKS[1].sample(64, seed=0)
-    assert set(batch.out[:, 0].tolist()) == {1, 2, 3, 4, 5, 6} and (batch.out >= 0).sum(1).min() == 1
+    assert (
+        set(batch.answer_positions[:, 0].tolist()) == {1, 2, 3, 4, 5, 6}
+        and (batch.answer_positions >= 0).sum(1).min() == 1
+    )
     words = [TASKS[0].decode(tokens) for tokens in TASKS[0].sample(4, seed=0).tokens]
     assert words == ["ddd=ddd<EOS>", "bcad=da<EOS>", "aacbcd=<EOS>", "d=ddddd<EOS>"]
 
@@ -93,18 +96,18 @@ def test_the_task_is_as_ragged_as_can_be():
 def test_unequal_prompts_together_say_what_each_says_alone(model, task):
     batch = task.sample(40, seed=1)
     expected, got = alone(model, batch), pl.greedy_decode(model, batch)
-    assert torch.equal(got, expected) and torch.equal(got < 0, batch.out < 0) and len(got.unique()) > 3
+    assert torch.equal(got, expected) and torch.equal(got < 0, batch.answer_positions < 0) and len(got.unique()) > 3
     for rows in (slice(3, 4), slice(0, 7), torch.tensor([9, 2])):
         assert torch.equal(pl.greedy_decode(model, batch[rows]), expected[rows])
-    for part in batch.by_length():
+    for part in batch.split_by_length():
         assert torch.equal(pl.greedy_decode(model, part), alone(model, part))
 
 
 def test_an_example_without_an_answer_has_none():
     model, batch = build(), TASKS[0].sample(5, seed=1)
-    out = batch.out.clone()
+    out = batch.answer_positions.clone()
     out[2] = -1
-    got = pl.greedy_decode(model, pl.Batch(batch.tokens, out, batch.scored, batch.task))
+    got = pl.greedy_decode(model, pl.Batch(batch.tokens, out, batch.loss_mask, batch.task))
     assert (got[2] == -1).all() and torch.equal(got[[0, 1, 3, 4]], pl.greedy_decode(model, batch)[[0, 1, 3, 4]])
 
 
@@ -123,8 +126,8 @@ def calls(model, batch):
 def test_decoding_takes_no_more_calls_than_it_must_and_never_leaves_the_context():
     model, batch = build(), TASKS[0].sample(40, seed=1)
     assert calls(model, batch) == [1] * 7  # inputs of 1 to 6 letters; the last EOS is the 8th token
-    assert batch.out[:, 0].max() + 1 + TASKS[0].n_out > model.cfg.n_ctx
-    fixed = pl.MovingWindowSum(n=4, p=5)
+    assert batch.answer_positions[:, 0].max() + 1 + TASKS[0].n_out > model.cfg.n_ctx
+    fixed = pl.tasks.MovingWindowSum(n=4, p=5)
     assert calls(build(task=fixed), fixed.sample(3, seed=0)) == [5, 1, 1, 1]
 
 
@@ -164,22 +167,26 @@ def test_maps_of_unequal_prompts_remember_what_all_have_of_them():
 
 def rows_of(batch, x):
     """The rows that answer, example by example: only those that exist."""
-    return [[row[p] for p in out if p >= 0] for row, out in zip(x, batch.out.tolist())]
+    return [[row[p] for p in out if p >= 0] for row, out in zip(x, batch.answer_positions.tolist())]
 
 
 @pytest.mark.parametrize("task", TASKS, ids=repr)
 @pytest.mark.parametrize("attention", ["linear", "softmax"])
 def test_measurements_are_those_of_each_example_alone(task, attention):
     model, batch = build(attention, task), task.sample(30, seed=5)
-    watch = [name for name in pl.MEASUREMENTS if "progress" not in name]
-    watch += [f"{name}@{site}" for name in AT_SITES for site in (FINAL, "blocks.0.hook_attn_out")]
-    watch += ["distinct@2", "rep@1"]
-    got = pl.measure(model, batch, watch, reduce=None)
-    not_alone = ("anisotropy", "centred_anisotropy", "alpha_1_halves")  # of other examples; of the longest answer
-    for i, out in enumerate(batch.out.tolist()):
+    metrics = [name for name in pl.metrics.METRICS if "progress" not in name]
+    metrics += [f"{name}@{site}" for name in STATE_METRICS for site in (FINAL, "blocks.0.hook_attn_out")]
+    metrics += ["distinct@2", "rep@1"]
+    got = pl.measure(model, batch, metrics, reduce=None)
+    not_alone = ("anisotropy", "centered_anisotropy", "alpha_1_halves")  # of other examples; of the longest answer
+    for i, out in enumerate(batch.answer_positions.tolist()):
         size, end = sum(position >= 0 for position in out), max(out) + 2
-        cut = batch.tokens[i : i + 1, :end], batch.out[i : i + 1, :size], batch.scored[i : i + 1, : end - 1]
-        for name, (value,) in pl.measure(model, pl.Batch(*cut, Short(size=size)), watch, reduce=None).items():
+        cut = (
+            batch.tokens[i : i + 1, :end],
+            batch.answer_positions[i : i + 1, :size],
+            batch.loss_mask[i : i + 1, : end - 1],
+        )
+        for name, (value,) in pl.measure(model, pl.Batch(*cut, Short(size=size)), metrics, reduce=None).items():
             if name.partition("@")[0] not in not_alone:
                 mine = got[name][i]
                 if name == "position_accuracy":
@@ -189,7 +196,7 @@ def test_measurements_are_those_of_each_example_alone(task, attention):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Short(pl.Task):
+class Short(pl.tasks.Task):
     """The task of one example, as far as measurements ask."""
 
     size: int
@@ -205,13 +212,13 @@ class Short(pl.Task):
 
 def test_anisotropy_of_ragged_answers_is_the_loop():
     model, batch = build(), TASKS[1].sample(9, seed=6)
-    got = pl.measure(model, batch, [f"anisotropy@{FINAL}", f"centred_anisotropy@{FINAL}"], reduce=None)
+    got = pl.measure(model, batch, [f"anisotropy@{FINAL}", f"centered_anisotropy@{FINAL}"], reduce=None)
     states = rows_of(batch, pl.trace(model, batch, [FINAL]).cache[FINAL])
     mean = torch.stack([row for rows in states for row in rows]).mean(0)
-    for value, centre in zip(got.values(), (0.0, mean)):
+    for value, center in zip(got.values(), (0.0, mean)):
         for i, rows in enumerate(states):
             others = [row for j, some in enumerate(states) if j != i for row in some]
-            pairs = [torch.cosine_similarity(a - centre, b - centre, dim=0) for a in rows for b in others]
+            pairs = [torch.cosine_similarity(a - center, b - center, dim=0) for a in rows for b in others]
             torch.testing.assert_close(value[i], torch.stack(pairs).mean(), rtol=1e-4, atol=1e-5)
 
 
@@ -219,7 +226,7 @@ def test_the_sink_is_the_end_of_each_examples_own_prompt():
     model, batch = build("softmax"), TASKS[0].sample(20, seed=7)
     got = pl.measure(model, batch, ["attention_sink"], reduce=None)["attention_sink"]
     maps = pl.trace(model, batch, ["blocks.*.attn.hook_pattern"]).pattern()
-    for i, out in enumerate(batch.out.tolist()):
+    for i, out in enumerate(batch.answer_positions.tolist()):
         keys = [k for k in (out[0] - 1, out[0]) if k >= 0]
         on = sum(maps[layer][i, :, q, keys].sum() for layer in (0, 1) for q in out if q >= 0)
         torch.testing.assert_close(got[i], on / (4 * sum(q >= 0 for q in out)))
@@ -254,15 +261,18 @@ def test_states_that_do_not_exist_count_nowhere_whatever_they_are(seed, out, d):
 
 def test_answers_too_short_to_compare_have_no_value_and_do_not_spoil_the_mean():
     model, batch = build(task=TASKS[1]), TASKS[1].sample(30, seed=8)
-    short, watch = (batch.out >= 0).sum(1) == 1, ["collapse", "repetition", f"participation_ratio@{FINAL}"]
-    each, mean = pl.measure(model, batch, watch, reduce=None), pl.measure(model, batch, watch)
-    parts = pl.measure(model, [batch[:7], batch[7:]], watch)
+    short, metrics = (
+        (batch.answer_positions >= 0).sum(1) == 1,
+        ["collapse", "repetition", f"participation_ratio@{FINAL}"],
+    )
+    each, mean = pl.measure(model, batch, metrics, reduce=None), pl.measure(model, batch, metrics)
+    parts = pl.measure(model, [batch[:7], batch[7:]], metrics)
     assert 0 < short.sum() < 30
     for name, values in each.items():
         assert torch.equal(values.isnan(), short)
         torch.testing.assert_close(mean[name], values[~short].mean())
         torch.testing.assert_close(parts[name], mean[name])
-    assert pl.measure(model, batch[short], watch)["collapse"].isnan()
+    assert pl.measure(model, batch[short], metrics)["collapse"].isnan()
 
 
 def test_a_value_that_is_lost_for_another_reason_is_not_left_out():

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import plateaulens as pl
 from plateaulens.hooks import sites
 
-TASK = pl.MovingWindowSum(n=5, k=2, p=7)
+TASK = pl.tasks.MovingWindowSum(n=5, k=2, p=7)
 PROMPTS = torch.randint(0, 50, (5, 6), generator=torch.Generator().manual_seed(1))
 
 
@@ -47,7 +47,7 @@ def test_measurements_are_what_the_logits_say(attention):
     with torch.no_grad():
         logits = model(batch.tokens[:, :-1])
     own, true = naive(model, batch.tokens[:, :6], 5), batch.tokens[:, 6:]
-    got = pl.measure(model, batch, list(pl.MEASUREMENTS))
+    got = pl.measure(model, batch, list(pl.metrics.METRICS))
     nats = F.cross_entropy(logits.mT, batch.tokens[:, 1:], reduction="none")
     pattern = pl.trace(model, batch).pattern()[1]
     (omega,) = TASK.optimal_attention()
@@ -66,7 +66,7 @@ def test_measurements_are_what_the_logits_say(attention):
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-5, msg=name)
     torch.testing.assert_close(got["loss"], TASK.loss(logits, batch))
-    assert set(got) == set(pl.MEASUREMENTS)
+    assert set(got) == set(pl.metrics.METRICS)
 
 
 def test_collapse_compares_the_outputs_behind_the_partial_solution():
@@ -81,7 +81,7 @@ def test_collapse_compares_the_outputs_behind_the_partial_solution():
         for b in range(6):
             pairs = [F.cosine_similarity(hidden[b, i], hidden[b, j], dim=0) for i in range(6, 10) for j in range(6, i)]
             torch.testing.assert_close(got[b], torch.stack(pairs).mean(), rtol=1e-4, atol=1e-5)
-    whole = pl.measure(model, batch, [pl.collapse, "collapse@unembed.hook_in"])
+    whole = pl.measure(model, batch, [pl.metrics.collapse, "collapse@unembed.hook_in"])
     torch.testing.assert_close(whole["collapse"], whole["collapse@unembed.hook_in"])
 
 
@@ -93,7 +93,7 @@ def test_a_trace_keeps_what_the_model_did():
     assert set(t.cache) == sites(model)
     for name in ("blocks.1.attn.hook_pattern", "blocks.0.mlp.hook_post", "ln_final.hook_scale"):
         torch.testing.assert_close(t.cache[name], cache[name])
-    assert torch.equal(t.at_out(t.outputs), t.outputs[:, 5:])
+    assert torch.equal(t.at_answers(t.outputs), t.outputs[:, 5:])
     assert not any(x.requires_grad for x in (t.outputs, *t.cache.values()))
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
 
@@ -110,9 +110,9 @@ def test_only_what_is_asked_for_is_read():
 
 def test_batches_count_by_their_prompts():
     model, batch = build(), TASK.sample(20, seed=2)
-    watch = [pl.loss, pl.accuracy, pl.position_accuracy, pl.collapse]
-    whole, parts = pl.measure(model, batch, watch), pl.measure(model, [batch[:3], batch[3:]], watch)
-    each = pl.measure(model, (b for b in (batch[:3], batch[3:])), watch, reduce=None)
+    metrics = [pl.metrics.loss, pl.metrics.accuracy, pl.metrics.position_accuracy, pl.metrics.collapse]
+    whole, parts = pl.measure(model, batch, metrics), pl.measure(model, [batch[:3], batch[3:]], metrics)
+    each = pl.measure(model, (b for b in (batch[:3], batch[3:])), metrics, reduce=None)
     for name in whole:
         torch.testing.assert_close(whole[name], parts[name], msg=name)
         torch.testing.assert_close(whole[name], each[name].mean(0), msg=name)
@@ -129,11 +129,11 @@ def test_positions_that_an_answer_lacks_do_not_count():
 def test_measure_refuses_what_has_no_meaning():
     model, batch = build(), TASK.sample(4, seed=2)
     with pytest.raises(ValueError, match="no batch"):
-        pl.measure(model, [], [pl.loss])
+        pl.measure(model, [], [pl.metrics.loss])
     with pytest.raises(ValueError, match="reduce"):
-        pl.measure(model, batch, [pl.loss], reduce="sum")
+        pl.measure(model, batch, [pl.metrics.loss], reduce="sum")
     with pytest.raises(ValueError, match="one number a batch"):
-        pl.measure(model, [batch, batch], [pl.attention_progress_global])
+        pl.measure(model, [batch, batch], [pl.metrics.attention_progress_global])
     with pytest.raises(TypeError, match="no TransformerLens hooks"):
         pl.trace(torch.nn.Linear(2, 2), batch)
 
@@ -144,7 +144,7 @@ def test_a_plain_function_gets_everything():
         return t.cache["blocks.0.hook_resid_mid"].norm(dim=-1).mean(-1)
 
     model, batch = build(), TASK.sample(4, seed=2)
-    got = pl.measure(model, batch, [norm, pl.loss])
+    got = pl.measure(model, batch, [norm, pl.metrics.loss])
     _, cache = model.run_with_cache(batch.inputs)
     torch.testing.assert_close(got["norm"], cache["blocks.0.hook_resid_mid"].norm(dim=-1).mean())
 
@@ -184,7 +184,7 @@ def test_under_a_raw_hook_decoding_uses_full_passes(attention):
 def test_cached_decoding_under_interventions_is_naive_decoding(attention, kind):
     model, batch = build(attention), TASK.sample(32, seed=4)
     plain = pl.greedy_decode(model, batch)
-    scale = pl.ScaleAttention(TASK, by=6.0)
+    scale = pl.ScaleAttention(TASK, factor=6.0)
     fix = pl.FixAttention(pl.trace(build(attention, seed=9), batch).pattern())
     values = {"scale": [scale], "fix": [fix], "both": [fix, scale]}[kind]
     with pl.intervene(model, *values):
@@ -194,10 +194,10 @@ def test_cached_decoding_under_interventions_is_naive_decoding(attention, kind):
 
 def test_a_trace_is_whole_when_it_returns():
     model, batch = build(), TASK.sample(8, seed=0)
-    with pl.intervene(model, pl.ScaleAttention(TASK, by=6.0)):
+    with pl.intervene(model, pl.ScaleAttention(TASK, factor=6.0)):
         inside = pl.trace(model, batch)
-        value = pl.accuracy(inside)
-    assert torch.equal(pl.accuracy(inside), value)
+        value = pl.metrics.accuracy(inside)
+    assert torch.equal(pl.metrics.accuracy(inside), value)
     assert not torch.allclose(inside.outputs, pl.trace(model, batch).outputs)
 
 
@@ -207,7 +207,7 @@ def test_language_model_measurements_are_those_of_plain_hugging_face(neox):
     own = naive(hf, PROMPTS, 7)
     out = hf(torch.cat([PROMPTS, own], 1)[:, :-1], output_hidden_states=True)
     batch = pl.Batch.prompts(PROMPTS, n_new=7)
-    got = pl.measure(bridge, batch, [pl.collapse, pl.repetition, pl.entropy], reduce=None)
+    got = pl.measure(bridge, batch, [pl.metrics.collapse, pl.metrics.repetition, pl.metrics.entropy], reduce=None)
     t = pl.trace(bridge, batch)
     assert torch.equal(t.generated, own)
     torch.testing.assert_close(t.outputs, out.logits, rtol=1e-4, atol=1e-4)
@@ -237,7 +237,7 @@ def test_prompts_need_something_to_generate_and_one_length():
     with pytest.raises(ValueError, match="n_new"):
         pl.Batch.prompts(torch.ones(1, 3, dtype=torch.long), n_new=0)
     batch = TASK.sample(2, seed=0)
-    out = batch.out.clone()
+    out = batch.answer_positions.clone()
     out[1] += 1
     with pytest.raises(ValueError, match="batch.by_length"):
-        pl.Batch(batch.tokens, out.clamp(max=9), batch.scored).prompt_len  # noqa: B018
+        pl.Batch(batch.tokens, out.clamp(max=9), batch.loss_mask).prompt_len  # noqa: B018

@@ -22,12 +22,12 @@ import transformer_lens
 
 import plateaulens as pl
 from plateaulens._io import read_tensors
-from plateaulens._signals import held_interrupts
-from plateaulens.hooks import active, whole
+from plateaulens._signals import defer_sigint, uninterruptible
+from plateaulens.hooks import active
 
-TASK = pl.MovingWindowSum(n=4, k=2, p=5)
+TASK = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
 CFG = pl.TrainConfig(steps=6, batch_size=8, lr=1e-3)
-HELD = TASK.sample(6, seed=1)
+EVAL_BATCH = TASK.sample(6, seed=1)
 SRC, TL = Path(pl.__file__).parent, Path(transformer_lens.__file__).parent
 
 
@@ -78,7 +78,7 @@ def refuse_damage(path):
     run = pl.Run(path)
     assert run.metrics.index.is_monotonic_increasing and run.metrics.index.is_unique
     assert run.last == (run.metrics.index[-1] if len(run.metrics) else -1)
-    run.held()
+    run.eval_batch()
     for file in [*path.glob("checkpoints/*.safetensors"), *path.glob("state/*.safetensors")]:
         read_tensors(file)  # raises unless its hash is right
 
@@ -161,7 +161,7 @@ def test_what_is_whole_is_entered_and_left_or_not_at_all():
             inside.pop()
 
     def work():
-        with whole(twice()) as value:
+        with uninterruptible(twice()) as value:
             assert value == "value" and inside == [1, 2]
 
     def check(where):
@@ -184,33 +184,35 @@ def test_an_interrupt_while_entering_or_leaving_comes_when_it_is_done():
             done.append("out")
 
     with pytest.raises(KeyboardInterrupt):
-        with whole(interrupted_twice()):
+        with uninterruptible(interrupted_twice()):
             done.append("never")
     assert done == ["in", "out"]
 
 
 def test_ctrl_c_works_in_the_block_and_errors_pass():
-    with pytest.raises(KeyboardInterrupt), whole(a_block()):
+    with pytest.raises(KeyboardInterrupt), uninterruptible(a_block()):
         signal.raise_signal(signal.SIGINT)
-    with pytest.raises(ZeroDivisionError), whole(a_block()):
+    with pytest.raises(ZeroDivisionError), uninterruptible(a_block()):
         1 / 0  # noqa: B018
-    with whole(contextlib.suppress(ZeroDivisionError)):
+    with uninterruptible(contextlib.suppress(ZeroDivisionError)):
         1 / 0  # noqa: B018
-    with whole(a_block()), whole(a_block()), held_interrupts(), whole(a_block()):
+    with uninterruptible(a_block()), uninterruptible(a_block()), defer_sigint(), uninterruptible(a_block()):
         pass
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_ignored_ctrl_c_stays_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with whole(a_block()), held_interrupts():
+    with uninterruptible(a_block()), defer_sigint():
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 @pytest.mark.parametrize("last", [False, True])
 def test_a_recording_cut_in_an_update_is_finished_by_resume(tmp_path, last):
-    expected = pl.record(pl.train(build(), TASK, CFG), tmp_path / "whole", HELD, every=2, save_every=4, progress=False)
+    expected = pl.record(
+        pl.train(build(), TASK, CFG), tmp_path / "whole", EVAL_BATCH, every=2, save_every=4, progress=False
+    )
     training = pl.train(build(), TASK, CFG)
     update, at = training._update, CFG.steps if last else 3
 
@@ -221,7 +223,7 @@ def test_a_recording_cut_in_an_update_is_finished_by_resume(tmp_path, last):
 
     training._update = interrupted
     with pytest.raises(KeyboardInterrupt):
-        pl.record(training, tmp_path / "run", HELD, every=2, save_every=4, progress=False)
+        pl.record(training, tmp_path / "run", EVAL_BATCH, every=2, save_every=4, progress=False)
     assert training.t == at
     assert contents(pl.resume(tmp_path / "run", progress=False).path) == contents(expected.path)
 
@@ -233,12 +235,12 @@ def test_a_recording_cut_in_an_update_is_finished_by_resume(tmp_path, last):
 @pytest.mark.parametrize("kind", ["transformer", "TransformerLens"])
 def test_no_line_of_intervening_can_be_cut(kind):
     model = build() if kind == "transformer" else pl.to_tl(build())
-    model(HELD.inputs)  # TransformerLens puts hooks of its own on when it first runs
+    model(EVAL_BATCH.inputs)  # TransformerLens puts hooks of its own on when it first runs
     before = marks(model)
 
     def work():
-        with pl.intervene(model, pl.ScaleAttention(TASK, by=2.0), pl.Freeze("qk")):
-            model(HELD.inputs)
+        with pl.intervene(model, pl.ScaleAttention(TASK, factor=2.0), pl.Freeze("qk")):
+            model(EVAL_BATCH.inputs)
 
     def check(where):
         assert marks(model) == before, where
@@ -251,8 +253,8 @@ def test_no_line_of_intervening_can_be_cut(kind):
 @pytest.mark.parametrize("kind", ["transformer", "TransformerLens"])
 def test_no_line_of_measuring_can_be_cut(kind):
     model = build() if kind == "transformer" else pl.to_tl(build())
-    watch = ["loss", "accuracy", "collapse"]
-    straight = pl.measure(model, HELD, watch)
+    metrics = ["loss", "accuracy", "collapse"]
+    straight = pl.measure(model, EVAL_BATCH, metrics)
     before = marks(model)
 
     def check(where):
@@ -265,8 +267,8 @@ def test_no_line_of_measuring_can_be_cut(kind):
         *sources("tracing/traces.py", "tracing/decoding.py", "metrics/measuring.py"),
     ]
     sample = None if kind == "transformer" else 300
-    assert at_every_line(lambda: pl.measure(model, HELD, watch), files, check, sample) > 300
-    assert states_equal(pl.measure(model, HELD, watch), straight)
+    assert at_every_line(lambda: pl.measure(model, EVAL_BATCH, metrics), files, check, sample) > 300
+    assert states_equal(pl.measure(model, EVAL_BATCH, metrics), straight)
 
 
 @pytest.mark.slow
@@ -301,7 +303,7 @@ def test_no_line_of_a_training_can_be_cut():
 @pytest.mark.slow
 def test_no_line_of_writing_a_run_can_be_cut(tmp_path):
     model, state = build(), pl.train(build(), TASK, CFG).state_dict()
-    template = pl.Run.create(tmp_path / "template", task=TASK, model=model, train=CFG, held=HELD)
+    template = pl.Run.create(tmp_path / "template", task=TASK, model=model, train=CFG, eval_batch=EVAL_BATCH)
     template.log(0, {"loss": 2.0})
     template.save(0, model)
     template.save_state(0, state)
@@ -332,11 +334,11 @@ def test_no_line_of_writing_a_run_can_be_cut(tmp_path):
 
 @pytest.mark.slow
 def test_no_line_of_reading_a_run_can_be_cut(tmp_path):
-    run = pl.record(pl.train(build(), TASK, CFG), tmp_path / "run", HELD, every=2, save_every=4, progress=False)
+    run = pl.record(pl.train(build(), TASK, CFG), tmp_path / "run", EVAL_BATCH, every=2, save_every=4, progress=False)
     expected = contents(run.path)
 
     def work():
-        run.held()
+        run.eval_batch()
         run.weights(4)
         run.rewind()
 
@@ -349,14 +351,14 @@ def test_no_line_of_reading_a_run_can_be_cut(tmp_path):
 
 @pytest.mark.slow
 def test_no_line_of_a_recording_can_be_cut(tmp_path):
-    change, cfg = pl.ScaleAttention(TASK, by=3.0), pl.TrainConfig(steps=3, batch_size=4, lr=1e-3)
+    change, cfg = pl.ScaleAttention(TASK, factor=3.0), pl.TrainConfig(steps=3, batch_size=4, lr=1e-3)
     begun = []
 
     def work(path=tmp_path / "run"):
         shutil.rmtree(path, ignore_errors=True)
         begun[:] = [pl.train(build(), TASK, cfg)]
         with pl.intervene(begun[0].model, change):
-            pl.record(begun[0], path, HELD, ["loss"], every=1, save_every=2, progress=False)
+            pl.record(begun[0], path, EVAL_BATCH, ["loss"], every=1, save_every=2, progress=False)
 
     work(tmp_path / "whole")
     expected, end = contents(tmp_path / "whole"), begun[0].state_dict()
@@ -384,8 +386,8 @@ def notebook(folder):
     """What the child does: a cell at a time, each until Ctrl-C stops it, and after each the checks."""
     torch.set_num_threads(1)
     warnings.simplefilter("error", UserWarning)
-    changes = [pl.ScaleAttention(TASK, by=2.0), pl.Freeze("mlp")]
-    watch = ["loss", "accuracy", "attention_progress", "collapse"]
+    changes = [pl.ScaleAttention(TASK, factor=2.0), pl.Freeze("mlp")]
+    metrics = ["loss", "accuracy", "attention_progress", "collapse"]
 
     long = pl.TrainConfig(steps=100_000, batch_size=8, lr=1e-3, optimizer="adamw", schedule="cosine", warmup=20)
     training, twin = pl.train(build(), TASK, long), pl.train(build(), TASK, long)
@@ -412,7 +414,7 @@ def notebook(folder):
             path = folder / f"{name}-{len(recorded)}"
             recorded.append((pl.train(build(), TASK, short), path))
             with pl.intervene(recorded[-1][0].model, *changes):
-                pl.record(recorded[-1][0], path, HELD, watch, every=2, save_every=5, progress=False)
+                pl.record(recorded[-1][0], path, EVAL_BATCH, metrics, every=2, save_every=5, progress=False)
             if name == "whole":
                 return
 
@@ -431,14 +433,14 @@ def notebook(folder):
         assert states_equal(mine.state_dict(), end)
 
     model = build(seed=5)
-    value = pl.trace(training.model, HELD).cache["blocks.0.hook_attn_out"]
+    value = pl.trace(training.model, EVAL_BATCH).cache["blocks.0.hook_attn_out"]
 
     def look():
         with pl.intervene(model, pl.Patch("blocks.0.hook_attn_out", value, positions=[5, 6])):
             return [
-                pl.measure(model, HELD, watch),
-                {"decoded": pl.trace(model, HELD, ["generated"]).generated},
-                pl.trace(model, HELD).cache,
+                pl.measure(model, EVAL_BATCH, metrics),
+                {"decoded": pl.trace(model, EVAL_BATCH, ["generated"]).generated},
+                pl.trace(model, EVAL_BATCH).cache,
             ]
 
     seen = look()

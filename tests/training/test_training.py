@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 import plateaulens as pl
-from plateaulens._signals import held_interrupts
+from plateaulens._signals import defer_sigint
 from plateaulens.training.optimizers import lr_factor
 
-TASK = pl.MovingWindowSum(n=4, k=2, p=5)
+TASK = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
 SIZE = dict(steps=12, batch_size=16, lr=1e-3)
 CONFIGS = {
     "adam": pl.TrainConfig(**SIZE),
@@ -28,7 +28,7 @@ CONFIGS = {
     "wsd": pl.TrainConfig(**SIZE, optimizer="muon", schedule="wsd", warmup=3, decay=6),
 }
 COSINE, WSD = dict(schedule="cosine", warmup=4), dict(schedule="wsd", warmup=3, decay=6)
-CONFIGS |= {  # with these, every optimiser has gone through every schedule
+CONFIGS |= {  # with these, every optimizer has gone through every schedule
     f"{optimizer} with {schedule['schedule']}": pl.TrainConfig(**SIZE, **fields, **schedule, optimizer=optimizer)
     for optimizer, schedule, fields in (
         ("adam", WSD, {}),
@@ -235,7 +235,7 @@ def test_a_fork_carries_no_hooks():
 
 def test_forking_under_an_intervention_raises():
     training = pl.train(build(), TASK, CONFIGS["adam"])
-    with pl.intervene(training.model, pl.ScaleAttention(TASK, by=2.0)):
+    with pl.intervene(training.model, pl.ScaleAttention(TASK, factor=2.0)):
         next(training), next(training)
         with pytest.raises(ValueError, match="cannot fork while .*ScaleAttention"):
             training.fork()
@@ -245,7 +245,7 @@ def test_forking_under_an_intervention_raises():
 def test_training_under_an_intervention_goes_another_way():
     plain = finish(pl.train(build(), TASK, CONFIGS["adam"]))
     training = pl.train(build(), TASK, CONFIGS["adam"])
-    with pl.intervene(training.model, pl.ScaleAttention(TASK, by=5.0)):
+    with pl.intervene(training.model, pl.ScaleAttention(TASK, factor=5.0)):
         assert not states_equal(finish(training), plain)
 
 
@@ -268,8 +268,8 @@ def test_state_goes_out_and_comes_back_exactly(cfg):
 WRONG = {
     "another width": lambda: pl.train(build(d_model=32), TASK, CONFIGS["adam"]),
     "another depth": lambda: pl.train(build(n_layers=2), TASK, CONFIGS["adam"]),
-    "another optimiser": lambda: pl.train(build(), TASK, CONFIGS["sgd with momentum"]),
-    "an optimiser without memory": lambda: pl.train(build(), TASK, CONFIGS["sgd"]),
+    "another optimizer": lambda: pl.train(build(), TASK, CONFIGS["sgd with momentum"]),
+    "an optimizer without memory": lambda: pl.train(build(), TASK, CONFIGS["sgd"]),
 }
 
 
@@ -320,7 +320,7 @@ def test_bad_configs_raise(values, message):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Impatient(pl.MovingWindowSum):
+class Impatient(pl.tasks.MovingWindowSum):
     """Someone presses Ctrl-C in the middle of an update."""
 
     n: int = 4
@@ -376,13 +376,13 @@ def test_a_state_is_taken_over_whole_or_not_at_all(monkeypatch):
 def test_held_interrupts_nest_and_come_once():
     done = []
     with pytest.raises(KeyboardInterrupt):
-        with held_interrupts():
-            with held_interrupts():
+        with defer_sigint():
+            with defer_sigint():
                 os.kill(os.getpid(), signal.SIGINT)
                 done.append("inner")
             done.append("outer")
     assert done == ["inner", "outer"]
-    with held_interrupts():
+    with defer_sigint():
         pass
 
 

@@ -1,34 +1,33 @@
-"""Questions to a Run, a suite of checkpoints or one model.
+"""Analyses of a run, of a series of checkpoints, or of one model.
 
-Where the plateau is and which metric leaves it first; how attention and states evolve; what probes read, and what is
-lost without it (ablations); what a patch carries, also from one step to another; the best loss of each compute budget;
-heads, embeddings and completions of matrices.
+The plateau and which metric leaves it first; paired differences over seeds; activation, path and cross-step patching;
+attention and hidden states over checkpoints; sharpness.
 """
 
-from plateaulens.analysis.checkpoint_steps import over_steps
-from plateaulens.analysis.checkpoint_traces import Evolution, evolve
+from plateaulens.analysis.checkpoint_steps import map_checkpoints
+from plateaulens.analysis.checkpoint_traces import CheckpointTraces, trace_checkpoints
 from plateaulens.analysis.hessian import largest_hessian_eigenvalue, sharpness
 from plateaulens.analysis.onset import OnsetOrder, Onsets, onset_order, onsets
 from plateaulens.analysis.paired_differences import PairedDifference, paired_by_seed, paired_difference
-from plateaulens.analysis.patching import activation_patching, normalised, path_patching
+from plateaulens.analysis.patching import activation_patching, normalized, path_patching
 from plateaulens.analysis.plateau import Plateau, find_plateau, first_crossing
 from plateaulens.analysis.step_patching import patch_across_steps
 
 __all__ = [
-    "Evolution",
+    "CheckpointTraces",
     "OnsetOrder",
     "Onsets",
     "PairedDifference",
     "Plateau",
     "activation_patching",
-    "evolve",
+    "trace_checkpoints",
     "find_plateau",
     "first_crossing",
     "largest_hessian_eigenvalue",
-    "normalised",
+    "normalized",
     "onset_order",
     "onsets",
-    "over_steps",
+    "map_checkpoints",
     "paired_by_seed",
     "paired_difference",
     "patch_across_steps",

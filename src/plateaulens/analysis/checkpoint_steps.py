@@ -1,6 +1,6 @@
-"""Any question over the checkpoints of a run: `over_steps`; and `evenly`, some of its steps.
+"""Any question over the checkpoints of a run: `map_checkpoints`; and `evenly`, some of its steps.
 
-over_steps(run, lambda model: head_atlas(model, batch), evenly(run.steps, 6))
+map_checkpoints(run, lambda model: head_atlas(model, batch), evenly(run.steps, 6))
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ import pandas as pd
 import xarray as xr
 
 
-def over_steps(run: Any, look: Callable[[Any], xr.Dataset], steps: Sequence[int] | None = None) -> xr.Dataset:
+def map_checkpoints(run: Any, look: Callable[[Any], xr.Dataset], steps: Sequence[int] | None = None) -> xr.Dataset:
     """`look(model)` at each checkpoint of `run`, or at those of `steps`, along a new axis `step`.
 
-        over_steps(run, lambda model: head_atlas(model, batch), [2000, 10_000])
+        map_checkpoints(run, lambda model: head_atlas(model, batch), [2000, 10_000])
 
     Raises:
         ValueError: when there is no checkpoint.

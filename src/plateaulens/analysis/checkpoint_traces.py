@@ -16,7 +16,7 @@ from plateaulens.tracing.traces import FINAL, trace
 
 
 @dataclass(frozen=True, eq=False)
-class Evolution:
+class CheckpointTraces:
     """Batch averages by step, ready to plot.
 
     Attributes:
@@ -34,7 +34,7 @@ class Evolution:
     batch: Batch
 
 
-def evolve(run: Any, batch: Batch, steps: Sequence[int] | None = None) -> Evolution:
+def trace_checkpoints(run: Any, batch: Batch, steps: Sequence[int] | None = None) -> CheckpointTraces:
     """Trace every checkpoint of `run` (or those of `steps`) on `batch`.
 
     Raises:
@@ -46,7 +46,7 @@ def evolve(run: Any, batch: Batch, steps: Sequence[int] | None = None) -> Evolut
         t = trace(run.model(step), batch, [PATTERNS, FINAL, "generated"])
         maps = t.pattern()
         patterns.append(np.stack([wide(maps[layer]).mean(0).cpu().numpy() for layer in range(t.n_layers)]))
-        cosine, both = cosine_matrix(t.at_out(t.cache[FINAL])), t.valid[:, :, None] & t.valid[:, None]
+        cosine, both = cosine_matrix(t.at_answers(t.cache[FINAL])), t.valid[:, :, None] & t.valid[:, None]
         cosines.append(cosine.masked_fill(~both, float("nan")).nanmean(0).cpu().numpy())
         answers.append(t.generated.cpu().numpy())
-    return Evolution(steps, np.stack(patterns), np.stack(cosines), np.stack(answers), batch)
+    return CheckpointTraces(steps, np.stack(patterns), np.stack(cosines), np.stack(answers), batch)

@@ -230,7 +230,7 @@ def without_trend(
 
 
 def shuffled_blocks(n: int, block: int, shuffles: int, rng: np.random.Generator) -> Int[np.ndarray, "{n} {shuffles}"]:
-    """Orders of 0..n-1, one a column, in which runs of `block` neighbours stay together."""
+    """Orders of 0..n-1, one a column, in which runs of `block` neighbors stay together."""
     of = np.arange(n) // block
     ranks = rng.permuted(np.tile(np.arange(of[-1] + 1), (shuffles, 1)), axis=1)
     return np.argsort(ranks[:, of], axis=1, kind="stable").T

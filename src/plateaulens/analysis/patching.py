@@ -2,7 +2,7 @@
 
     grid = activation_patching(model, clean, corrupted, "z")          # (layer, head)
     into = path_patching(model, clean, corrupted, [(1, "q", 0)])      # (layer, head) of the senders
-    pl.plots.patching(normalised(grid))
+    pl.plots.patching(normalized(grid))
 
 A clean and a corrupted run differ in their prompts. What is moved from the clean run into the corrupted
 one, and brings the clean answer with it, carried the difference. Swap the two to ask what breaks a run.
@@ -68,7 +68,7 @@ def activation_patching(
 
     Returns:
         The metric at every place, with the axes' names, and as attributes its value on the whole `clean` and the
-        whole `corrupted` run; `normalised` makes these 1 and 0.
+        whole `corrupted` run; `normalized` makes these 1 and 0.
 
     Raises:
         ValueError: for an unknown site or axis, a site whose edit cannot act on this model, batches of different
@@ -139,7 +139,7 @@ def path_patching(
         if layer >= last:
             return pair.values["corrupted"]
         sender = Patch(zs[layer], pair.clean.cache[zs[layer]], heads=[head])
-        sent = pair.run(*frozen, sender, reads=arrivals)
+        sent = pair.run(*frozen, sender, requires=arrivals)
         # What arrives at the logits is already the answer.
         received = [Patch(site, sent.cache[site], heads=heads) for site, heads in arrivals.items()]
         return pair.score(pair.run(*received) if received else sent)
@@ -148,7 +148,7 @@ def path_patching(
     return pair.grid(value, places, f"paths to {labels}", progress, receivers=labels, through_mlps=through_mlps)
 
 
-def normalised(grid: xr.DataArray) -> xr.DataArray:
+def normalized(grid: xr.DataArray) -> xr.DataArray:
     """(value - corrupted) / (clean - corrupted): 0 where a patch does nothing, 1 where it restores the clean run.
 
     Raises:
@@ -158,13 +158,13 @@ def normalised(grid: xr.DataArray) -> xr.DataArray:
     if clean == corrupted:
         raise ValueError(f"{grid.name} is {clean:.4g} on both runs, so nothing is lost that a patch could restore")
     share = grid.copy(data=(grid.values - corrupted) / (clean - corrupted))
-    return share.rename(f"normalised {grid.name}").assign_attrs(clean=1.0, corrupted=0.0)
+    return share.rename(f"normalized {grid.name}").assign_attrs(clean=1.0, corrupted=0.0)
 
 
 class _Pair:
     """The clean and the corrupted run, the corrupted one with changes, and what the metric says of each."""
 
-    def __init__(self, model: Any, clean: Batch, corrupted: Batch, metric: Metric | None, reads: list[str]) -> None:
+    def __init__(self, model: Any, clean: Batch, corrupted: Batch, metric: Metric | None, requires: list[str]) -> None:
         one, self.batch = (_as_given(batch) for batch in (clean, corrupted))
         if one.inputs.shape != self.batch.inputs.shape:
             shapes = " and ".join(str(list(batch.inputs.shape)) for batch in (one, self.batch))
@@ -172,12 +172,12 @@ class _Pair:
         if metric is None and clean.n_new:
             raise ValueError("these prompts have no true answers to score; pass metric=, a function of the logits")
         self.model, self.metric = model, metric or _answer_log_prob(clean.to(device_of(model)))
-        self.clean, self.corrupted = (trace(model, batch, ["outputs", *reads]) for batch in (one, self.batch))
+        self.clean, self.corrupted = (trace(model, batch, ["outputs", *requires]) for batch in (one, self.batch))
         self.values = {"clean": self.score(self.clean), "corrupted": self.score(self.corrupted)}
 
-    def run(self, *changes: Intervention, reads: Iterable[str] = ()) -> Trace:
+    def run(self, *changes: Intervention, requires: Iterable[str] = ()) -> Trace:
         with intervene(self.model, *changes):
-            return trace(self.model, self.batch, ["outputs", *reads])
+            return trace(self.model, self.batch, ["outputs", *requires])
 
     def score(self, t: Trace) -> float:
         value = torch.as_tensor(self.metric(t.outputs))
@@ -218,8 +218,8 @@ def _as_given(batch: Batch) -> Batch:
 def _answer_log_prob(clean: Batch) -> Metric:
     def answer_log_prob(logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, ""]:
         examples = torch.arange(len(clean), device=logits.device)[:, None]
-        rows = logits[examples, clean.out.clamp(min=0)]
-        return -cross_entropy(rows, clean.answers, clean.out >= 0).mean()
+        rows = logits[examples, clean.answer_positions.clamp(min=0)]
+        return -cross_entropy(rows, clean.answers, clean.answer_positions >= 0).mean()
 
     return answer_log_prob
 

@@ -47,7 +47,7 @@ def find_plateau(run: Any, level: float | None = None, floor: float | None = Non
     if level is None or floor is None:
         raise ValueError("the plateau's loss level and floor are not known for this task; pass level= and floor=")
     if "loss" not in metrics or metrics.loss.dropna().empty:
-        raise ValueError("no loss was recorded; record with pl.loss in the watch list")
+        raise ValueError("no loss was recorded; record with pl.metrics.loss in the metrics list")
     loss = metrics.loss
     first = loss.dropna().iloc[0]
     left, middle = level - 0.02 * (level - floor), (level + floor) / 2

@@ -1,8 +1,8 @@
 """What of step s, put into the model of step t, gives what? Activations or weights, over a whole (s, t) grid.
 
-    grid = patch_across_steps(run, run.held()[:64])                   # the attention of s in the model of t
+    grid = patch_across_steps(run, run.eval_batch()[:64])                   # the attention of s in the model of t
     float(grid.tf_accuracy.sel(source=400, target=100))               # does the plateau lack only its attention?
-    patch_across_steps(run, run.held()[:64], parts="mlp", watch=["accuracy"])    # weights instead
+    patch_across_steps(run, run.eval_batch()[:64], parts="mlp", metrics=["accuracy"])    # weights instead
     plots.step_grid(grid)
 
 Sources are stacked along the batch, so that one pass of a target serves many of them. Answers under a
@@ -21,25 +21,17 @@ import xarray as xr
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from plateaulens._signals import without_gradients
 from plateaulens.analysis.checkpoint_steps import chosen_steps
 from plateaulens.batch import Batch
-from plateaulens.hooks import (
-    PATTERNS,
-    active,
-    device_of,
-    has_raw_hooks,
-    matching,
-    n_layers,
-    refuse_unwritable,
-    without_gradients,
-)
+from plateaulens.hooks import PATTERNS, active, device_of, has_raw_hooks, matching, n_layers, refuse_unwritable
 from plateaulens.interventions import Patch, intervene
-from plateaulens.metrics.measuring import mean_over_prompts, reads_of, resolve
-from plateaulens.metrics.named import Measurement
+from plateaulens.metrics.measuring import mean_over_prompts, required_by, resolve
+from plateaulens.metrics.named import Metric
 from plateaulens.models.parameter_groups import graft, parameters_of
 from plateaulens.tracing.traces import Trace, trace
 
-HELD = 2**30  # bytes of source activations or weights that are kept at once
+SOURCE_BYTES = 2**30  # bytes of source activations or weights that are kept at once
 STACKED = 2**27  # bytes of activations that stacked sources may take in one pass, estimated
 QUICK = {"answer_outputs", "answer_entropy", "generated"}  # what the answer rows alone can give
 # Sites of `Transformer` which the keys and values of the same layer do not depend on.
@@ -56,7 +48,7 @@ def patch_across_steps(
     run: Any,
     batch: Batch,
     what: str | Sequence[str] | None = None,
-    watch: Sequence[Measurement | str] = ("tf_accuracy",),
+    metrics: Sequence[Metric | str] = ("tf_accuracy",),
     *,
     parts: str | Sequence[str] | None = None,
     sources: Sequence[int] | None = None,
@@ -79,7 +71,7 @@ def patch_across_steps(
         batch: the prompts; 64 give a readable grid.
         what: a hook name or glob, or several: whose activations are put in. By default the attention
             patterns of all layers.
-        watch: measurements, as in `measure`.
+        metrics: measurements, as in `measure`.
         parts: put weights in instead: names of `plateaulens.models.parameter_groups.PARTS`, or globs over
             parameter names.
         sources: steps of the donor; all of its checkpoints by default.
@@ -105,15 +97,15 @@ def patch_across_steps(
     donor = run if donor is None else donor
     sources, targets = _steps(donor, sources, "source"), _steps(run, targets, "target")
     model = run.model(targets[0])
-    functions = resolve(model, watch)
+    functions = resolve(model, metrics)
     if not functions or (parts is None and not globs):
-        raise ValueError("nothing to do: name at least one measurement in watch= and one site in what=")
+        raise ValueError("nothing to do: name at least one measurement in metrics= and one site in what=")
     sites = matching(model, globs)
     for site in sites:
         refuse_unwritable(model, site)
     if parts is not None:
         parameters_of(model, parts)
-    plain = trace(model, batch, reads_of(functions, sites))
+    plain = trace(model, batch, required_by(functions, sites))
     most = _sources_a_pass(model, plain) if len(batch) > 1 and all(f(plain).ndim for f in functions) else 1
     untouched = {targets[0]: _means(plain, functions)}
     alone: dict[int, Means] = untouched if donor is run else {}
@@ -126,7 +118,7 @@ def patch_across_steps(
         source = donor.model(step)
         if parts is None and donor is not run and matching(source, globs) != sites:
             raise ValueError(f"{what!r} names other sites in the donor than in the run; name each site in full")
-        seen = trace(source, batch, sites if step in alone else reads_of(functions, sites))
+        seen = trace(source, batch, sites if step in alone else required_by(functions, sites))
         if step not in alone:
             alone[step] = _means(seen, functions)
         for site, shape in shapes.items():
@@ -139,7 +131,7 @@ def patch_across_steps(
             for target in targets:
                 model = run.model(target)
                 if target not in untouched:
-                    untouched[target] = _means(trace(model, batch, reads_of(functions)), functions)
+                    untouched[target] = _means(trace(model, batch, required_by(functions)), functions)
                 if parts is not None:
                     found = _grafted(model, batch, group, parts, functions)
                 else:
@@ -157,15 +149,15 @@ def patch_across_steps(
 
 
 def _grafted(
-    model: Any, batch: Batch, group: dict[int, Any], parts: str | Sequence[str], functions: list[Measurement]
+    model: Any, batch: Batch, group: dict[int, Any], parts: str | Sequence[str], functions: list[Metric]
 ) -> Iterator[tuple[int, Means]]:
     """Weights: one copy of the target at a time."""
     for step, source in group.items():
-        yield step, _means(trace(graft(model, source, parts), batch, reads_of(functions)), functions)
+        yield step, _means(trace(graft(model, source, parts), batch, required_by(functions)), functions)
 
 
 def _patched(
-    model: Any, batch: Batch, group: dict[int, Activations], functions: list[Measurement], most: int
+    model: Any, batch: Batch, group: dict[int, Activations], functions: list[Metric], most: int
 ) -> Iterator[tuple[int, Means]]:
     """Activations: up to `most` sources a pass, stacked along the batch; by `_AnswerRows` where that serves."""
     sites = list(next(iter(group.values())))
@@ -182,9 +174,9 @@ def _patched(
         means: Means = {}
         with intervene(model, *(Patch(site, torch.cat([group[step][site] for step in steps])) for site in sites)):
             if rows is not None:
-                means |= _means(rows.trace(stacked, reads_of(quick)), quick, len(steps))
+                means |= _means(rows.trace(stacked, required_by(quick)), quick, len(steps))
             if rest:
-                means |= _means(trace(model, stacked, reads_of(rest)), rest, len(steps))
+                means |= _means(trace(model, stacked, required_by(rest)), rest, len(steps))
         for i, step in enumerate(steps):
             yield step, {f.__name__: means[f.__name__][i : i + 1] for f in functions}
 
@@ -203,9 +195,9 @@ class _AnswerRows:
             return False
         last = f"blocks.{n_layers(model) - 1}."
         behind = (*(last + name for name in BEHIND), "ln_final.*", "unembed.*")
-        starts = batch.out[:, 0]
-        alike = bool((starts == starts[0]).all() and (batch.out >= 0).all())
-        prompts = not batch.n_new and int(starts[0]) > 0 and alike
+        starts = batch.answer_positions[:, 0]
+        batch_by_length = bool((starts == starts[0]).all() and (batch.answer_positions >= 0).all())
+        prompts = not batch.n_new and int(starts[0]) > 0 and batch_by_length
         return prompts and all(any(fnmatchcase(site, glob) for glob in behind) for site in sites)
 
     @without_gradients
@@ -215,12 +207,12 @@ class _AnswerRows:
         model(batch.inputs[:, : self.first], return_type=None, past_kv_cache=self.prompt)
 
     @without_gradients
-    def trace(self, stacked: Batch, reads: Sequence[str] | None) -> Trace:
+    def trace(self, stacked: Batch, requires: Sequence[str] | None) -> Trace:
         """What `reads` names of `QUICK`, for copies of the batch, under the patches that are on."""
         count = len(stacked) // len(self.batch)
-        forced = {"answer_outputs", "answer_entropy"} & set(reads or ())
+        forced = {"answer_outputs", "answer_entropy"} & set(requires or ())
         answers = self._teacher_forced(stacked, count) if forced else None
-        generated = self._decoded(stacked, count) if reads and "generated" in reads else None
+        generated = self._decoded(stacked, count) if requires and "generated" in requires else None
         depth, d_vocab = n_layers(self.model), int(self.model.cfg.d_vocab)
         return Trace(stacked, {}, None, generated, depth, d_vocab, _answer_outputs=answers)
 
@@ -228,20 +220,24 @@ class _AnswerRows:
         n, depth, last = len(self.batch), n_layers(self.model), self.model.blocks[-1]
         copy, copies = self._cache(1, range(depth)), self._cache(count, [depth - 1])
         handles = [last.register_forward_pre_hook(lambda block, args: (args[0].repeat(count, 1, 1), copies))]
-        for alike in (last.attn.q, last.attn.k, last.attn.v):  # alike for every source: once is enough
-            handles.append(alike.register_forward_pre_hook(lambda linear, args: (args[0][:n],)))
-            handles.append(alike.register_forward_hook(lambda linear, args, output: output.repeat(count, 1, 1)))
+        for batch_by_length in (last.attn.q, last.attn.k, last.attn.v):  # alike for every source: once is enough
+            handles.append(batch_by_length.register_forward_pre_hook(lambda linear, args: (args[0][:n],)))
+            handles.append(
+                batch_by_length.register_forward_hook(lambda linear, args, output: output.repeat(count, 1, 1))
+            )
         try:
             logits = self.model(self.batch.inputs[:, self.first :], past_kv_cache=copy)
         finally:
             for handle in handles:
                 handle.remove()
-        return logits.gather(1, (stacked.out - self.first).clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1]))
+        return logits.gather(
+            1, (stacked.answer_positions - self.first).clamp(min=0)[..., None].expand(-1, -1, logits.shape[-1])
+        )
 
     def _decoded(self, stacked: Batch, count: int) -> Int[Tensor, "batch out"]:
         """As `greedy_decode`, from the prompt's last token on."""
         cache, tokens = self._cache(count, range(n_layers(self.model))), [stacked.tokens[:, self.first, None]]
-        for _ in range(stacked.out.shape[1]):
+        for _ in range(stacked.answer_positions.shape[1]):
             tokens.append(self.model(tokens[-1], past_kv_cache=cache)[:, -1].argmax(-1, keepdim=True))
         return torch.cat(tokens[1:], 1)
 
@@ -278,7 +274,7 @@ def _groups(steps: list[int], read: Callable[[int], Any]) -> Iterator[dict[int, 
         group[step] = read(step)
         tensors = group[step].values() if isinstance(group[step], dict) else group[step].parameters()
         size += sum(x.nbytes for x in tensors)
-        if size >= HELD:
+        if size >= SOURCE_BYTES:
             yield group
             group, size = {}, 0
     if group:
@@ -294,7 +290,7 @@ def _sources_a_pass(model: Any, plain: Trace) -> int:
     return max(1, STACKED // (kept + values * next(model.parameters()).element_size()))
 
 
-def _means(t: Trace, functions: Sequence[Measurement], count: int = 1) -> Means:
+def _means(t: Trace, functions: Sequence[Metric], count: int = 1) -> Means:
     """Means over the prompts of each of `count` stacked sources, as `measure` takes them."""
     found: Means = {}
     short = ~t.valid.all(1)

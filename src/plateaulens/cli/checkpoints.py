@@ -34,7 +34,7 @@ def steps_(suite: str, sizes: bool) -> None:
     import plateaulens as pl
     from plateaulens.lm.source import few
 
-    found = pl.open_suite(suite)
+    found = pl.lm.load(suite)
     rows = []
     for step in tqdm(found.steps, unit="step", disable=None if sizes else True, leave=False):
         row = {"step": step, "revision": found.revision(step), "tokens": found.tokens(step)}
@@ -57,12 +57,12 @@ def steps_(suite: str, sizes: bool) -> None:
 @option("--seed", "draws", type=int, help="Of the draws.  [default: 0]")
 @option("--temperature", type=float, help="Of the draws.  [default: 1]")
 @option("--top-k", type=int, help="Draw among the likeliest so many.  [default: 50]")
-@option("--watch", multiple=True, help="A measurement, such as norm@*. Repeatable.  [default: a dozen]")
+@option("--metrics", multiple=True, help="A measurement, such as norm@*. Repeatable.  [default: a dozen]")
 @option("--max-bytes", help="Most that may lie on disk at a time, such as 2GB.  [default: two checkpoints]")
 @option("--cache", type=click.Path(path_type=Path), help="Where checkpoints are kept meanwhile.")
 @option("--device", help="cpu, cuda or mps.  [default: cuda if there is one]")
 @option("--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]), default="float32")
-@option("--beside", type=click.Path(path_type=Path), help="A run to show in the report on the same axes.")
+@option("--compare-with", type=click.Path(path_type=Path), help="A run to show in the report on the same axes.")
 def measure(
     suite: str,
     steps: str | None,
@@ -72,12 +72,12 @@ def measure(
     n_new: int,
     shuffle: int | None,
     sample: bool,
-    watch: tuple[str, ...],
+    metrics: tuple[str, ...],
     max_bytes: str | None,
     cache: Path | None,
     device: str | None,
     dtype: str,
-    beside: Path | None,
+    compare_with: Path | None,
     **decoding: Any,
 ) -> None:
     """Measure the steps of SUITE one after the other, keeping each result; call again to go on.
@@ -100,14 +100,14 @@ def measure(
     if kept and Path(suite).is_dir():
         raise ValueError(f"--{min(kept).replace('_', '-')} is about checkpoints of a Hub, and {suite} is a folder")
     options |= kept
-    found = pl.open_suite(suite, **options)
-    other = None if beside is None else pl.Run(beside)
-    if other is not None and watch and not {*SHOWN} <= {*watch}:
-        raise ValueError(f"--beside compares {' and '.join(SHOWN)}; --watch them too")
+    found = pl.lm.load(suite, **options)
+    other = None if compare_with is None else pl.Run(compare_with)
+    if other is not None and metrics and not {*SHOWN} <= {*metrics}:
+        raise ValueError(f"--compare-with compares {' and '.join(SHOWN)}; --metrics them too")
     chosen = None if steps is None else among(steps, found.steps)
     try:
         batch = found.prompts(prompts, n, n_new=n_new, seed=shuffle, sample=sample, **drawn)
-        done = pl.survey(found, out or default_folder(suite), batch, list(watch) or None, chosen)
+        done = pl.lm.evaluate(found, out or default_folder(suite), batch, list(metrics) or None, chosen)
     except KeyboardInterrupt:
         click.echo("stopped; what was measured is kept, the same command goes on", err=True)
         raise SystemExit(130) from None
@@ -131,8 +131,8 @@ def audit(suite: str, steps: str | None, out: Path | None) -> None:
     import plateaulens as pl
     from plateaulens._io import write_json
 
-    found = pl.open_suite(suite)
-    result = pl.audit(found, None if steps is None else among(steps, found.steps))
+    found = pl.lm.load(suite)
+    result = pl.lm.audit(found, None if steps is None else among(steps, found.steps))
     click.echo(repr(result))
     if out is not None:
         write_json(out, result.to_json())
@@ -141,18 +141,18 @@ def audit(suite: str, steps: str | None, out: Path | None) -> None:
 
 @checkpoints.command()
 @click.argument("suites", nargs=-1, required=True)
-@option("--beside", type=click.Path(path_type=Path), help="A run to show on the same axes.")
-def report(suites: tuple[str, ...], beside: Path | None) -> None:
+@option("--compare-with", type=click.Path(path_type=Path), help="A run to show on the same axes.")
+def report(suites: tuple[str, ...], compare_with: Path | None) -> None:
     """Write report.html of what was measured of SUITES (their names, or folders of surveys).
 
-    Example: plateaulens checkpoints report pythia-14m --beside runs/mws-0
+    Example: plateaulens checkpoints report pythia-14m --compare-with runs/mws-0
     """
     import plateaulens as pl
 
-    other = None if beside is None else pl.Run(beside)
+    other = None if compare_with is None else pl.Run(compare_with)
     for suite in suites:
-        folder = Path(suite) if (Path(suite) / "survey.json").is_file() else default_folder(suite)
-        click.echo(pl.write_report(pl.Survey(folder), other))
+        folder = Path(suite) if (Path(suite) / "evaluation.json").is_file() else default_folder(suite)
+        click.echo(pl.write_report(pl.lm.EvaluatedCheckpoints(folder), other))
 
 
 def default_folder(suite: str) -> Path:

@@ -16,7 +16,7 @@ ABOUT = {  # the names of `EXPERIMENTS`, which are not imported to parse
     "probe": "What linear probes read at each cell.",
     "embeddings": "Norms and components of the embeddings of tokens and positions.",
     "permute": "Losses with the position embeddings in another order.",
-    "shift": "Other shares of hidden cells, ranks, sizes and factors, beside nuclear-norm minimisation.",
+    "shift": "Other shares of hidden cells, ranks, sizes and factors, beside nuclear-norm minimization.",
 }
 a_run = click.argument("run", type=click.Path(path_type=Path))
 
@@ -40,9 +40,9 @@ def _add(name: str, about: str) -> None:
     @option("--seed", default=5, help="Of the matrices.")
     def command(run: Path, before: int | None, after: int | None, n: int, seed: int) -> None:
         import plateaulens as pl
-        from plateaulens.papers.matrix_completion.experiments import EXPERIMENTS, Setting
+        from plateaulens.papers.matrix_completion.experiments import EXPERIMENTS, ExperimentConfig
 
-        setting = Setting.of(pl.Run(run), before, after, n, seed)
+        setting = ExperimentConfig.of(pl.Run(run), before, after, n, seed)
         _show(name, run, EXPERIMENTS[name](setting), setting.steps | {"n": n, "seed": seed})
 
 

@@ -14,7 +14,7 @@ from plateaulens.cli.base import given_values, main, option, usable
 @option("--text", type=click.Path(path_type=Path), help="A text file in UTF-8.  [default: Python's documentation]")
 @option("--out", default="runs/pretrain", type=click.Path(path_type=Path), help="Folder of the checkpoints.")
 @option("--overwrite", is_flag=True, help="Rename a folder that is in the way.")
-@option("--steps", type=int, help="Optimiser updates.  [default: 512]")
+@option("--steps", type=int, help="Optimizer updates.  [default: 512]")
 @option("--save-at", help="Steps to save, as in 0,16,64.  [default: 0, 1, 2, 4, ..., 512, 1000, 2000, ...]")
 @option("--seed", default=0, help="Of the initial weights and of the data.")
 @option("--hidden", default=64, help="Width.")

@@ -64,7 +64,7 @@ def probe(
     Example: plateaulens probe runs/addition --feature carry
     """
     import plateaulens as pl
-    from plateaulens._signals import held_interrupts
+    from plateaulens._signals import defer_sigint
     from plateaulens.report.probe_results import judged, keep_probes
 
     opened = pl.Run(run)
@@ -77,14 +77,14 @@ def probe(
     done: list[str] = []
     try:
         for feature in features:
-            over = pl.probe_over(opened, batch, feature, list(sites), steps=chosen, shuffled=False, **how)
+            over = pl.probe_checkpoints(opened, batch, feature, list(sites), steps=chosen, shuffled=False, **how)
             over.attrs = {"feature": feature} | ({} if span is None else {"plateau": span})
             if tokens:
                 click.echo(f"probing the visible tokens for {feature}, without a model", err=True)
                 over.attrs["tokens"] = (
-                    pl.probe_tokens(batch, feature, C=how["C"], seed=how["seed"]).thirds().loss.values
+                    pl.probing.probe_tokens(batch, feature, C=how["C"], seed=how["seed"]).thirds().loss.values
                 )
-            with held_interrupts():  # or else a file may be there of what is said to be lost
+            with defer_sigint():  # or else a file may be there of what is said to be lost
                 page = keep_probes(opened, over, steps=chosen, sites=" ".join(sites), n=n, **how)
                 done.append(feature)
             click.echo(_table(opened, over))

@@ -23,7 +23,7 @@ TRAIN_OPTIONS = (
 
 @main.command()
 @click.argument("task")
-@option("--steps", type=int, help="Optimiser updates.  [default: the paper's, 400 for mws]")
+@option("--steps", type=int, help="Optimizer updates.  [default: the paper's, 400 for mws]")
 @option("--seed", default=0, help="Of the initial weights and of the data.")
 @option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/TASK-SEED]")
 @option("--overwrite", is_flag=True, help="Rename a folder that is in the way.")
@@ -71,7 +71,7 @@ TRAIN_OPTIONS = (
 @option("--from", "donor", type=click.Path(path_type=Path), help="The frozen parts are those of this run's last step.")
 @option("--every", default=5, help="Measure every so many steps.")
 @option("--save-every", default=50, help="Save weights and state every so many steps.")
-@option("--held", default=256, help="Held-out prompts.")
+@option("--eval-size", default=256, help="Held-out prompts.")
 @option("--device", default="cpu", help="cpu, cuda or mps.")
 def train(
     task: str,
@@ -81,7 +81,7 @@ def train(
     small: bool,
     every: int,
     save_every: int,
-    held: int,
+    eval_batch: int,
     device: str,
     scale: float | None,
     from_step: int,
@@ -119,8 +119,8 @@ def train(
         frozen=frozen,
         optimal=donor is not None,
     )
-    if held < 1:
-        raise ValueError(f"--held needs at least 1 prompt, got {held}")
+    if eval_batch < 1:
+        raise ValueError(f"--eval-size needs at least 1 prompt, got {eval_batch}")
     usable(device)
     folder = out or Path("runs") / f"{task}-{seed}"
     if (folder / "run.json").is_file() and not overwrite:
@@ -132,7 +132,7 @@ def train(
             seed=seed,
             donor=None if donor is None else pl.Run(donor),
             device=device,
-            held=learner.sample(held, seed=1, device=device),
+            eval_batch=learner.sample(eval_batch, seed=1, device=device),
             every=every,
             save_every=save_every,
             overwrite=overwrite,

@@ -89,7 +89,7 @@ class Patch(_AtSite):
 
         clean = trace(model, batch)
         with intervene(model, Patch("blocks.0.attn.hook_z", clean.cache["blocks.0.attn.hook_z"], heads=[1])):
-            measure(model, corrupted, watch)
+            measure(model, corrupted, metrics)
 
     Args:
         site: a hook name.
@@ -124,7 +124,7 @@ class Steer(_AtSite):
     Args:
         site: a hook name or a glob, with positions on its second axis.
         vector: of the site's last axis (or last two, at sites with heads).
-        by: the factor.
+        factor: the factor.
         heads: which heads, at sites that have them; all by default.
         positions: which absolute positions; all by default.
 
@@ -134,7 +134,7 @@ class Steer(_AtSite):
 
     site: str
     vector: Float[Tensor, "..."]
-    by: float = 1.0
+    factor: float = 1.0
     heads: Sequence[int] | None = None
     positions: Sequence[int] | None = None
 
@@ -142,4 +142,4 @@ class Steer(_AtSite):
         size = self.vector.shape
         if tensor.shape[-len(size) :] != size or len(size) > tensor.ndim - 2:
             raise ValueError(f"the vector of {self!r} does not fit {self.site}, which is {list(tensor.shape)}")
-        return tensor + self.by * self.vector.to(tensor)
+        return tensor + self.factor * self.vector.to(tensor)

@@ -25,21 +25,21 @@ class ScaleAttention(Intervention):
 
     Args:
         task: whose map.
-        by: the factor.
-        renormalise: give each row the sum it had; a choice for softmax attention that the paper does not make.
+        factor: the factor.
+        renormalize: give each row the sum it had; a choice for softmax attention that the paper does not make.
     """
 
     task: Task
-    by: float
-    renormalise: bool = False
+    factor: float
+    renormalize: bool = False
 
     def edits(self, model: Any) -> dict[str, Edit]:
         return {pattern_at(layer): self._edit(omega) for layer, omega in _maps_by_layer(self.task, model).items()}
 
     def _edit(self, omega: "_Map") -> Edit:
         def scale(pattern: Tensor, call: Call) -> Tensor:
-            scaled = torch.where(omega.at(pattern, call, partial=False), pattern * self.by, pattern)
-            if self.renormalise:
+            scaled = torch.where(omega.at(pattern, call, partial=False), pattern * self.factor, pattern)
+            if self.renormalize:
                 scaled = scaled * (pattern.sum(-1, keepdim=True) / scaled.sum(-1, keepdim=True))
             return scaled
 

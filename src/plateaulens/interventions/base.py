@@ -1,7 +1,7 @@
 """`Intervention`, and the context manager that applies any number of them.
 
-    with intervene(model, ScaleAttention(task, by=10.0)):
-        measure(model, held, watch)
+    with intervene(model, ScaleAttention(task, factor=10.0)):
+        measure(model, eval_batch, metrics)
 
 On entering, every site must exist and be writable. When an edit first fires, its shape must be the
 shape of what it replaces. On leaving, an edit that never fired although the model ran raises, and a
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from plateaulens._io import digest
 from plateaulens._registry import look_up
-from plateaulens.hooks import AttentionPattern, call_hooks, own_hooks, past_length, refuse_unwritable, whole
+from plateaulens._signals import uninterruptible
+from plateaulens.hooks import AttentionPattern, call_hooks, own_hooks, past_length, refuse_unwritable
 from plateaulens.tasks import TASKS, Task, task_from_json, task_to_json
 
 
@@ -87,7 +88,7 @@ def intervene(model: Any, *interventions: Intervention) -> AbstractContextManage
             than a pattern came from, or an intervention that never acted although the model ran (a
             `Freeze` acts when the model runs with gradients on).
     """
-    return whole(_applied(model, interventions))
+    return uninterruptible(_applied(model, interventions))
 
 
 @contextmanager

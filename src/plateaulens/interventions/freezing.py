@@ -12,13 +12,13 @@ from plateaulens.models.parameter_groups import parameters_of
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Freeze(Intervention):
-    """Keep parts of the model as they are while the rest learns; the optimiser skips them.
+    """Keep parts of the model as they are while the rest learns; the optimizer skips them.
 
-        model = graft(fresh, trained, "KQ")             # arXiv 2506.13688, fig. 5: optimal initialisation
+        model = graft(fresh, trained, "KQ")             # arXiv 2506.13688, fig. 5: optimal initialization
         with intervene(model, Freeze("KQ")):
-            record(train(model, task, cfg), "runs/kq", held)
+            record(train(model, task, cfg), "runs/kq", eval_batch)
 
-    On a fresh model it keeps a part at its random initialisation.
+    On a fresh model it keeps a part at its random initialization.
 
     Args:
         parts: names of `plateaulens.models.parameter_groups.PARTS`, or globs over parameter names like "blocks.0.*".

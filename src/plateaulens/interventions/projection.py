@@ -27,7 +27,7 @@ class Project(Intervention):
         positions: absolute positions, example by example, or one row for all; -1 where there is no such place.
         basis: u, the directions of each offset.
         target: t, what u . x becomes with `by` = 1.
-        by: how far to go.
+        factor: how far to go.
 
     Raises:
         ValueError: for shapes that do not belong together; when applied, for another number of examples, or a site
@@ -38,7 +38,7 @@ class Project(Intervention):
     positions: Int[Tensor, "batch offset"]
     basis: Float[Tensor, "offset k d_model"]
     target: Float[Tensor, "offset k"]
-    by: float = 1.0
+    factor: float = 1.0
 
     def __post_init__(self) -> None:
         shapes = [list(x.shape) for x in (self.positions, self.basis, self.target)]
@@ -70,7 +70,7 @@ class Project(Intervention):
             rows = here.clamp(0, x.shape[1] - 1)[..., None].expand(-1, -1, x.shape[-1])
             u = basis.to(x)
             excess = torch.einsum("bom,okm->bok", x.gather(1, rows), u) - target.to(x)
-            change = self.by * torch.einsum("bok,okm->bom", excess, u)
+            change = self.factor * torch.einsum("bok,okm->bom", excess, u)
             return x.scatter_add(1, rows, -change.where(inside[..., None], 0.0))
 
         return {self.site: edit}

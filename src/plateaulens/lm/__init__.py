@@ -1,1 +1,33 @@
-"""What others trained: checkpoints of Pythia, OLMo-2 and any other, streamed, audited and measured."""
+"""Language models: suites of checkpoints, the Hub, prompts, generation, evaluation over steps, small pre-training."""
+
+from plateaulens.batch import Decoding
+from plateaulens.lm.bundled_data import bundled
+from plateaulens.lm.evaluation import LANGUAGE_METRICS as DEFAULT_METRICS
+from plateaulens.lm.evaluation import EvaluatedCheckpoints, evaluate
+from plateaulens.lm.generation import generate
+from plateaulens.lm.pretrained import from_folder, from_hub, load, olmo2, pythia
+from plateaulens.lm.pretraining import pretrain
+from plateaulens.lm.prompts import read_prompts
+from plateaulens.lm.suite import Checkpoints
+from plateaulens.lm.weight_audit import Audit, audit
+from plateaulens.tracing.decoding import Generation
+
+__all__ = [
+    "DEFAULT_METRICS",
+    "Audit",
+    "Checkpoints",
+    "Decoding",
+    "EvaluatedCheckpoints",
+    "Generation",
+    "audit",
+    "bundled",
+    "evaluate",
+    "from_folder",
+    "from_hub",
+    "generate",
+    "load",
+    "olmo2",
+    "pretrain",
+    "pythia",
+    "read_prompts",
+]

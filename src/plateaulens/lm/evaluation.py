@@ -1,10 +1,10 @@
 """`survey`: measure every step of a suite, and keep each result as soon as there is one.
 
-    done = pl.survey(pl.pythia("14m"), "surveys/pythia-14m", steps=[0, 16, 64])
+    done = pl.lm.evaluate(pl.lm.pythia("14m"), "surveys/pythia-14m", steps=[0, 16, 64])
     done.metrics                    # a row per step, means over prompts
     done.values(16)["collapse"]     # one value a prompt
 
-    survey.json           what was asked: suite, prompts, decoding, measurements, versions
+    evaluation.json           what was asked: suite, prompts, decoding, measurements, versions
     prompts.safetensors   the prompts' tokens
     steps/000016.json     everything about step 16, written whole: values a prompt, what was said, which files
     report.html           written by `plateaulens checkpoints report`
@@ -30,37 +30,43 @@ from torch import Tensor
 from plateaulens._io import plain, read_tensors, versions, write_json, write_tensors
 from plateaulens._registry import build
 from plateaulens.batch import Batch, Decoding
-from plateaulens.lm.audit import Audit
 from plateaulens.lm.hub import HubSource
 from plateaulens.lm.source import LocalSource, few
 from plateaulens.lm.suite import Checkpoints
+from plateaulens.lm.weight_audit import Audit
 from plateaulens.metrics.measuring import measure, named
-from plateaulens.metrics.named import LANGUAGE, Measurement, reads
-from plateaulens.tracing.traces import Trace
+from plateaulens.metrics.named import Metric, requires
+from plateaulens.tracing.traces import FINAL, Trace
 
+# What is measured of a language model unless told otherwise.
+LANGUAGE_METRICS = (
+    *("collapse", "repetition", "rep@2", "distinct@2", "entropy", "prediction_entropy"),
+    *(f"{metric}@{FINAL}" for metric in ("effective_rank", "anisotropy", "centered_anisotropy", "norm")),
+    "collapse@blocks.*.hook_resid_post",
+)
 PACKAGES = ("plateaulens", "torch", "transformer-lens", "transformers")
 
 
-class Survey:
-    """What was measured of a suite, step by step; `Survey(path)` opens one.
+class EvaluatedCheckpoints:
+    """What was measured of a suite, step by step; `EvaluatedCheckpoints(path)` opens one.
 
     Raises:
         FileNotFoundError: when `path` is no survey.
-        ValueError: when its survey.json is damaged.
+        ValueError: when its evaluation.json is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not (self.path / "survey.json").is_file():
+        if not (self.path / "evaluation.json").is_file():
             raise FileNotFoundError(
-                f"{self.path} is not a survey (no survey.json); make one: plateaulens checkpoints measure"
+                f"{self.path} is not a survey (no evaluation.json); make one: plateaulens checkpoints measure"
             )
         try:
-            self.config: dict[str, Any] = dict(json.loads((self.path / "survey.json").read_text()))
-            if missing := {"suite", "watch", "n_new", "decoding"} - self.config.keys():
+            self.config: dict[str, Any] = dict(json.loads((self.path / "evaluation.json").read_text()))
+            if missing := {"suite", "metrics", "n_new", "decoding"} - self.config.keys():
                 raise ValueError(f"no {min(missing)}")
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{self.path / 'survey.json'} is damaged ({error})") from error
+            raise ValueError(f"{self.path / 'evaluation.json'} is damaged ({error})") from error
 
     @property
     def name(self) -> str:
@@ -114,25 +120,25 @@ class Survey:
         return Batch(kept["tokens"], kept["out"], kept["scored"], None, self.config["n_new"], decoding)
 
     def __repr__(self) -> str:
-        return f"Survey({str(self.path)!r}, {self.name}, {len(self.steps)} steps)"
+        return f"EvaluatedCheckpoints({str(self.path)!r}, {self.name}, {len(self.steps)} steps)"
 
 
-def survey(
+def evaluate(
     suite: Any,
     path: str | Path,
     prompts: Batch | None = None,
-    watch: Sequence[Measurement | str] | str | None = None,
+    metrics: Sequence[Metric | str] | str | None = None,
     steps: Iterable[int] | None = None,
     *,
     progress: bool = True,
-) -> Survey:
+) -> EvaluatedCheckpoints:
     """Measure the steps of `suite` on `prompts`; those that the folder has already are not measured again.
 
     Args:
         suite: `Checkpoints`, a Run, or anything with `.steps` and `.model(step)`.
         path: a new folder, or that of a survey of the same suite, prompts and measurements.
         prompts: by default `suite.prompts()`, 100 questions of which each is answered with 8 tokens.
-        watch: measurements as in `measure`; by default `LANGUAGE`.
+        metrics: measurements as in `measure`; by default `LANGUAGE_METRICS`.
         steps: which; all by default.
         progress: show what will be fetched, and a progress bar.
 
@@ -143,15 +149,15 @@ def survey(
     from tqdm.auto import tqdm
 
     prompts = suite.prompts() if prompts is None else prompts
-    watch = [watch] if isinstance(watch, str) else list(LANGUAGE if watch is None else watch)
-    for measurement in watch:
+    metrics = [metrics] if isinstance(metrics, str) else list(LANGUAGE_METRICS if metrics is None else metrics)
+    for measurement in metrics:
         named(measurement)  # an unknown one is found out before anything is written
         if getattr(measurement, "__name__", "") == "<lambda>":
             raise ValueError("a survey is known by the names of its measurements, and a lambda has none; use def")
     chosen = list(dict.fromkeys(suite.steps if steps is None else steps))
     if unknown := [s for s in chosen if s not in set(suite.steps)]:
         raise ValueError(f"{suite!r} has no checkpoint of step {unknown[0]}; it has {few(suite.steps)}")
-    found = _open(Path(path), suite, prompts, watch)
+    found = _open(Path(path), suite, prompts, metrics)
     looked = _look(suite, found, chosen, progress)
     if looked is not None and (missing := [step for step in chosen if step in looked.missing]):
         if steps is not None:
@@ -164,7 +170,7 @@ def survey(
     with closing(_walk(suite, left)) as models, tqdm(total=len(left), unit="step", disable=not progress) as bar:
         for step, model in models:
             start = time.monotonic()
-            kept = _measured(model, prompts, watch)
+            kept = _measured(model, prompts, metrics)
             if isinstance(suite, Checkpoints):
                 kept |= {"revision": suite.revision(step), "files": {f.path: f.digest for f in suite.files(step)}}
                 kept["said"] = _words(suite, kept["generated"])
@@ -182,7 +188,7 @@ def survey(
 
 
 SHOWN = ("collapse", "repetition")  # the two of arXiv 2506.13688
-FRESH = ("survey.json", "prompts.safetensors", "steps")  # with no step in it, there is nothing to lose
+FRESH = ("evaluation.json", "prompts.safetensors", "steps")  # with no step in it, there is nothing to lose
 
 
 def said_before(suite: Checkpoints, steps: Sequence[int]) -> str:
@@ -195,18 +201,18 @@ def said_before(suite: Checkpoints, steps: Sequence[int]) -> str:
     return line if isinstance(suite.source, LocalSource) else f"{line} to fetch; on disk at most {cap}"
 
 
-@reads("generated")
+@requires("generated")
 def _generated(t: Trace) -> Tensor:
     return t.generated
 
 
-@reads("generated")
+@requires("generated")
 def _near_ties(t: Trace) -> Tensor:
-    return torch.zeros(len(t.batch)) if t.unsure is None else t.unsure.any(1).float()
+    return torch.zeros(len(t.batch)) if t.near_ties is None else t.near_ties.any(1).float()
 
 
-def _measured(model: Any, prompts: Batch, watch: Sequence[Measurement | str]) -> dict[str, Any]:
-    found = measure(model, prompts, [*watch, _generated, _near_ties], reduce=None)
+def _measured(model: Any, prompts: Batch, metrics: Sequence[Metric | str]) -> dict[str, Any]:
+    found = measure(model, prompts, [*metrics, _generated, _near_ties], reduce=None)
     said, near = found.pop("_generated"), found.pop("_near_ties")
     values = {name: plain(tensor) for name, tensor in found.items()}
     return {"values": values, "generated": said.tolist(), "near_ties": int(near.sum())}
@@ -223,7 +229,7 @@ def _walk(suite: Any, steps: list[int]) -> Generator[tuple[int, Any], None, None
         gc.collect()
 
 
-def _look(suite: Any, found: Survey, steps: Sequence[int], progress: bool) -> Audit | None:
+def _look(suite: Any, found: EvaluatedCheckpoints, steps: Sequence[int], progress: bool) -> Audit | None:
     """Audit the steps, where that costs no download; those that were measured must have the weights they had."""
     if not isinstance(suite, Checkpoints) or not isinstance(suite.source, HubSource | LocalSource):
         return None
@@ -242,13 +248,13 @@ def _look(suite: Any, found: Survey, steps: Sequence[int], progress: bool) -> Au
     return audit
 
 
-def _open(path: Path, suite: Any, prompts: Batch, watch: Sequence[Measurement | str]) -> Survey:
+def _open(path: Path, suite: Any, prompts: Batch, metrics: Sequence[Metric | str]) -> EvaluatedCheckpoints:
     """The survey of a folder, new or the one that is there, if it is the same."""
     about = getattr(suite, "config", None)  # of a Run
     config = {
         "format": 2,
         "suite": getattr(suite, "name", None) or str(getattr(suite, "path", type(suite).__name__)),
-        "watch": [m if isinstance(m, str) else m.__name__ for m in watch],
+        "metrics": [m if isinstance(m, str) else m.__name__ for m in metrics],
         "n_new": prompts.n_new,
         "decoding": asdict(prompts.decoding),
         "dtype": str(getattr(suite, "dtype", torch.float32)),
@@ -256,7 +262,7 @@ def _open(path: Path, suite: Any, prompts: Batch, watch: Sequence[Measurement | 
         "trained": about.get("created") if isinstance(about, dict) else None,
     }
     columns = {name: getattr(prompts, name).cpu() for name in ("tokens", "out", "scored")}
-    if (path / "survey.json").is_file() and (found := Survey(path)).steps:
+    if (path / "evaluation.json").is_file() and (found := EvaluatedCheckpoints(path)).steps:
         for name, value in json.loads(json.dumps(config)).items():
             if found.config.get(name) != value:
                 raise ValueError(
@@ -276,8 +282,8 @@ def _open(path: Path, suite: Any, prompts: Batch, watch: Sequence[Measurement | 
         "versions": versions(*PACKAGES),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    write_json(path / "survey.json", {**config, **more})  # last: a folder with a survey.json lacks nothing
-    return Survey(path)
+    write_json(path / "evaluation.json", {**config, **more})  # last: a folder with a evaluation.json lacks nothing
+    return EvaluatedCheckpoints(path)
 
 
 def _words(suite: Checkpoints, rows: list[list[int]]) -> list[str]:
@@ -287,7 +293,7 @@ def _words(suite: Checkpoints, rows: list[list[int]]) -> list[str]:
 def _texts(suite: Any, prompts: Batch) -> list[str]:
     if not isinstance(suite, Checkpoints):
         return []
-    rows = zip(prompts.tokens.tolist(), prompts.out[:, 0].tolist(), strict=True)
+    rows = zip(prompts.tokens.tolist(), prompts.answer_positions[:, 0].tolist(), strict=True)
     return _words(suite, [row[: end + 1] for row, end in rows])
 
 

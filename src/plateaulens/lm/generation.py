@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from plateaulens._signals import without_gradients
 from plateaulens.batch import Batch
-from plateaulens.hooks import active, has_raw_hooks, without_gradients
-from plateaulens.lm.unhooked import PADDING, TOKENS, alike, unhooked
+from plateaulens.hooks import active, has_raw_hooks
+from plateaulens.lm.unhooked import PADDING, TOKENS, batch_by_length, unhooked
 from plateaulens.tracing.decoding import Generation, Reading, decode, remembers
 from plateaulens.tracing.next_token import gumbel_noise
 
@@ -37,27 +38,27 @@ def generate(
     cached, reading = remembers(model), Reading(tuple(sites), logits, entropy)
     if active(model) or has_raw_hooks(model):
         return _decode_batch(model, batch, cached, reading)
-    lengths, plain = (batch.out[:, 0] + 1).tolist(), unhooked(model, sites) if cached else None
+    lengths, plain = (batch.answer_positions[:, 0] + 1).tolist(), unhooked(model, sites) if cached else None
     if next(model.parameters()).dtype == torch.float64:  # whose mask is -inf to Hugging Face's softmax in float32
-        model, passes = plain or model, alike(lengths, rows=ROWS, padding=0)
+        model, passes = plain or model, batch_by_length(lengths, rows=ROWS, padding=0)
     elif plain is not None:
-        model, passes = plain, alike(lengths, rows=ROWS)
+        model, passes = plain, batch_by_length(lengths, rows=ROWS)
     elif cached and not hasattr(model, "kv_cache"):  # the shorter can be masked
-        passes = alike(lengths, rows=ROWS, padding=PADDING, tokens=TOKENS)
+        passes = batch_by_length(lengths, rows=ROWS, padding=PADDING, tokens=TOKENS)
     else:
-        passes = alike(lengths, rows=ROWS, padding=0)
+        passes = batch_by_length(lengths, rows=ROWS, padding=0)
     if len(passes) == 1:
         found = _decode_batch(model, batch, cached, reading)
     else:
-        parts = [batch[torch.tensor(rows, device=batch.out.device)] for rows in passes]
+        parts = [batch[torch.tensor(rows, device=batch.answer_positions.device)] for rows in passes]
         found = _join(passes, [_decode_batch(model, part, cached, reading) for part in parts])
-    for i in found.unsure.any(1).nonzero()[:, 0].tolist():
+    for i in found.near_ties.any(1).nonzero()[:, 0].tolist():
         _run_again(model, batch[i : i + 1], found, i)
     return found
 
 
 def _decode_batch(model: Any, batch: Batch, cached: bool, reading: Reading) -> Generation:
-    lengths = (batch.out[:, 0] + 1).tolist()
+    lengths = (batch.answer_positions[:, 0] + 1).tolist()
     longest, mask, tokens = max(lengths), None, batch.tokens[:, : max(lengths)]
     if min(lengths) < longest:
         if active(model) or has_raw_hooks(model):
@@ -65,7 +66,7 @@ def _decode_batch(model: Any, batch: Batch, cached: bool, reading: Reading) -> G
         tokens = torch.stack([F.pad(row[:n], (longest - n, 0)) for row, n in zip(tokens, lengths, strict=True)])
         mask = torch.stack([(torch.arange(longest) >= longest - n).long() for n in lengths]).to(tokens.device)
     noise = gumbel_noise(batch, lengths, int(model.cfg.d_vocab)) if batch.decoding.sample else None
-    return decode(model, tokens, batch.out.shape[1], cached, mask, reading, batch.decoding, noise)
+    return decode(model, tokens, batch.answer_positions.shape[1], cached, mask, reading, batch.decoding, noise)
 
 
 def _run_again(model: Any, prompt: Batch, found: Generation, i: int) -> None:
@@ -82,7 +83,7 @@ def _run_again(model: Any, prompt: Batch, found: Generation, i: int) -> None:
         draws = None if noise is None else noise[:, k : k + count]
         return decode(model, tokens, count, False, None, reading, prompt.decoding, draws)
 
-    for k in found.unsure[i].nonzero()[:, 0].tolist():
+    for k in found.near_ties[i].nonzero()[:, 0].tolist():
         again = decode_from(k, 1)
         if other := bool(again.tokens[0, 0] != found.tokens[i, k]):
             again = decode_from(k, total - k)
@@ -109,4 +110,4 @@ def _join(passes: list[list[int]], parts: list[Generation]) -> Generation:
     rows = {name: join(lambda g, name=name: g.rows[name]) for name in parts[0].rows}
     logits = None if parts[0].logits is None else join(lambda g: g.logits)
     entropy = None if parts[0].entropy is None else join(lambda g: g.entropy)
-    return Generation(join(lambda g: g.tokens), rows, logits, entropy, join(lambda g: g.unsure))
+    return Generation(join(lambda g: g.tokens), rows, logits, entropy, join(lambda g: g.near_ties))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from plateaulens.hooks import without_gradients
+from plateaulens._signals import without_gradients
 
 TOLERANCE = 1e-3  # of the largest logit; bridges are equal to rounding, wrong weights are off by its own size
 

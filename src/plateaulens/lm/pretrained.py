@@ -19,7 +19,7 @@ OLMO2 = {
 }
 
 
-def hub(
+def from_hub(
     repo: str,
     pattern: str = STEP.pattern,
     *,
@@ -63,7 +63,7 @@ def pythia(size: str, *, deduped: bool = False, seed: int | None = None, **optio
     if seed is not None and (seed not in POLY_SEEDS or size not in POLY_SIZES):
         raise ValueError(f"PolyPythias are {', '.join(POLY_SIZES)} with seeds 1 to 9; got {size} with seed {seed}")
     name = f"EleutherAI/pythia-{size}" + ("-deduped" if deduped else "" if seed is None else f"-seed{seed}")
-    return hub(name, r"^step(\d+)$", expected=PYTHIA_STEPS, tokens_a_step=PYTHIA_TOKENS, **options)
+    return from_hub(name, r"^step(\d+)$", expected=PYTHIA_STEPS, tokens_a_step=PYTHIA_TOKENS, **options)
 
 
 def olmo2(size: str, *, stage: int = 1, ingredient: int = 1, **options: Any) -> Checkpoints:
@@ -82,10 +82,10 @@ def olmo2(size: str, *, stage: int = 1, ingredient: int = 1, **options: Any) -> 
     if stage not in (1, 2):
         raise ValueError(f"OLMo-2 was pre-trained in stages 1 and 2, got stage {stage}")
     part = "" if stage == 1 else f"ingredient{ingredient}-"
-    return hub(repo, rf"^stage{stage}-{part}step(\d+)-tokens\d+B$", **options)
+    return from_hub(repo, rf"^stage{stage}-{part}step(\d+)-tokens\d+B$", **options)
 
 
-def local(folder: str | Path, pattern: str = STEP.pattern, **options: Any) -> Checkpoints:
+def from_folder(folder: str | Path, pattern: str = STEP.pattern, **options: Any) -> Checkpoints:
     """Sub-folders `step0`, `step1`, ... in Hugging Face's layout, as `plateaulens pretrain` writes them.
 
     Raises:
@@ -94,7 +94,7 @@ def local(folder: str | Path, pattern: str = STEP.pattern, **options: Any) -> Ch
     return Checkpoints(LocalSource(folder, pattern), **options)
 
 
-def open_suite(name: str | Path, **options: Any) -> Checkpoints:
+def load(name: str | Path, **options: Any) -> Checkpoints:
     """A suite by one word, as in a shell: "pythia-14m", "pythia-14m-seed3", "olmo2-7b", "owner/name" or a folder.
 
     Args:
@@ -106,7 +106,7 @@ def open_suite(name: str | Path, **options: Any) -> Checkpoints:
     """
     word = str(name)
     if Path(name).is_dir():
-        return local(name, **options)
+        return from_folder(name, **options)
     family, _, rest = word.partition("-")
     if family == "pythia" and rest:
         size, _, variant = rest.partition("-")
@@ -117,7 +117,7 @@ def open_suite(name: str | Path, **options: Any) -> Checkpoints:
     if family == "olmo2" and rest:
         return olmo2(rest, **options)
     if word.count("/") == 1 and not word.startswith((".", "/")):
-        return hub(word, **options)
+        return from_hub(word, **options)
     raise ValueError(
         f"{word!r} is no folder and no suite; say pythia-14m, pythia-70m-deduped, pythia-14m-seed3, olmo2-7b, "
         "owner/name of a Hub, or a folder of step0, step1, ..."

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from plateaulens._io import move_away, read_tensors, versions, write_json, write_tensors, write_whole
-from plateaulens._signals import held_interrupts
+from plateaulens._signals import defer_sigint
 from plateaulens.lm.loading import without_bars
 from plateaulens.lm.text import Text, python_documentation
 from plateaulens.tasks.base import require
@@ -34,7 +34,7 @@ from plateaulens.training.loop import Step, Training
 
 DEFAULT = TrainConfig(steps=512, batch_size=32, lr=3e-3, optimizer="adamw", weight_decay=0.01)
 END_OF_TEXT = "<|endoftext|>"
-HELD = 20  # the last 1/20 of the text is held out
+HELD_OUT_FRACTION = 20  # the last 1/20 of the text is held out
 PACKAGES = ("plateaulens", "torch", "transformers", "tokenizers")
 
 
@@ -92,9 +92,12 @@ def pretrain(
         return out
     tokenizer, tokens = _tokenized(words, vocab)
     windows = len(tokens) // (context + 1)
-    require(windows >= HELD, f"the text is too short: {windows} windows of {context + 1} tokens; {HELD} are needed")
+    require(
+        windows >= HELD_OUT_FRACTION,
+        f"the text is too short: {windows} windows of {context + 1} tokens; {HELD_OUT_FRACTION} are needed",
+    )
     learnt = {"tokens": len(tokens), "tokens_sha256": sha256(tokens.numpy().tobytes()).hexdigest()}
-    end = len(tokens) - len(tokens) // HELD
+    end = len(tokens) - len(tokens) // HELD_OUT_FRACTION
     task, held = (Text(tokens=part, context=context) for part in (tokens[:end], tokens[end:]))
     training = Training(_new_model(sizes, cfg.seed).to(device), task, cfg)
     if begun:
@@ -208,12 +211,12 @@ def _drive(
     state = out / ".state" / "state.safetensors"
     batch = held.sample(256, seed=0, device=next(training.model.parameters()).device)
     if state.exists():
-        with held_interrupts():  # torch makes a ValueError of a Ctrl-C that comes amid its reading
+        with defer_sigint():  # torch makes a ValueError of a Ctrl-C that comes amid its reading
             training.load_state_dict(read_tensors(state))
     bar = tqdm(total=steps[-1], initial=training.t, unit="step", disable=not progress)
 
     def visit(step: Step) -> None:
-        with held_interrupts():
+        with defer_sigint():
             bar.n = step.t
             bar.update(0)
             if step.t in steps and not (out / f"step{step.t}").exists():
@@ -228,7 +231,7 @@ def _drive(
         for step in training:
             visit(step)
     except KeyboardInterrupt:
-        with held_interrupts():
+        with defer_sigint():
             write_tensors(state, training.state_dict())
         raise
     finally:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from plateaulens._registry import unknown
-from plateaulens.lm.bundled import shipped
+from plateaulens.lm.bundled_data import bundled
 
 
 def read_prompts(
@@ -60,7 +60,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _built_in() -> list[str]:
-    return _lines(shipped("prompts.txt"))
+    return _lines(bundled("prompts.txt"))
 
 
 def _arc_easy() -> list[str]:

@@ -1,12 +1,12 @@
 """`Checkpoints`: a model as others saved it while they trained it, with the face of a Run: `.steps` and `.model(step)`.
 
-    suite = pl.pythia("14m")                    # nothing is downloaded yet
+    suite = pl.lm.pythia("14m")                    # nothing is downloaded yet
     suite.steps                                 # 0, 1, 2, 4, ... 143000
     for step, model in suite.walk([0, 16, 64]): # fetched, verified, opened, and evicted behind you
         ...
 
 Models come as TransformerLens's bridges around Hugging Face's own code, with weights as they were saved.
-TransformerLens can fold and centre weights; that leaves the predictions alone and moves the residual stream,
+TransformerLens can fold and center weights; that leaves the predictions alone and moves the residual stream,
 which is what is measured here, so nothing is processed.
 """
 
@@ -24,11 +24,11 @@ from weakref import finalize
 import torch
 
 from plateaulens.batch import Batch, Decoding
-from plateaulens.lm.audit import Audit, audit, warn_once
 from plateaulens.lm.hub import HubSource
 from plateaulens.lm.loading import open_model
 from plateaulens.lm.prompts import read_prompts
 from plateaulens.lm.source import File, LocalSource, Source, weight_files
+from plateaulens.lm.weight_audit import Audit, audit, warn_once
 
 SLACK = 2**20  # bytes for what the Hub's client writes beside the files
 TOKENIZER = ("tokenizer", "special_tokens", "vocab", "merges", "added_tokens")

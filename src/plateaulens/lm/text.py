@@ -59,7 +59,7 @@ class Text:
             batch: what was fed.
         """
         logits = getattr(outputs, "logits", outputs)
-        targets = batch.targets.masked_fill(~batch.scored, -100)
+        targets = batch.targets.masked_fill(~batch.loss_mask, -100)
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 

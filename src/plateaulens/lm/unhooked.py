@@ -75,7 +75,7 @@ class Unhooked:
         """
         logits, caches = [], []
         lengths = attention_mask.sum(1).tolist()
-        parts = alike(lengths, padding=PADDING, tokens=TOKENS)
+        parts = batch_by_length(lengths, padding=PADDING, tokens=TOKENS)
         for part in parts:
             kept = -max(lengths[i] for i in part)
             own = type(past_key_values)()
@@ -86,11 +86,13 @@ class Unhooked:
         back = torch.tensor(sum(parts, [])).argsort().to(tokens.device)
         for layers in zip(*(own.layers for own in caches), strict=True):
             keys, values = ([getattr(layer, name) for layer in layers] for name in ("keys", "values"))
-            past_key_values.layers.append(_roomy()(*(_aligned(x, parts, tokens.shape[1]) for x in (keys, values))))
+            past_key_values.layers.append(
+                _preallocated()(*(_aligned(x, parts, tokens.shape[1]) for x in (keys, values)))
+            )
         return torch.cat(logits)[back], back
 
 
-def alike(
+def batch_by_length(
     lengths: Sequence[int],
     *,
     rows: float | int = math.inf,
@@ -110,11 +112,11 @@ def alike(
 
 
 @cache
-def _roomy() -> Any:
+def _preallocated() -> Any:
     """The class of a layer's keys and values with room for more; Hugging Face's own copies them all for every token."""
     from transformers.cache_utils import DynamicLayer
 
-    class RoomyLayer(DynamicLayer):
+    class PreallocatedLayer(DynamicLayer):
         def __init__(self, keys: Tensor, values: Tensor) -> None:
             super().__init__()
             self.lazy_initialization(keys, values)
@@ -130,7 +132,7 @@ def _roomy() -> Any:
             self.keys, self.values = (x[:, :, : self.length] for x in self.room)
             return self.keys, self.values
 
-    return RoomyLayer
+    return PreallocatedLayer
 
 
 def _aligned(

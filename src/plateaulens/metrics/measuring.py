@@ -1,6 +1,6 @@
 """`measure`: measurements by name, of which only what they read is computed.
 
-    measure(model, held, ["loss", "collapse", "norm@*"])        # {"loss": ..., "collapse": ..., "norm@...": ...}
+    measure(model, eval_batch, ["loss", "collapse", "norm@*"])        # {"loss": ..., "collapse": ..., "norm@...": ...}
 
 `NAME@SITE` measures hidden states at any hook, `NAME@*` at every residual site; `attention_progress@LAYER`
 looks at one layer, `distinct@N` and `rep@N` at the generated n-grams.
@@ -17,16 +17,16 @@ from plateaulens._registry import unknown
 from plateaulens.batch import Batch
 from plateaulens.hooks import matching, n_layers, sites
 from plateaulens.metrics.named import (
-    AT_SITES,
-    MEASUREMENTS,
-    OF_MATRICES,
-    OF_NGRAMS,
-    STANDARD,
-    Measurement,
-    at_site,
+    DEFAULT_METRICS,
+    MATRIX_METRICS,
+    METRICS,
+    NGRAM_METRICS,
+    STATE_METRICS,
+    Metric,
     attention_progress,
     attention_progress_at,
-    of_ngrams,
+    metric_at,
+    ngram_metric,
 )
 from plateaulens.tracing.traces import FINAL, trace
 
@@ -36,10 +36,10 @@ RESIDUAL = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_resid_pos
 def measure(
     model: Any,
     batch: Batch | Iterable[Batch],
-    watch: Sequence[Measurement | str],
+    metrics: Sequence[Metric | str],
     reduce: str | None = "mean",
 ) -> dict[str, Tensor]:
-    """Each measurement of `watch` by name: the mean over prompts, or with `reduce=None` one value a prompt.
+    """Each measurement of `metrics` by name: the mean over prompts, or with `reduce=None` one value a prompt.
 
     Several batches count by their number of prompts. A plain function of a Trace is as good as a named
     measurement; it gets everything. A prompt whose answer is too short to have a value (the repetition of one
@@ -50,9 +50,9 @@ def measure(
     """
     if reduce not in ("mean", None):
         raise ValueError(f"reduce must be 'mean' or None, got {reduce!r}")
-    functions = resolve(model, watch)
-    reads = reads_of(functions)
-    traces = (trace(model, b, reads) for b in ([batch] if isinstance(batch, Batch) else batch))
+    functions = resolve(model, metrics)
+    requires = required_by(functions)
+    traces = (trace(model, b, requires) for b in ([batch] if isinstance(batch, Batch) else batch))
     values: dict[str, list[Tensor]] = {}
     short: list[Tensor] = []
     for t in traces:
@@ -64,7 +64,7 @@ def measure(
     return {name: _join(name, parts, short, reduce) for name, parts in values.items()}
 
 
-def reads_of(functions: Sequence[Measurement], more: Sequence[str] = ()) -> list[str] | None:
+def required_by(functions: Sequence[Metric], more: Sequence[str] = ()) -> list[str] | None:
     """What measurements read together, and more; None, everything, when one does not say."""
     stated = [getattr(f, "reads", None) for f in functions]
     return None if None in stated else list(dict.fromkeys([*more, *(n for names in stated for n in names or ())]))
@@ -89,8 +89,8 @@ def mean_over_prompts(values: Float[Tensor, "batch ..."], short: Bool[Tensor, " 
     return values[~(values.isnan() & short)].mean(0) if short.any() else values.mean(0)
 
 
-def standard(batch: Batch, model: Any) -> list[Measurement | str]:
-    """What a run records unless told otherwise: `STANDARD` (or the task's own) and what the task itself names.
+def default_metrics(batch: Batch, model: Any) -> list[Metric | str]:
+    """What a run records unless told otherwise: `DEFAULT_METRICS` (or the task's own) and what the task itself names.
 
     The task's maps belong to the last layers of a deeper model. Attention progress is left out for a task
     without an optimal map, and for a model with fewer layers than there are maps.
@@ -100,23 +100,23 @@ def standard(batch: Batch, model: Any) -> list[Measurement | str]:
     """
     if not hasattr(batch.task, "standard"):
         whose = "these prompts have" if batch.task is None else f"{batch.task!r} has"
-        raise ValueError(f"{whose} no standard measurements; say which in watch=[...]")
-    if batch.task.standard is not None:
-        return [*batch.task.standard, *batch.task.watch]
+        raise ValueError(f"{whose} no standard measurements; say which in metrics=[...]")
+    if batch.task.default_metrics is not None:
+        return [*batch.task.default_metrics, *batch.task.metrics]
     maps = batch.task.optimal_attention(batch[:1])
     deeper = n_layers(model) - len(maps) if maps is not None else -1
-    watch: list[Measurement | str] = [m for m in STANDARD if deeper >= 0 or m is not attention_progress]
-    for name in batch.task.watch:
+    metrics: list[Metric | str] = [m for m in DEFAULT_METRICS if deeper >= 0 or m is not attention_progress]
+    for name in batch.task.metrics:
         metric, _, where = name.partition("@")
         if metric != "attention_progress":
-            watch.append(name)
+            metrics.append(name)
         elif deeper >= 0:
             layer, colon, route = where.partition(":")
-            watch.append(f"{metric}@{int(layer) + deeper}{colon}{route}")
-    return watch
+            metrics.append(f"{metric}@{int(layer) + deeper}{colon}{route}")
+    return metrics
 
 
-def named(measurement: Measurement | str) -> Measurement:
+def named(measurement: Metric | str) -> Metric:
     """A measurement by name; functions pass through.
 
     Raises:
@@ -125,39 +125,39 @@ def named(measurement: Measurement | str) -> Measurement:
     if not isinstance(measurement, str):
         return measurement
     name, _, where = measurement.partition("@")
-    if where and name in AT_SITES:
-        return at_site(name, where)
-    if name in OF_NGRAMS and where.isascii() and where.isdigit():
-        return of_ngrams(name, int(where))
+    if where and name in STATE_METRICS:
+        return metric_at(name, where)
+    if name in NGRAM_METRICS and where.isascii() and where.isdigit():
+        return ngram_metric(name, int(where))
     layer, _, route = where.partition(":")
     if name == "attention_progress" and layer.isascii() and layer.isdigit():
         return attention_progress_at(int(layer), route or "optimal")
     if name == "attention_progress" and where:
         raise unknown("measurement", measurement, ["attention_progress@0", "attention_progress@0:alternative"])
-    if name in OF_NGRAMS:
-        raise unknown("measurement", measurement, [f"{metric}@2" for metric in OF_NGRAMS])
+    if name in NGRAM_METRICS:
+        raise unknown("measurement", measurement, [f"{metric}@2" for metric in NGRAM_METRICS])
     if where:
-        raise unknown("measurement at a site", name, [*AT_SITES, *OF_NGRAMS, "attention_progress"])
-    if name not in (known := MEASUREMENTS | OF_MATRICES):
-        raise unknown("measurement", name, [*known, *(f"{metric}@*" for metric in AT_SITES)])
+        raise unknown("measurement at a site", name, [*STATE_METRICS, *NGRAM_METRICS, "attention_progress"])
+    if name not in (known := METRICS | MATRIX_METRICS):
+        raise unknown("measurement", name, [*known, *(f"{metric}@*" for metric in STATE_METRICS)])
     return known[name]
 
 
-def resolve(model: Any, watch: Sequence[Measurement | str]) -> list[Measurement]:
-    """The functions that `watch` stands for on this model, each once.
+def resolve(model: Any, metrics: Sequence[Metric | str]) -> list[Metric]:
+    """The functions that `metrics` stands for on this model, each once.
 
     `NAME@GLOB` is every site that the glob matches, `NAME@*` every residual site. One name alone needs no list.
 
     Raises:
         ValueError: for an unknown name, or two functions of one name.
     """
-    found: dict[str, Measurement] = {}
+    found: dict[str, Metric] = {}
     ours: set[str] = set()  # what is made for a name is made anew each time, and is the same
-    for m in [watch] if isinstance(watch, str) else watch:
+    for m in [metrics] if isinstance(metrics, str) else metrics:
         name, _, where = m.partition("@") if isinstance(m, str) else ("", "", "")
-        if name in AT_SITES and any(c in where for c in "*?["):
+        if name in STATE_METRICS and any(c in where for c in "*?["):
             where_to = residual_sites(model) if where == "*" else matching(model, [where])
-            functions = [at_site(name, site) for site in where_to]
+            functions = [metric_at(name, site) for site in where_to]
         else:
             functions = [named(m)]
         for f in functions:

@@ -17,24 +17,24 @@ from plateaulens.metrics import functional as metrics
 from plateaulens.tasks import MatrixBatch
 from plateaulens.tracing.traces import FINAL, Trace
 
-Measurement = Callable[[Trace], Tensor]
+Metric = Callable[[Trace], Tensor]
 
 
-def reads(*names: str) -> Callable[[Measurement], Measurement]:
+def requires(*names: str) -> Callable[[Metric], Metric]:
     """State what a measurement needs of the trace: hook names or globs, and what it has without hooks.
 
     That is "outputs", "answer_outputs", "answer_entropy" and "generated". The entropy is taken while a model answers,
     so that no logits need be kept for it.
     """
 
-    def mark(function: Measurement) -> Measurement:
-        function.reads = names  # type: ignore[attr-defined]
+    def mark(function: Metric) -> Metric:
+        function.requires = names  # type: ignore[attr-defined]
         return function
 
     return mark
 
 
-@reads("outputs")
+@requires("outputs")
 def loss(t: Trace) -> Float[Tensor, " batch"]:
     """Mean next-token cross-entropy in nats over all scored targets, random prompt tokens included.
 
@@ -43,22 +43,22 @@ def loss(t: Trace) -> Float[Tensor, " batch"]:
     t.truth("loss")
     if isinstance(t.batch, MatrixBatch):
         return (t.outputs - t.batch.values).square().mean(-1)
-    return metrics.cross_entropy(t.outputs, t.batch.targets, t.batch.scored)
+    return metrics.cross_entropy(t.outputs, t.batch.targets, t.batch.loss_mask)
 
 
-@reads("outputs")
+@requires("outputs")
 def observed_loss(t: Trace) -> Float[Tensor, " batch"]:
     """Mean squared error over the cells that are shown (arXiv 2410.22244, L_obs)."""
     return metrics.mean_over_cells(*_squared_errors(t, "observed_loss", hidden=False))
 
 
-@reads("outputs")
+@requires("outputs")
 def masked_loss(t: Trace) -> Float[Tensor, " batch"]:
     """Mean squared error over the hidden cells (arXiv 2410.22244, L_mask)."""
     return metrics.mean_over_cells(*_squared_errors(t, "masked_loss", hidden=True))
 
 
-@reads("outputs")
+@requires("outputs")
 def masked_size(t: Trace) -> Float[Tensor, " batch"]:
     """Mean magnitude of what is said of the hidden cells: about 0 while they are not completed."""
     return metrics.mean_over_cells(t.outputs.abs(), _squared_errors(t, "masked_size", hidden=True)[1])
@@ -70,72 +70,72 @@ def _squared_errors(t: Trace, name: str, hidden: bool) -> tuple[Float[Tensor, "b
     return (t.outputs - t.batch.values).square(), t.batch.observed != hidden
 
 
-@reads("answer_outputs")
+@requires("answer_outputs")
 def answer_loss(t: Trace) -> Float[Tensor, " batch"]:
     """Mean cross-entropy in nats over the answer tokens only."""
     return metrics.cross_entropy(t.answer_outputs, t.truth("answer_loss"), t.valid)
 
 
-@reads("answer_outputs")
+@requires("answer_outputs")
 def tf_accuracy(t: Trace) -> Float[Tensor, " batch"]:
     """Share of right answer tokens with teacher forcing."""
     return metrics.accuracy(t.answer_outputs.argmax(-1), t.truth("tf_accuracy"), t.valid)
 
 
-@reads("generated")
+@requires("generated")
 def accuracy(t: Trace) -> Float[Tensor, " batch"]:
     """Share of right answer tokens under greedy decoding (arXiv 2506.13688)."""
     return metrics.accuracy(t.generated, t.truth("accuracy"), t.valid)
 
 
-@reads("generated")
+@requires("generated")
 def exact_match(t: Trace) -> Float[Tensor, " batch"]:
     """Whether the whole answer is right under greedy decoding (arXiv 2505.03997)."""
     return metrics.exact_match(t.generated, t.truth("exact_match"), t.valid)
 
 
-@reads("answer_outputs")
+@requires("answer_outputs")
 def tf_exact_match(t: Trace) -> Float[Tensor, " batch"]:
     """Whether the whole answer is right with teacher forcing."""
     return metrics.exact_match(t.answer_outputs.argmax(-1), t.truth("tf_exact_match"), t.valid)
 
 
-@reads("generated")
+@requires("generated")
 def position_accuracy(t: Trace) -> Float[Tensor, "batch out"]:
     """Whether each answer token is right under greedy decoding; NaN where an example has fewer."""
     right = t.generated.eq(t.truth("position_accuracy")).float()
     return right.masked_fill(~t.valid, float("nan"))
 
 
-@reads("generated")
+@requires("generated")
 def repetition(t: Trace) -> Float[Tensor, " batch"]:
-    """Repetition frequency rho of the generated answer: share of equal neighbours (arXiv 2506.13688)."""
+    """Repetition frequency rho of the generated answer: share of equal neighbors (arXiv 2506.13688)."""
     return metrics.repetition_frequency(t.generated, t.valid)
 
 
-@reads("generated")
+@requires("generated")
 def entropy(t: Trace) -> Float[Tensor, " batch"]:
     """Entropy in nats of the token values within the generated answer (arXiv 2506.13688)."""
     return metrics.sequence_entropy(t.generated, t.valid)
 
 
-@reads("answer_entropy")
+@requires("answer_entropy")
 def prediction_entropy(t: Trace) -> Float[Tensor, " batch"]:
     """Entropy in nats of the next-token distribution, mean over the rows that predict the answer."""
     return metrics.mean_over_answer(t.answer_entropy, t.valid)
 
 
-def of_ngrams(metric: str, n: int) -> Measurement:
+def ngram_metric(metric: str, n: int) -> Metric:
     """`metric` of the generated answer's n-grams, as a measurement named `METRIC@N`: "distinct@2", "rep@4".
 
     Raises:
         ValueError: for an unknown metric, or n below 1.
     """
-    function = look_up("metric of n-grams", metric, OF_NGRAMS)
+    function = look_up("metric of n-grams", metric, NGRAM_METRICS)
     if n < 1:
         raise ValueError(f"n-grams have at least 1 token, got {metric}@{n}")
 
-    @reads("generated")
+    @requires("generated")
     def measured(t: Trace) -> Float[Tensor, " batch"]:
         return function(t.generated, t.valid, n)
 
@@ -144,39 +144,39 @@ def of_ngrams(metric: str, n: int) -> Measurement:
     return measured
 
 
-OF_NGRAMS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+NGRAM_METRICS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "distinct": metrics.distinct_ngrams,
     "rep": metrics.ngram_repetition,
 }
 
 
-@reads("answer_outputs")
+@requires("answer_outputs")
 def sequence_log_prob(t: Trace) -> Float[Tensor, " batch"]:
     """Log p(the whole true answer), in nats: progress far below one right answer in a hundred is visible."""
     return metrics.sequence_log_prob(t.answer_outputs, t.truth("sequence_log_prob"), t.valid)
 
 
-@reads("generated")
+@requires("generated")
 def alpha_1(t: Trace) -> Float[Tensor, " batch"]:
     """Share of generated answers equal to the first one (arXiv 2506.13688, Repeat tasks)."""
     return metrics.first_share(t.generated, t.valid)
 
 
-@reads("generated")
+@requires("generated")
 def alpha_1_halves(t: Trace) -> Float[Tensor, "batch half"]:
     """The same within the first and within the second half of the answer (arXiv 2506.13688, Repeat_4)."""
     halves = zip(t.generated.tensor_split(2, 1), t.valid.tensor_split(2, 1), strict=True)
     return torch.stack([metrics.first_share(tokens, valid) for tokens, valid in halves], -1)
 
 
-@reads("generated")
+@requires("generated")
 def count_check(t: Trace) -> Float[Tensor, " batch"]:
     """Share of answer values that occur as often as in the true answer (arXiv 2506.13688, permutation)."""
     generated = t.generated.masked_fill(~t.valid, -1)
     return metrics.count_check(generated, t.truth("count_check"), t.batch.task.answer_values)
 
 
-@reads("generated")
+@requires("generated")
 def part_accuracy(t: Trace) -> Float[Tensor, "batch part"]:
     """Accuracy of each of the task's `parts`."""
     columns = t.generated, t.truth("part_accuracy"), t.valid
@@ -184,11 +184,11 @@ def part_accuracy(t: Trace) -> Float[Tensor, "batch part"]:
     return torch.stack([metrics.accuracy(*(column[:, part] for column in columns)) for part in parts], -1)
 
 
-@reads(FINAL)
+@requires(FINAL)
 def part_collapse(t: Trace) -> Float[Tensor, "batch part"]:
     """Mean cosine of the pairs whose earlier output lies in each of the task's `parts` (arXiv 2506.13688, mixes)."""
     t.truth("part_collapse")
-    hidden = t.at_out(t.cache[FINAL])
+    hidden = t.at_answers(t.cache[FINAL])
     pairs = (t.valid[:, :, None] & t.valid[:, None, :]).triu(1)
     values = []
     for positions in t.batch.task.parts.values():
@@ -200,18 +200,18 @@ def part_collapse(t: Trace) -> Float[Tensor, "batch part"]:
 
 # At sites.
 
-AT_SITES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+STATE_METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "collapse": metrics.mean_pairwise_cosine,
     "norm": metrics.mean_norm,
     "stable_rank": metrics.stable_rank,
     "effective_rank": metrics.effective_rank,
     "participation_ratio": metrics.participation_ratio,
     "anisotropy": metrics.anisotropy,
-    "centred_anisotropy": metrics.centred_anisotropy,
+    "centered_anisotropy": metrics.centered_anisotropy,
 }
 
 
-def at_site(metric: str, site: str) -> Measurement:
+def metric_at(metric: str, site: str) -> Metric:
     """`metric` of the output rows at a hook, as a measurement named `METRIC@SITE`.
 
     Pairs are formed within the task's `collapse_groups`, which leave the partial solution out; the value
@@ -222,14 +222,14 @@ def at_site(metric: str, site: str) -> Measurement:
     Raises:
         ValueError: for an unknown metric.
     """
-    function = look_up("metric of hidden states", metric, AT_SITES)
+    function = look_up("metric of hidden states", metric, STATE_METRICS)
 
-    @reads(site)
+    @requires(site)
     def measured(t: Trace) -> Float[Tensor, " batch"]:
         whole = t.cache[site]
         if whole.ndim < 3 or whole.shape[1] != t.length:
             raise ValueError(f"{site} is {list(whole.shape)}, without positions on its second axis; take another site")
-        hidden = t.at_out(whole.flatten(2))
+        hidden = t.at_answers(whole.flatten(2))
         if t.batch.task is None:
             return function(hidden, t.valid)
         groups = t.batch.task.collapse_groups  # equally large, so that their mean is the mean over pairs
@@ -243,7 +243,7 @@ def at_site(metric: str, site: str) -> Measurement:
     return measured
 
 
-collapse = at_site("collapse", FINAL)
+collapse = metric_at("collapse", FINAL)
 collapse.__name__ = "collapse"
 collapse.__doc__ = """Mean pairwise cosine of the output rows after the final norm (arXiv 2506.13688).
 
@@ -254,7 +254,7 @@ The task's partial-solution outputs are left out.
 # Attention.
 
 
-@reads(PATTERNS)
+@requires(PATTERNS)
 def attention_progress(t: Trace) -> Float[Tensor, " batch"]:
     """Share of attention on the task's optimal map (APM), per sample (arXiv 2506.13688).
 
@@ -265,31 +265,31 @@ def attention_progress(t: Trace) -> Float[Tensor, " batch"]:
     return torch.stack([metrics.attention_progress(patterns[i], omega) for i, omega in _attended(t).items()]).mean(0)
 
 
-@reads(PATTERNS)
+@requires(PATTERNS)
 def attention_progress_global(t: Trace) -> Float[Tensor, ""]:
     """The same share with sums over the batch taken before dividing."""
     patterns, maps = _by_layer(t, "hook_pattern"), _attended(t)
     return torch.stack([metrics.attention_progress_global(patterns[i], omega) for i, omega in maps.items()]).mean()
 
 
-@reads("blocks.*.attn.hook_attn_scores")
+@requires("blocks.*.attn.hook_attn_scores")
 def softmax_progress(t: Trace) -> Float[Tensor, " batch"]:
     """Attention progress of the causal softmax of the scores: comparable between linear and softmax attention."""
     patterns = {layer: metrics.softmax_pattern(scores) for layer, scores in _by_layer(t, "hook_attn_scores").items()}
     return torch.stack([metrics.attention_progress(patterns[i], omega) for i, omega in _attended(t).items()]).mean(0)
 
 
-@reads(PATTERNS)
+@requires(PATTERNS)
 def attention_sink(t: Trace) -> Float[Tensor, " batch"]:
     """Share of the answers' attention on the prompt's last two tokens, mean over layers (arXiv 2506.13688, code)."""
-    patterns, out = _by_layer(t, "hook_pattern").values(), t.batch.out
+    patterns, out = _by_layer(t, "hook_pattern").values(), t.batch.answer_positions
     here, last = torch.arange(t.length, device=out.device), out[:, :1]
     rows, keys = (out[..., None] == here).any(1), (last - 2 < here) & (here <= last)
     sinks = rows[:, :, None] & keys[:, None, :]
     return torch.stack([metrics.attention_progress(pattern, sinks) for pattern in patterns]).mean(0)
 
 
-def attention_progress_at(layer: int, route: str = "optimal") -> Measurement:
+def attention_progress_at(layer: int, route: str = "optimal") -> Metric:
     """Attention progress of one layer, as `attention_progress@LAYER`; `@LAYER:alternative` takes the second route.
 
     Raises:
@@ -297,7 +297,7 @@ def attention_progress_at(layer: int, route: str = "optimal") -> Measurement:
     """
     look_up("route", route, ROUTES)
 
-    @reads(pattern_at(layer))
+    @requires(pattern_at(layer))
     def measured(t: Trace) -> Float[Tensor, " batch"]:
         maps = _attended(t, route)
         if layer not in maps:
@@ -326,7 +326,7 @@ def _attended(t: Trace, route: str = "optimal") -> dict[int, Tensor]:
     return {layer: omega.to(t.batch.tokens.device) for layer, omega in pairs if omega is not None}
 
 
-MEASUREMENTS: dict[str, Measurement] = {
+METRICS: dict[str, Metric] = {
     f.__name__: f
     for f in (
         loss,
@@ -353,12 +353,6 @@ MEASUREMENTS: dict[str, Measurement] = {
     )
 }
 # Of matrices, which are answered in one pass by a number for each cell.
-OF_MATRICES: dict[str, Measurement] = {f.__name__: f for f in (observed_loss, masked_loss, masked_size)}
+MATRIX_METRICS: dict[str, Metric] = {f.__name__: f for f in (observed_loss, masked_loss, masked_size)}
 # What a run of a sequence task records unless told otherwise.
-STANDARD = (loss, answer_loss, accuracy, position_accuracy, repetition, collapse, attention_progress, entropy)
-# What is measured of a language model unless told otherwise.
-LANGUAGE = (
-    *("collapse", "repetition", "rep@2", "distinct@2", "entropy", "prediction_entropy"),
-    *(f"{metric}@{FINAL}" for metric in ("effective_rank", "anisotropy", "centred_anisotropy", "norm")),
-    "collapse@blocks.*.hook_resid_post",
-)
+DEFAULT_METRICS = (loss, answer_loss, accuracy, position_accuracy, repetition, collapse, attention_progress, entropy)

@@ -1,1 +1,8 @@
-"""What learns: `ModelConfig` -> `Transformer`."""
+"""The `Transformer` and its config, conversion to and from TransformerLens, and parameter groups."""
+
+from plateaulens.models.config import ModelConfig, bert, transformer_pp
+from plateaulens.models.conversion import from_tl, to_tl
+from plateaulens.models.parameter_groups import PARTS, graft
+from plateaulens.models.transformer import Transformer
+
+__all__ = ["PARTS", "ModelConfig", "Transformer", "bert", "from_tl", "graft", "to_tl", "transformer_pp"]

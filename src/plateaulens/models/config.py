@@ -33,7 +33,7 @@ class ModelConfig:
         normalization_type: "LN" or "RMS", with a learned scale.
         positional_embedding_type: "standard" (learned, absolute) or "rotary" (whole heads, adjacent pairs).
         rotary_base: the slowest pair turns by about 1 / rotary_base a position.
-        norm_position: "pre", or "post": the embedding is normalised, and the sum after attention and after the MLP,
+        norm_position: "pre", or "post": the embedding is normalized, and the sum after attention and after the MLP,
             and there is no final norm (BERT). The stream of "post" is no sum of what is written to it:
             TransformerLens's decompositions of it (`decompose_resid` and the like) do not hold there.
         biases: of the projections, and of an MLP that is not gated; a read-out of tokens has none.
@@ -98,7 +98,7 @@ class ModelConfig:
         """A config whose vocabulary and context fit `task`, with the layers its solution needs; fields by keyword."""
         return cls(**{"d_vocab": task.d_vocab, "n_ctx": task.n_ctx, "n_layers": getattr(task, "depth", 1), **fields})
 
-    def but(self, **fields: Any) -> "ModelConfig":
+    def replace(self, **fields: Any) -> "ModelConfig":
         """A copy with some fields changed."""
         return replace(self, **fields)
 
@@ -107,7 +107,7 @@ class ModelConfig:
         """The `ModelConfig` of a `HookedTransformerConfig` (3.9) or `TransformerBridgeConfig` (4).
 
         Raises:
-            ValueError: for any field whose value a `Transformer` cannot honour.
+            ValueError: for any field whose value a `Transformer` cannot honor.
         """
         from plateaulens.models.conversion import config_from_tl
 

@@ -80,7 +80,7 @@ def config_from_tl(cfg: Any) -> ModelConfig:
     Attention is softmax, and there are biases (zero or not), unless `config_to_tl` marked it otherwise.
 
     Raises:
-        ValueError: for any field whose value a `Transformer` cannot honour.
+        ValueError: for any field whose value a `Transformer` cannot honor.
     """
     name = str(cfg.model_name)
     marked = name.startswith(MARK)
@@ -104,7 +104,7 @@ def config_from_tl(cfg: Any) -> ModelConfig:
         if name not in needed or got != needed[name]:
             raise ValueError(
                 f"{name} must be {needed.get(name)!r} for a Transformer, got {got!r}; "
-                "change the config, or analyse the TransformerLens model itself"
+                "change the config, or analyze the TransformerLens model itself"
             )
     return ours
 
@@ -146,7 +146,7 @@ def from_tl(tl_model: Any) -> Transformer:
     """A copy of a `HookedTransformer` (3.9) or native bridge (4.x) as a `Transformer`.
 
     Raises:
-        ValueError: for another kind of model, a config field a `Transformer` cannot honour, a bias where ours has
+        ValueError: for another kind of model, a config field a `Transformer` cannot honor, a bias where ours has
             none (read-out, gated MLP), attention of a foreign class, or layers whose attention differs in kind.
     """
     try:
@@ -160,7 +160,7 @@ def from_tl(tl_model: Any) -> Transformer:
     if len(kinds) > 1:
         raise ValueError("attention must be of one kind in all layers, got linear and softmax; make them the same")
     weights = next(tl_model.parameters())
-    model = Transformer(cfg.but(attention=kinds.pop()), weights.device).to(weights.dtype)
+    model = Transformer(cfg.replace(attention=kinds.pop()), weights.device).to(weights.dtype)
     for name, bias in _lacking(model, tl_model).items():
         if bias.any():
             raise ValueError(
@@ -222,7 +222,7 @@ def _attention_of(attention: Any) -> str:
     if type(inner) not in (softmax, linear):
         raise ValueError(
             f"attention must be {softmax.__name__} or the linear attention of to_tl, got {type(inner).__name__}; "
-            "analyse the TransformerLens model itself"
+            "analyze the TransformerLens model itself"
         )
     return "linear" if type(inner) is linear else "softmax"
 

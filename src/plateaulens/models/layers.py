@@ -122,7 +122,7 @@ class Rotary(nn.Module):
 class Attention(nn.Module):
     """Linear or softmax attention.
 
-    Linear: A = tril(Q K^T / sqrt(d_head)), neither softmax nor normalisation, so entries may be negative
+    Linear: A = tril(Q K^T / sqrt(d_head)), neither softmax nor normalization, so entries may be negative
     (arXiv 2506.13688). Softmax: the same scores with -inf above the diagonal, then softmax.
     """
 
@@ -270,7 +270,7 @@ class Block(nn.Module):
 
 
 class PostNormBlock(Block):
-    """Attention, then MLP, each added to the residual stream, which is normalised after it (post-norm, BERT).
+    """Attention, then MLP, each added to the residual stream, which is normalized after it (post-norm, BERT).
 
     `hook_resid_mid` and `hook_resid_post` are before the norm, as in TransformerLens's `BertBlock`.
     """

@@ -33,7 +33,7 @@ class Transformer(HookedRootModule):
     def __init__(self, cfg: ModelConfig, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.cfg = cfg
-        with torch.random.fork_rng(devices=[]):  # torch's own initialisers draw from the global generator
+        with torch.random.fork_rng(devices=[]):  # torch's own initializers draw from the global generator
             self.embed, self.hook_embed = Embed(cfg), HookPoint()
             if cfg.positional_embedding_type == "standard":
                 self.pos_embed, self.hook_pos_embed = PosEmbed(cfg), HookPoint()
@@ -44,12 +44,12 @@ class Transformer(HookedRootModule):
             self.ln_final = nn.Identity() if post else Norm(cfg)
             self.unembed = Unembed(cfg)
         self.setup()
-        self._initialise()
+        self._initialize()
         self.to(device)
         self.eval()
 
     @torch.no_grad()
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         """Draw the initial weights as `cfg.init` says, from a generator of their own."""
         generator, scale = torch.Generator().manual_seed(self.cfg.seed), self.cfg.init_scale
         for name, weight in self.named_parameters():
@@ -137,7 +137,7 @@ class Transformer(HookedRootModule):
         """
         if self.cfg.norm_position == "post":
             raise ValueError(
-                "norm_position='post' normalises the residual stream after every write, so that it is no sum of its "
+                "norm_position='post' normalizes the residual stream after every write, so that it is no sum of its "
                 "parts; decompose a model of norm_position='pre'"
             )
         total = self.W_E.new_zeros(self.cfg.d_model)

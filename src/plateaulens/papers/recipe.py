@@ -26,7 +26,7 @@ class Recipe:
     """A task with the model, the training and the change that a paper gives it.
 
     Attributes:
-        task: what is learnt.
+        task: what is learned.
         model: fields of the `ModelConfig` beside those that the task fixes.
         train: how.
         scale: factor on attention on the task's optimal map (`ScaleAttention`), or None.
@@ -59,7 +59,7 @@ class Recipe:
     @property
     def changes(self) -> tuple[Intervention, ...]:
         """The interventions of the training."""
-        scaled = () if self.scale is None else (ScaleAttention(self.task, by=self.scale),)
+        scaled = () if self.scale is None else (ScaleAttention(self.task, factor=self.scale),)
         return (*scaled, *([Freeze(self.frozen)] if self.frozen else []))
 
     def model_config(self, seed: int = 0) -> ModelConfig:
@@ -102,7 +102,7 @@ class Recipe:
             donor: the finished run whose last weights the frozen parts take, if they are to be optimal.
             device: where to train.
             progress: show a progress bar.
-            options: as of `plateaulens.record`: `held` (256 prompts), `every`, `save_every`, `overwrite`, ...
+            options: as of `plateaulens.record`: `eval_batch` (256 prompts), `every`, `save_every`, `overwrite`, ...
 
         Raises:
             ValueError: when the folder, or that of the past, holds another training.
@@ -114,7 +114,7 @@ class Recipe:
         training = self.begin(seed, donor=donor, device=device)
         steps = self.train.steps
         options = {"every": max(5, steps // 100), "save_every": max(5, steps // 10), **options, "progress": progress}
-        options.setdefault("held", self.task.sample(256, seed=1, device=device))
+        options.setdefault("eval_batch", self.task.sample(256, seed=1, device=device))
         if self.from_step:
             before = replace(self, scale=None, from_step=0)
             past = before.record(

@@ -13,7 +13,7 @@ from plateaulens.plots.style import styled
 def attention_map(evolution: Any, layer: int = 0, head: int = 0) -> go.Figure:
     """The attention pattern at each checkpoint, output rows and all, averaged over prompts.
 
-    Colours are centred on 0, since linear attention is signed.
+    Colors are centered on 0, since linear attention is signed.
 
     Raises:
         ValueError: for a layer or head that the model does not have.
@@ -37,7 +37,7 @@ def cosine_map(evolution: Any) -> go.Figure:
 def layer_maps(evolution: Any) -> go.Figure:
     """The attention patterns of all layers (rows) and heads (columns) at each checkpoint, averaged over prompts.
 
-    Colours are centred on 0; all maps of a step share their scale, which changes from step to step.
+    Colors are centered on 0; all maps of a step share their scale, which changes from step to step.
     """
     pattern = evolution.pattern
     _, layers, heads = pattern.shape[:3]

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from plateaulens.plots.curves import frame, title_of
 from plateaulens.plots.seed_curves import seeds
-from plateaulens.plots.style import GREY, distinct, stacked, stacked_style
+from plateaulens.plots.style import GRAY, distinct, stacked, stacked_style
 
 
 def counterfactual(
@@ -50,7 +50,7 @@ def counterfactual(
             "size": 9,
         }
         text = [f"no drop by {at}" if drop is None else f"drop at {at}" for at, drop in zip(x, drops, strict=True)]
-        line = {"color": GREY, "width": 1, "dash": "dot" if None in drops else "solid"}
+        line = {"color": GRAY, "width": 1, "dash": "dot" if None in drops else "solid"}
         style = {"mode": "lines+markers", "marker": marks, "line": line, "showlegend": False}
         figure.add_trace(go.Scatter(x=x, y=list(labels), name=f"pair {i}", text=text, **style), 2, 1)
     figure.update_yaxes(autorange="reversed", row=2, col=1)

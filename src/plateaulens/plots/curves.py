@@ -10,8 +10,8 @@ from jaxtyping import Float
 
 from plateaulens.plots.style import (
     BLUE,
+    GRAY,
     GREEN,
-    GREY,
     ORANGE,
     PALETTE,
     PURPLE,
@@ -23,7 +23,7 @@ from plateaulens.plots.style import (
     styled,
 )
 
-# Panel title -> columns with their colours; a panel without any recorded column is left out.
+# Panel title -> columns with their colors; a panel without any recorded column is left out.
 PANELS: dict[str, dict[str, str]] = {
     "loss (nats)": {"loss": BLUE, "answer_loss": ORANGE},
     "accuracy": {"accuracy": GREEN, "count_check": SKY},
@@ -47,7 +47,7 @@ def panels_of(columns: Iterable[str]) -> dict[str, dict[str, dict[str, str]]]:
     """Panel title -> the lines of those `columns` that have a place in PANELS, with `attention_progress@LAYER`."""
     columns = list(columns)
     panels = {title: {c: {"color": k} for c, k in cs.items() if c in columns} for title, cs in PANELS.items()}
-    others = [colour for colour in PALETTE if colour != PURPLE]
+    others = [color for color in PALETTE if color != PURPLE]
     layers: list[str] = []
     for name in (c for c in columns if c.startswith("attention_progress@")):
         layer, _, route = name.partition("@")[2].partition(":")
@@ -61,7 +61,7 @@ def panels_of(columns: Iterable[str]) -> dict[str, dict[str, dict[str, str]]]:
 def require_numbers(metrics: pd.DataFrame, column: str) -> None:
     """Raise ValueError unless `column` was recorded and has one number a step."""
     if column not in metrics:
-        raise ValueError(f"{column} was not recorded; add it to the watch list, or choose from {list(metrics)}")
+        raise ValueError(f"{column} was not recorded; add it to the metrics list, or choose from {list(metrics)}")
     if metrics[column].map(np.ndim).gt(0).any():
         raise ValueError(f"{column} has a list at each step, not a number; draw it with position_ or part_accuracy")
 
@@ -101,11 +101,11 @@ def dynamics(run: Any, plateau: Any = None, extra: Sequence[str] = ()) -> go.Fig
 def _mark(figure: go.Figure, plateau: Any, last: int) -> None:
     if plateau.start is not None:
         end = last if plateau.end is None else plateau.end
-        figure.add_vrect(plateau.start, end, fillcolor=GREY, opacity=0.15, line_width=0, row="all", col=1)
+        figure.add_vrect(plateau.start, end, fillcolor=GRAY, opacity=0.15, line_width=0, row="all", col=1)
     if plateau.drop is not None:
-        figure.add_vline(plateau.drop, line={"color": GREY, "dash": "dot"}, row="all", col=1)
+        figure.add_vline(plateau.drop, line={"color": GRAY, "dash": "dot"}, row="all", col=1)
     for y, label in ((plateau.level, "analytic plateau"), (plateau.floor, "analytic floor")):
-        line = {"color": GREY, "dash": "dash", "width": 1}
+        line = {"color": GRAY, "dash": "dash", "width": 1}
         text = f"{label} {y:.4f}"
         figure.add_hline(y, line=line, annotation_text=text, annotation_position="top right", row=1, col=1)
 
@@ -158,5 +158,5 @@ def _rows(metrics: pd.DataFrame, column: str) -> tuple[pd.Index, Float[np.ndarra
     """The steps at which a list was recorded, and the lists."""
     lists = metrics[column].dropna() if column in metrics else pd.Series(dtype=object)
     if lists.empty:
-        raise ValueError(f"{column} was not recorded; add pl.{column} to the watch list")
+        raise ValueError(f"{column} was not recorded; add pl.{column} to the metrics list")
     return lists.index, np.stack([np.asarray(row, dtype=float) for row in lists])

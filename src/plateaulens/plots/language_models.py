@@ -1,7 +1,8 @@
 """A language model over pre-training, from what was measured on its checkpoints.
 
-The functions take a Survey, a Run or a metrics frame. A Survey has the values of single prompts too: from
-them come the bands, 95 % intervals of the mean over prompts (Student's t, prompts taken as independent).
+The functions take an `EvaluatedCheckpoints`, a Run or a metrics frame. An `EvaluatedCheckpoints` has the values of
+single prompts too: from them come the bands, 95 % intervals of the mean over prompts (Student's t, prompts taken as
+independent).
 """
 
 import re
@@ -20,31 +21,31 @@ from plateaulens.plots.step_grids import GAP
 from plateaulens.plots.steps_axis import add_curve, short, step_axes
 from plateaulens.plots.style import BLUE, RED, styled
 
-# Told apart by colour, dash and mark; any one of these would do.
+# Told apart by color, dash and mark; any one of these would do.
 LOOKS = ({"color": BLUE, "dash": "solid", "symbol": "circle"}, {"color": RED, "dash": "dash", "symbol": "diamond"})
 # Shares, and cosines that are seldom negative: their scale is 0 to 1, and more only where values are.
 UNIT = ("accuracy", "tf_accuracy", "repetition", "collapse", "alpha_1", "count_check", "attention_progress")
 EMBEDDED, TOP = "embeddings", "final norm"  # rows besides the layers
-MANY = 24  # more steps than this are labelled upright
+MANY = 24  # more steps than this are labeled upright
 
 
-def early(survey: Any, left: str = "collapse", right: str = "repetition") -> go.Figure:
+def early(evaluated: Any, left: str = "collapse", right: str = "repetition") -> go.Figure:
     """Two measurements against the step on a log axis, each on a y axis of its own (arXiv 2506.13688).
 
     Step 0 has its own place, left of a break in the axis. The bands (at step 0 a bar) are 95 % t intervals
     of the mean over prompts; a Run and a frame have none. Steps without a value are left out.
 
     Args:
-        survey: a Survey, a Run or a metrics frame.
+        evaluated: an `EvaluatedCheckpoints`, a Run or a metrics frame.
         left: the column on the left axis.
         right: the column on the right axis.
 
     Raises:
         ValueError: for a column that was not recorded, has no value, or has a list at each step.
     """
-    metrics = frame(survey)
+    metrics = frame(evaluated)
     curves = [_curve(metrics, left), _curve(metrics, right)]
-    bands = [intervals(survey, curve) for curve in curves]
+    bands = [intervals(evaluated, curve) for curve in curves]
     figure = go.Figure()
     steps = curves[0].index.union(curves[1].index)
     axes = step_axes(figure, steps)
@@ -56,14 +57,14 @@ def early(survey: Any, left: str = "collapse", right: str = "repetition") -> go.
         yaxis2={"overlaying": "y", "side": "right", "anchor": "x", "showgrid": False, "tickmode": "auto"}
     )
     legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.24}
-    title = _titled(survey, f"{left} and {right}")
+    title = _titled(evaluated, f"{left} and {right}")
     if any(map(len, bands)):
         title["subtitle"] = {"text": "mean over prompts with its 95 % interval"}
     styled(figure, height=440, title=title, hovermode="x unified", legend=legend, showlegend=True)
     return figure.update_layout(margin={"t": 80, "r": 60})  # for the subtitle and the right axis
 
 
-def layer_steps(survey: Any, metric: str = "collapse", site: str = "hook_resid_post") -> go.Figure:
+def layer_steps(evaluated: Any, metric: str = "collapse", site: str = "hook_resid_post") -> go.Figure:
     """A measurement of hidden states: layers upwards, steps to the right, every step as wide as any other.
 
     The embeddings (`hook_resid_pre` of layer 0, or else `hook_embed`) are the lowest row if they were
@@ -71,14 +72,14 @@ def layer_steps(survey: Any, metric: str = "collapse", site: str = "hook_resid_p
     a value are empty.
 
     Args:
-        survey: a Survey, a Run or a metrics frame with columns `METRIC@blocks.LAYER.SITE`.
+        evaluated: an `EvaluatedCheckpoints`, a Run or a metrics frame with columns `METRIC@blocks.LAYER.SITE`.
         metric: such as "collapse", "norm" or "effective_rank".
         site: the hook within a layer.
 
     Raises:
         ValueError: when `metric` was recorded in no layer at `site`, has no value, or has a list at each step.
     """
-    metrics = frame(survey)
+    metrics = frame(evaluated)
     rows = _layers(list(map(str, metrics)), metric, site)
     for column in rows.values():
         require_numbers(metrics, column)
@@ -101,20 +102,21 @@ def layer_steps(survey: Any, metric: str = "collapse", site: str = "hook_resid_p
     figure.update_xaxes(title="step", showgrid=False, tickangle=-90 if len(steps) > MANY else 0, **columns)
     labels = [(bottom + 0.5, name) for bottom, name in zip(bottoms, names, strict=True) if name]
     figure.update_yaxes(title="layer", showgrid=False, tickvals=[y for y, _ in labels], ticktext=[n for _, n in labels])
-    title = _titled(survey, f"{metric} at {site.removeprefix('hook_')}")
+    title = _titled(evaluated, f"{metric} at {site.removeprefix('hook_')}")
     styled(figure, height=150 + max(130, min(640, 32 * len(rows))), title=title)
     width = 180 + 14 * len(steps)  # every step has a label
     return figure.update_layout(width=width) if width > 700 else figure
 
 
 def side_by_side(
-    run: Any, survey: Any, metrics: Sequence[str] = ("collapse", "repetition"), align: str = "step"
+    run: Any, evaluated: Any, metrics: Sequence[str] = ("collapse", "repetition"), align: str = "step"
 ) -> go.Figure:
     """A small run and a language model over training: a row for each measurement, with one scale for both.
 
     Args:
         run: the small one, left: a Run or a metrics frame.
-        survey: the language model, right: a Survey, a Run or a metrics frame; a Survey has bands as in `early`.
+        evaluated: the language model, right: an `EvaluatedCheckpoints` (drawn with bands as in `early`), a Run or a
+            metrics frame.
         metrics: columns that both have.
         align: "step": both on the same log axis, with a place for step 0 as in `early`.
 
@@ -122,17 +124,17 @@ def side_by_side(
         ValueError: for no metric, one that one of the two does not have, or an unknown `align`.
     """
     look_up("alignment", align, {"step": None})
-    frames = {"run": frame(run), "survey": frame(survey)}
+    frames = {"run": frame(run), "evaluated": frame(evaluated)}
     has = {side: [str(c) for c in columns.dropna(axis=1, how="all")] for side, columns in frames.items()}
     lacking = [f"the {side} has no {name}" for name in metrics for side in has if name not in has[side]]
     if lacking or not metrics:
-        common = [name for name in has["run"] if name in has["survey"]]
+        common = [name for name in has["run"] if name in has["evaluated"]]
         raise ValueError(f"{', '.join(lacking) or 'no metric to draw'}; both have {common}")
     curves = {side: [_curve(columns, name) for name in metrics] for side, columns in frames.items()}
     steps = sorted({int(step) for row in curves.values() for curve in row for step in curve.index})
     figure, n = go.Figure(), len(metrics)
     ranges: list[list[float]] = [[] for _ in metrics]
-    for i, (side, what) in enumerate({"run": run, "survey": survey}.items()):
+    for i, (side, what) in enumerate({"run": run, "evaluated": evaluated}.items()):
         start, end = (0.54, 1.0) if i else (0.0, 0.46)
         axes = step_axes(figure, steps, (start, end), panel=i + 1, room=10)
         for row, curve in enumerate(curves[side]):
@@ -152,12 +154,12 @@ def side_by_side(
     return styled(figure, height=190 * n + 110, hovermode="x unified", showlegend=False)
 
 
-def intervals(survey: Any, curve: pd.Series) -> pd.DataFrame:
+def intervals(evaluated: Any, curve: pd.Series) -> pd.DataFrame:
     """Low and high end of the 95 % t interval of the mean over prompts, by step; empty without values of prompts."""
     ends: dict[int, tuple[float, float]] = {}
-    if not isinstance(survey, pd.DataFrame) and hasattr(survey, "values"):
+    if not isinstance(evaluated, pd.DataFrame) and hasattr(evaluated, "values"):
         for step in curve.index:
-            values = np.asarray(survey.values(step).get(curve.name, ()), dtype=float)
+            values = np.asarray(evaluated.values(step).get(curve.name, ()), dtype=float)
             values = values[~np.isnan(values)]
             if (n := len(values)) > 1:
                 reach = stdtrit(n - 1, 0.975) * values.std(ddof=1) / np.sqrt(n)
@@ -207,19 +209,19 @@ def _axis(row: int) -> str:
 
 
 def _inked(curve: pd.Series, look: dict[str, str]) -> dict[str, Any]:
-    """Title and labels of a y axis in the colour of its curve."""
+    """Title and labels of a y axis in the color of its curve."""
     ink = {"color": look["color"]}
     return {"title": {"text": title_of(str(curve.name)), "font": ink}, "tickfont": ink}
 
 
 def _name(what: Any) -> str:
-    """What a Survey or a Run is called; a frame has no name."""
+    """What an `EvaluatedCheckpoints` or a Run is called; a frame has no name."""
     if isinstance(what, pd.DataFrame):
         return ""
     path = getattr(what, "path", None)
     return str(getattr(what, "name", "") or (path.name if path is not None else ""))
 
 
-def _titled(survey: Any, what: str) -> dict[str, Any]:
-    name = _name(survey)
+def _titled(evaluated: Any, what: str) -> dict[str, Any]:
+    name = _name(evaluated)
     return {"text": f"{name}: {what}" if name else what}

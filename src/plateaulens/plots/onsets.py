@@ -6,9 +6,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from plateaulens.plots.curves import PANELS
-from plateaulens.plots.style import GREY, distinct, styled
+from plateaulens.plots.style import GRAY, distinct, styled
 
-COLOURS = {column: colour for columns in PANELS.values() for column, colour in columns.items()}
+COLORS = {column: color for columns in PANELS.values() for column, color in columns.items()}
 
 
 def onset(order: Any) -> go.Figure:
@@ -22,7 +22,7 @@ def onset(order: Any) -> go.Figure:
     """
     figure = go.Figure()
     for i, (name, row) in enumerate(order.lead.iterrows()):
-        line = {"color": COLOURS.get(str(name), distinct(i)["color"])}
+        line = {"color": COLORS.get(str(name), distinct(i)["color"])}
         known = order.leads[name].notna()
         leads, early = order.leads[name][known], order.at_start[name][known]
         marks = {"color": line["color"], "size": 7, "symbol": np.where(early, "triangle-left", "circle").tolist()}
@@ -39,7 +39,7 @@ def onset(order: Any) -> go.Figure:
             error_x={**reach, **line, "thickness": 3, "width": 8} if row.runs else None,
             name=f"{name}, median",
         )
-    figure.add_vline(0, line={"color": GREY, "dash": "dot"}, annotation_text="drop", annotation_position="top left")
+    figure.add_vline(0, line={"color": GRAY, "dash": "dot"}, annotation_text="drop", annotation_position="top left")
     figure.update_xaxes(
         title=f"steps before the drop (medians, {order.confidence:.0%} intervals)", autorange="reversed"
     )

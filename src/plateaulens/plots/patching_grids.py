@@ -13,10 +13,10 @@ from plateaulens.plots.style import styled
 def patching(grid: Any) -> go.Figure:
     """The metric at every patched place, as a heat map; with three axes, a panel for each head.
 
-    Colours are centred on the corrupted run: white where a patch does nothing, red where it raises the metric.
+    Colors are centered on the corrupted run: white where a patch does nothing, red where it raises the metric.
 
     Args:
-        grid: of `activation_patching` or `path_patching`, or `normalised`.
+        grid: of `activation_patching` or `path_patching`, or `normalized`.
 
     Raises:
         ValueError: for a grid that says nothing of its corrupted run, or of more than three axes.

@@ -10,9 +10,9 @@ from plotly.subplots import make_subplots
 
 from plateaulens.plots.curves import frame
 from plateaulens.plots.steps_axis import add_curve, step_axes
-from plateaulens.plots.style import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, distinct, pale, styled
+from plateaulens.plots.style import BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, distinct, pale, styled
 
-LOOKS = {  # the thirds of a feature's offsets, told apart by colour and mark
+LOOKS = {  # the thirds of a feature's offsets, told apart by color and mark
     "first": {"color": BLUE, "symbol": "circle"},
     "middle": {"color": ORANGE, "symbol": "diamond"},
     "last": {"color": GREEN, "symbol": "square"},
@@ -34,7 +34,7 @@ def probes(over: Any, run: Any = None, plateau: Any = None, *, feature: str | No
     is quiet where its line leaves the dotted one while the loss is still on its plateau.
 
     Args:
-        over: what `probe_over` returned.
+        over: what `probe_checkpoints` returned.
         run: a Run or a metrics frame, whose `loss` is drawn.
         plateau: from `find_plateau`: shaded, its level dashed, the drop dotted.
         feature: which of several.
@@ -68,7 +68,7 @@ def probes(over: Any, run: Any = None, plateau: Any = None, *, feature: str | No
             x=ends, y=[untrained] * len(ends), mode="lines", line=line, xaxis=axes[0], yaxis=lower, **label
         )
     figure.add_scatter(  # an entry in the legend for all dotted lines
-        x=[None], y=[None], mode="lines", line={"color": GREY, "dash": "dot"}, name="untrained network"
+        x=[None], y=[None], mode="lines", line={"color": GRAY, "dash": "dot"}, name="untrained network"
     )
     left = axes[1] if 0 in steps else axes[0]
     squares = "r2" in over and over.r2.notnull().any()  # beside a feature of numbers, others have it too, all NaN
@@ -94,13 +94,13 @@ def _mark(figure: go.Figure, plateau: Any, last: int, loss: str | None) -> None:
     if plateau.start is not None:
         end = last if plateau.end is None else plateau.end
         figure.add_shape(
-            type="rect", x0=max(plateau.start, 1), x1=end, fillcolor=GREY, opacity=0.18, line_width=0, **whole
+            type="rect", x0=max(plateau.start, 1), x1=end, fillcolor=GRAY, opacity=0.18, line_width=0, **whole
         )
     if plateau.drop is not None:
-        line = {"color": GREY, "dash": "dot", "width": 1}
+        line = {"color": GRAY, "dash": "dot", "width": 1}
         figure.add_shape(type="line", x0=plateau.drop, x1=plateau.drop, line=line, **whole)
     if loss is not None and np.isfinite(plateau.level):
-        line = {"color": GREY, "dash": "dash", "width": 1}
+        line = {"color": GRAY, "dash": "dash", "width": 1}
         across = {"xref": "paper", "yref": loss, "y0": plateau.level, "y1": plateau.level}
         figure.add_shape(type="line", x0=0, x1=1, line=line, **across)
         text = {"text": f"analytic plateau {plateau.level:.4f}", "showarrow": False, "yanchor": "bottom", "x": 1}
@@ -116,7 +116,7 @@ def scaling_law(
 ) -> go.Figure:
     """The best run of each budget: a panel for each task, a line for each size, both axes log (arXiv 2505.03997).
 
-    From the last flat budget to the transition of each `TwoPhases` a band in the line's colour; where there is no
+    From the last flat budget to the transition of each `TwoPhases` a band in the line's color; where there is no
     transition, none.
 
     Args:
@@ -162,7 +162,7 @@ def scaling_law(
                 figure.add_vrect(found.last_flat, found.transition, **band, **place)
         if panel in (chance or {}):
             level = (chance or {})[panel]
-            figure.add_hline(level, line={"color": GREY, "dash": "dash", "width": 1.5}, **place)
+            figure.add_hline(level, line={"color": GRAY, "dash": "dash", "width": 1.5}, **place)
             text = {"text": "chance", "showarrow": False, "xanchor": "right", "yanchor": "bottom"}
             height = np.log10(level) if value == "loss" else level  # notes, unlike lines, are placed by the logarithm
             figure.add_annotation(x=1, xref="x domain", y=height, **text, **place)
@@ -194,23 +194,23 @@ def ablation(result: Any, measurement: str = "exact_match") -> go.Figure:
     values, table = result.values.sel(measurement=measurement), result.table.loc[measurement]
     controls = [str(control) for control in values.control.values]
     names = {"intact": "intact", "ablated": "ablated", **{c: CONTROLS.get(c, c) for c in controls}}
-    colours = {
-        "intact": GREY,
+    colors = {
+        "intact": GRAY,
         "ablated": PURPLE,
         **{c: distinct(i, (BLUE, ORANGE, GREEN, SKY))["color"] for i, c in enumerate(controls)},
     }
     means = {name: float(values[name].mean()) for name in ("intact", "ablated")}
     figure = make_subplots(1, 2, shared_yaxes=True, column_widths=[0.6, 0.4], horizontal_spacing=0.04)
     for name, label in names.items():
-        drawn = {"y": [label], "name": label, "orientation": "h", "marker": {"color": colours[name]}, "width": 0.62}
+        drawn = {"y": [label], "name": label, "orientation": "h", "marker": {"color": colors[name]}, "width": 0.62}
         if name in controls:
             draws = values.controls.sel(control=name).mean("example").values
             mean, (low, high) = float(draws.mean()), np.percentile(draws, [2.5, 97.5])
             band = {"type": "data", "symmetric": False, "array": [high - mean], "arrayminus": [mean - low]}
-            figure.add_trace(go.Bar(x=[mean], error_x={**band, "color": GREY, "width": 8}, opacity=0.75, **drawn), 1, 1)
+            figure.add_trace(go.Bar(x=[mean], error_x={**band, "color": GRAY, "width": 8}, opacity=0.75, **drawn), 1, 1)
             dots = {
                 "mode": "markers",
-                "marker": {"color": colours[name], "size": 5, "line": {"color": "white", "width": 0.5}},
+                "marker": {"color": colors[name], "size": 5, "line": {"color": "white", "width": 0.5}},
             }
             figure.add_trace(go.Scatter(x=draws, y=[label] * len(draws), name=f"{label}, draws", **dots), 1, 1)
         else:
@@ -218,11 +218,11 @@ def ablation(result: Any, measurement: str = "exact_match") -> go.Figure:
         if name != "ablated":
             row = table.loc[name]
             reach = {"type": "data", "symmetric": False, "array": [row.high - row.difference]}
-            reach |= {"arrayminus": [row.difference - row.low], "color": colours[name], "width": 8, "thickness": 3}
-            dot = {"mode": "markers", "marker": {"color": colours[name], "size": 11}, "error_x": reach}
+            reach |= {"arrayminus": [row.difference - row.low], "color": colors[name], "width": 8, "thickness": 3}
+            dot = {"mode": "markers", "marker": {"color": colors[name], "size": 11}, "error_x": reach}
             figure.add_trace(go.Scatter(x=[row.difference], y=[label], name=f"ablated - {label}", **dot), 1, 2)
     figure.add_vline(means["ablated"], line={"color": PURPLE, "dash": "dash", "width": 1}, row=1, col=1)
-    figure.add_vline(0, line={"color": GREY, "width": 1.5}, row=1, col=2)
+    figure.add_vline(0, line={"color": GRAY, "width": 1.5}, row=1, col=2)
     unit = " (nats)" if measurement == "loss" else ""
     figure.update_xaxes(title=f"{measurement}{unit}", rangemode="tozero", row=1, col=1)
     figure.update_xaxes(title="ablated - each", row=1, col=2)

@@ -9,13 +9,13 @@ from plateaulens.plots.curves import frame, require_numbers
 from plateaulens.plots.style import distinct, stacked, stacked_style
 
 FINAL = "unembed.hook_in"
-ORDER = ["resid_pre", "attn_out", "resid_mid", "resid_post"]  # fixes their colours
+ORDER = ["resid_pre", "attn_out", "resid_mid", "resid_post"]  # fixes their colors
 
 
 def sites(run: Any, metric: str = "collapse") -> go.Figure:
     """`metric` at every recorded site over training: a panel per layer, the state after the final norm last.
 
-    A site has the same colour in every panel, and all panels have the same scale. `resid_pre` of layer 0
+    A site has the same color in every panel, and all panels have the same scale. `resid_pre` of layer 0
     is the embeddings.
 
     Args:
@@ -28,7 +28,7 @@ def sites(run: Any, metric: str = "collapse") -> go.Figure:
     metrics = frame(run)
     recorded = [c.partition("@")[2] for c in map(str, metrics) if c.startswith(f"{metric}@")]
     if not recorded:
-        raise ValueError(f'no {metric}@SITE was recorded; record with watch=[..., "{metric}@*"]')
+        raise ValueError(f'no {metric}@SITE was recorded; record with metrics=[..., "{metric}@*"]')
     panels: dict[str, dict[str, str]] = {}
     for site in sorted(recorded, key=_depth):
         block = re.fullmatch(r"blocks\.(\d+)\.(.+)", site)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from plateaulens.plots.style import GREY, pale
+from plateaulens.plots.style import GRAY, pale
 
 WIDTH, GAP = 0.03, 0.015  # of step 0's place and of the gap after it, as shares of the figure
 FEW = 40  # up to as many measured steps are marked one by one
@@ -51,7 +51,7 @@ def step_axes(
     start, end = domain
     cut, left = (start + WIDTH, start + WIDTH + GAP) if 0 in steps else (start, start)
     log, zero = f"x{2 * panel - 1}", f"x{2 * panel}"
-    look = {"showline": True, "linecolor": GREY, "ticks": "outside", "tickcolor": GREY}
+    look = {"showline": True, "linecolor": GRAY, "ticks": "outside", "tickcolor": GRAY}
     scale = {"type": "log", "range": [np.log10(first) - margin, np.log10(last) + margin], "domain": [left, end]}
     labels = {"tickvals": marks, "ticktext": [short(step) for step in marks], "title": "step", "hoverformat": ",d"}
     together = {"matches": "x"} if panel > 1 else {}
@@ -60,7 +60,7 @@ def step_axes(
         place = {"domain": [start, cut], "range": [-1, 1], "tickvals": [0], "fixedrange": True}
         figure.update_layout({f"xaxis{zero[1:]}": {**place, **look}})
         for x in (cut, left):
-            slash = {"type": "line", "x0": -3, "x1": 3, "y0": -6, "y1": 6, "line": {"color": GREY, "width": 1.5}}
+            slash = {"type": "line", "x0": -3, "x1": 3, "y0": -6, "y1": 6, "line": {"color": GRAY, "width": 1.5}}
             pixels = {"xref": "paper", "yref": "paper", "xsizemode": "pixel", "ysizemode": "pixel"}
             figure.add_shape(xanchor=x, yanchor=0, **pixels, **slash)
     return log if panel > 1 else "x", zero
@@ -75,7 +75,7 @@ def add_curve(
         figure: with the axes of `step_axes`.
         curve: a number a step.
         band: low and high, by step.
-        line: colour and dash; its `symbol` marks the steps.
+        line: color and dash; its `symbol` marks the steps.
         axes: from `step_axes`.
         y: the y axis.
     """

@@ -1,4 +1,4 @@
-"""One look for all figures: transparent, readable on light and on dark, safe for colour-blind eyes."""
+"""One look for all figures: transparent, readable on light and on dark, safe for color-blind eyes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 # Okabe and Ito's palette.
-BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#888888"
+BLUE, ORANGE, GREEN, RED, PURPLE, GRAY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#888888"
 SKY = "#56b4e9"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY)
 DASHES = ("solid", "dot", "dashdot", "longdash")
@@ -16,7 +16,7 @@ LEGEND = {"orientation": "h", "y": -0.25}  # below the axes
 
 
 def distinct(i: int, palette: Sequence[str] = PALETTE) -> dict[str, str]:
-    """The i-th line style: another colour each time, and another dash when the colours are used up."""
+    """The i-th line style: another color each time, and another dash when the colors are used up."""
     return {"color": palette[i % len(palette)], "dash": DASHES[i // len(palette) % len(DASHES)]}
 
 
@@ -49,7 +49,7 @@ def styled(figure: go.Figure, **layout: Any) -> go.Figure:
     return figure
 
 
-def pale(colour: str) -> str:
-    """A colour of the palette for the area of a band."""
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+def pale(color: str) -> str:
+    """A color of the palette for the area of a band."""
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},0.25)"

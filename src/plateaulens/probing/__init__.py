@@ -1,7 +1,7 @@
 """Linear and one-hidden-layer probes over layers, positions and steps; ablation of the features they find."""
 
 from plateaulens.probing.ablation import Ablation, Directions, ablate_feature
-from plateaulens.probing.probes import answer_tokens, probe, probe_over, probe_tokens
+from plateaulens.probing.probes import answer_tokens, probe, probe_checkpoints, probe_tokens
 from plateaulens.probing.results import Probes
 from plateaulens.probing.verdict import Verdict, quiet_or_loud, thirds
 
@@ -13,7 +13,7 @@ __all__ = [
     "ablate_feature",
     "answer_tokens",
     "probe",
-    "probe_over",
+    "probe_checkpoints",
     "probe_tokens",
     "quiet_or_loud",
     "thirds",

@@ -1,8 +1,8 @@
 """Ablation of a feature: what a model loses with the directions that a probe reads, and with others like them.
 
-    result = ablate_feature(model, held, "carry", probes, train=task.sample(1200, seed=2), fit=fit)
+    result = ablate_feature(model, eval_batch, "carry", probes, train=task.sample(1200, seed=2), fit=fit)
     result.table                                    # exact match, accuracy, loss: intact, ablated, controls
-    ablate_feature(model, held, "carry", sites="blocks.1.hook_resid_post", method="nullspace", train=..., fit=fit)
+    ablate_feature(model, eval_batch, "carry", sites="blocks.1.hook_resid_post", method="nullspace", train=..., fit=fit)
 
 arXiv 2505.03997 projects onto the decision hyperplane of each position's probe, and compares with Gaussian
 directions. Those carry little of what activations vary in, so that the loss of any direction that does vary looks
@@ -32,9 +32,9 @@ from plateaulens.metrics.measuring import measure, resolve
 from plateaulens.probing.edit_directions import (
     CONTROLS,
     METHODS,
+    EditDirections,
+    FitData,
     Fitter,
-    Known,
-    Removal,
     hyperplanes,
     no_room_beside,
     shared,
@@ -134,10 +134,10 @@ def ablate_feature(
     train: Batch | None = None,
     fit: Fitter | None = logistic_fit,
     k: int = 8,
-    by: float = 1.0,
+    factor: float = 1.0,
     controls: Sequence[str] | None = None,
     draws: int = 32,
-    watch: Sequence[str] = ("exact_match", "accuracy", "loss"),
+    metrics: Sequence[str] = ("exact_match", "accuracy", "loss"),
     seed: int = 0,
     progress: bool = True,
 ) -> Ablation:
@@ -170,11 +170,11 @@ def ablate_feature(
         fit: how: from states [offset n d_model] and labels [offset n] to weights [offset d_model], biases [offset];
             of 0 and 1 by logistic regression unless given.
         k: how often "nullspace" fits.
-        by: how far to go along the directions.
+        factor: how far to go along the directions.
         controls: which, () for a quick look; all unless given, but for "orthogonal" where so many directions leave too
             few dimensions for it, with a warning.
         draws: of each control.
-        watch: measurements of one value a prompt.
+        metrics: measurements of one value a prompt.
         seed: of controls and resamples.
         progress: whether to show a progress bar.
 
@@ -196,7 +196,7 @@ def ablate_feature(
     ready = given is not None and method == "hyperplane"
     if train is None and not (ready and {*drawn} <= {"gaussian"}):
         raise ValueError(f"{method} with controls {', '.join(drawn)} needs examples to fit to: give train=")
-    known = None if train is None else Known(model, train, _placed(feature, train), where, fit, k)
+    known = None if train is None else FitData(model, train, _placed(feature, train), where, fit, k)
     if ready:
         assert given is not None
         removal = hyperplanes(*(x.to(device_of(model)) for x in (given.weights, given.biases)))
@@ -209,10 +209,10 @@ def ablate_feature(
         warnings.warn(f"{why}, which is left out", stacklevel=2)
         del drawn["orthogonal"]
 
-    functions = resolve(model, watch)
+    functions = resolve(model, metrics)
 
-    def values(change: Removal | None) -> Float[Tensor, "measurement example"]:
-        edits = [] if change is None else _edits(change, places.positions, where, by)
+    def values(change: EditDirections | None) -> Float[Tensor, "measurement example"]:
+        edits = [] if change is None else _edits(change, places.positions, where, factor)
         with intervene(model, *edits):
             found = measure(model, batch, functions, reduce=None)
         bar.update()
@@ -278,14 +278,14 @@ def _layer(site: str) -> float:
 
 
 def _edits(
-    removal: Removal, positions: Int[Tensor, "batch offset"], sites: tuple[str, ...], by: float
+    removal: EditDirections, positions: Int[Tensor, "batch offset"], sites: tuple[str, ...], factor: float
 ) -> list[Project]:
     """One edit a site, of the offsets that have a direction and an example."""
     used = (removal.there.any(1).cpu() & (positions >= 0).any(0).cpu()).tolist()
     edits = []
     for site in dict.fromkeys(sites):
         if own := [offset for offset, name in enumerate(sites) if name == site and used[offset]]:
-            edits.append(Project(site, positions[:, own], removal.basis[own], removal.target[own], by))
+            edits.append(Project(site, positions[:, own], removal.basis[own], removal.target[own], factor))
     if not edits:
         raise ValueError("there is nothing to remove: no offset has both a direction and an example")
     return edits

@@ -22,7 +22,7 @@ STEEPEST = 32.0  # bound of the exponent a of "variance"
 
 
 @dataclass(frozen=True, eq=False)
-class Removal:
+class EditDirections:
     """Directions of each offset, and what they are put to; `joint` ones are orthonormal, with zeros for none last."""
 
     basis: Float[Tensor, "offset k d_model"]
@@ -34,7 +34,7 @@ class Removal:
         return self.basis.any(-1)
 
 
-class Known:
+class FitData:
     """The training examples' states and labels at each offset, those that have it first; and how probes are fitted."""
 
     def __init__(
@@ -54,8 +54,8 @@ class Known:
         self.inside = exist[offsets, order][..., None]
         self.n = self.counts.clamp(min=1)[:, None].to(states)
         self.mean = self.states.where(self.inside, 0.0).sum(1) / self.n
-        centred = (self.states - self.mean[:, None]).where(self.inside, 0.0).double()
-        self.covariance = centred.mT @ centred / self.n[..., None]
+        centered = (self.states - self.mean[:, None]).where(self.inside, 0.0).double()
+        self.covariance = centered.mT @ centered / self.n[..., None]
 
     def shuffled(self, rng: torch.Generator) -> Int[Tensor, "offset n label"]:
         """The labels, shuffled at each offset among the examples that have it."""
@@ -81,27 +81,31 @@ class Known:
         return weights, biases
 
 
-def hyperplanes(weights: Float[Tensor, "offset label d_model"], biases: Float[Tensor, "offset label"]) -> Removal:
+def hyperplanes(
+    weights: Float[Tensor, "offset label d_model"], biases: Float[Tensor, "offset label"]
+) -> EditDirections:
     """Each row's own projection, onto w . x + b = 0."""
     size = weights.norm(dim=-1, keepdim=True)
     target = (-biases / size[..., 0]).where(size[..., 0] > 0, 0.0)
-    return Removal((weights / size).where(size > 0, 0.0), target, joint=False)
+    return EditDirections((weights / size).where(size > 0, 0.0), target, joint=False)
 
 
-def _intersection(weights: Float[Tensor, "offset label d_model"], biases: Float[Tensor, "offset label"]) -> Removal:
+def _intersection(
+    weights: Float[Tensor, "offset label d_model"], biases: Float[Tensor, "offset label"]
+) -> EditDirections:
     """Onto w . x + b = 0 for all rows at once: with W = A diag(s) V, rows V and targets -A'b / s."""
     rows = hyperplanes(weights, biases)
     a, s, v = torch.linalg.svd(rows.basis, full_matrices=False)
     there = s > SAME * s[:, :1].clamp(min=SAME)
     target = torch.einsum("olk,ol->ok", a, rows.target) / s
-    return Removal(v.where(there[..., None], 0.0), target.where(there, 0.0), joint=True)
+    return EditDirections(v.where(there[..., None], 0.0), target.where(there, 0.0), joint=True)
 
 
-def _by_hyperplane(known: Known, labels: Int[Tensor, "offset n label"]) -> Removal:
+def _by_hyperplane(known: FitData, labels: Int[Tensor, "offset n label"]) -> EditDirections:
     return hyperplanes(*known.fitted(known.states, labels))
 
 
-def _by_nullspace(known: Known, labels: Int[Tensor, "offset n label"]) -> Removal:
+def _by_nullspace(known: FitData, labels: Int[Tensor, "offset n label"]) -> EditDirections:
     states, (offsets, d_model) = known.states, known.mean.shape
     if known.k * labels.shape[-1] >= d_model:
         raise ValueError(f"k={known.k} fits of {labels.shape[-1]} labels leave nothing of {d_model} dimensions")
@@ -118,23 +122,23 @@ def _by_nullspace(known: Known, labels: Int[Tensor, "offset n label"]) -> Remova
         basis, target = torch.cat([basis, new.basis], 1), torch.cat([target, new.target], 1)
     order = (~basis.any(-1)).long().argsort(dim=1, stable=True)
     rows = torch.arange(offsets, device=order.device)[:, None]
-    return Removal(basis[rows, order], target[rows, order], joint=True)
+    return EditDirections(basis[rows, order], target[rows, order], joint=True)
 
 
-def _by_mean_difference(known: Known, labels: Int[Tensor, "offset n label"]) -> Removal:
+def _by_mean_difference(known: FitData, labels: Int[Tensor, "offset n label"]) -> EditDirections:
     y = labels.to(known.states).where(known.inside, 0.0)
-    centred = (y - y.sum(1, keepdim=True) / known.n[..., None]).where(known.inside, 0.0)
-    covariances = centred.mT @ (known.states - known.mean[:, None])
-    varies = (centred.abs().amax(1) > 0)[..., None]
+    centered = (y - y.sum(1, keepdim=True) / known.n[..., None]).where(known.inside, 0.0)
+    covariances = centered.mT @ (known.states - known.mean[:, None])
+    varies = (centered.abs().amax(1) > 0)[..., None]
     basis = _intersection(covariances.where(varies, 0.0), covariances.new_zeros(covariances.shape[:2])).basis
-    return Removal(basis, _along(known.mean, basis), joint=True)
+    return EditDirections(basis, _along(known.mean, basis), joint=True)
 
 
 def _along(mean: Float[Tensor, "offset d_model"], basis: Float[Tensor, "offset k d_model"]) -> Tensor:
     return torch.einsum("om,okm->ok", mean, basis)
 
 
-Method = Callable[[Known, Tensor], Removal]
+Method = Callable[[FitData, Tensor], EditDirections]
 METHODS: dict[str, Method] = {
     "hyperplane": _by_hyperplane,
     "nullspace": _by_nullspace,
@@ -145,34 +149,36 @@ METHODS: dict[str, Method] = {
 # Controls.
 
 
-def _gaussian(removal: Removal, known: Known | None, find: Method, rng: torch.Generator) -> Removal:
+def _gaussian(removal: EditDirections, known: FitData | None, find: Method, rng: torch.Generator) -> EditDirections:
     basis = _orthonormal(torch.randn(removal.basis.shape, generator=rng).to(removal.basis), removal)
     if find is not _by_mean_difference:
-        return Removal(basis, removal.target, removal.joint)
+        return EditDirections(basis, removal.target, removal.joint)
     assert known is not None
-    return Removal(basis, _along(known.mean, basis), removal.joint)
+    return EditDirections(basis, _along(known.mean, basis), removal.joint)
 
 
-def _shuffled(removal: Removal, known: Known | None, find: Method, rng: torch.Generator) -> Removal:
+def _shuffled(removal: EditDirections, known: FitData | None, find: Method, rng: torch.Generator) -> EditDirections:
     assert known is not None
     return find(known, known.shuffled(rng))
 
 
-def _of_equal_variance(removal: Removal, known: Known | None, find: Method, rng: torch.Generator) -> Removal:
+def _of_equal_variance(
+    removal: EditDirections, known: FitData | None, find: Method, rng: torch.Generator
+) -> EditDirections:
     assert known is not None
     every = torch.eye(removal.basis.shape[-1]).to(known.covariance).expand_as(known.covariance)
     return _matched(removal, known, every, rng)
 
 
-def _orthogonal(removal: Removal, known: Known | None, find: Method, rng: torch.Generator) -> Removal:
+def _orthogonal(removal: EditDirections, known: FitData | None, find: Method, rng: torch.Generator) -> EditDirections:
     assert known is not None
     rows = removal.basis.double()
     return _matched(removal, known, torch.linalg.svd(rows, full_matrices=True).Vh[:, rows.shape[1] :].mT, rng)
 
 
 def _matched(
-    removal: Removal, known: Known, frame: Float[Tensor, "offset d_model within"], rng: torch.Generator
-) -> Removal:
+    removal: EditDirections, known: FitData, frame: Float[Tensor, "offset d_model within"], rng: torch.Generator
+) -> EditDirections:
     """Directions within a frame. Bisection for a: tr(R S R') grows with it, as far as so many directions reach."""
     offsets, k, _ = removal.basis.shape
     group = k if removal.joint else 1  # directions that share an exponent
@@ -197,15 +203,15 @@ def _matched(
         low, high = middle.where(less, low), high.where(less, middle)
     basis = (directions(high) @ vectors[owner].mT).view(removal.basis.shape).to(removal.basis)
     moved = _along(known.mean, removal.basis) - removal.target
-    return Removal(basis, (_along(known.mean, basis) - moved).where(removal.there, 0.0), removal.joint)
+    return EditDirections(basis, (_along(known.mean, basis) - moved).where(removal.there, 0.0), removal.joint)
 
 
-def _orthonormal(rows: Float[Tensor, "offset k d_model"], like: Removal) -> Float[Tensor, "offset k d_model"]:
+def _orthonormal(rows: Float[Tensor, "offset k d_model"], like: EditDirections) -> Float[Tensor, "offset k d_model"]:
     unit = torch.linalg.qr(rows.mT).Q.mT if like.joint else rows / rows.norm(dim=-1, keepdim=True)
     return unit * like.there[..., None]
 
 
-Control = Callable[[Removal, Known | None, Method, torch.Generator], Removal]
+Control = Callable[[EditDirections, FitData | None, Method, torch.Generator], EditDirections]
 CONTROLS: dict[str, Control] = {
     "gaussian": _gaussian,
     "shuffled": _shuffled,
@@ -214,7 +220,7 @@ CONTROLS: dict[str, Control] = {
 }
 
 
-def no_room_beside(removal: Removal) -> str:
+def no_room_beside(removal: EditDirections) -> str:
     """Why nothing like a removal is orthogonal to it, if so."""
     k, d_model = removal.basis.shape[1:]
     if (left := max(0, d_model - k)) >= (k if removal.joint else 1):
@@ -222,7 +228,7 @@ def no_room_beside(removal: Removal) -> str:
     return f"{k} directions leave {left} of {d_model} dimensions, too few for the control 'orthogonal'"
 
 
-def shared(removal: Removal, other: Removal, known: Known | None) -> tuple[float, float]:
+def shared(removal: EditDirections, other: EditDirections, known: FitData | None) -> tuple[float, float]:
     """What another removal takes of the directions of this one, in the mean over offsets, and of its variance, in all.
 
     The latter is NaN without examples, and above 1 where the other takes more.
@@ -236,7 +242,7 @@ def shared(removal: Removal, other: Removal, known: Known | None) -> tuple[float
     return float(overlap[used].mean()), float(theirs[used].sum() / own[used].sum())
 
 
-def _rows_of(removal: Removal) -> Float[Tensor, "offset k d_model"]:
+def _rows_of(removal: EditDirections) -> Float[Tensor, "offset k d_model"]:
     """An orthonormal basis of what is removed, with zeros for none."""
     _, s, v = torch.linalg.svd(removal.basis.double(), full_matrices=False)
     return v.where((s > SAME * s[:, :1].clamp(min=SAME))[..., None], 0.0)

@@ -13,8 +13,8 @@ from plateaulens._registry import look_up
 from plateaulens.batch import Batch
 from plateaulens.hooks import device_of
 from plateaulens.metrics.functional.precision import wide
-from plateaulens.probing.hidden import Hidden, hidden_layer
-from plateaulens.probing.solvers import Fit, least_squares, logistic, multinomial
+from plateaulens.probing.hidden import MLPProbe, hidden_layer
+from plateaulens.probing.solvers import LinearProbe, least_squares, logistic, multinomial
 from plateaulens.tasks.base import NUMBERS, Feature
 from plateaulens.tracing.traces import trace
 
@@ -23,7 +23,7 @@ LOGITS = 2**26  # that come out of a pass, read or not
 
 
 @dataclass(frozen=True)
-class Parts:
+class ProbeSplit:
     """Sequences to train on, to choose C by and to test on; the Cs; a seed; units of a hidden layer, if any; b."""
 
     train: Int[Tensor, " train"]
@@ -44,7 +44,7 @@ class Parts:
         hidden: int | None = None,
         bias: bool = True,
         of_what: Int[Tensor, " n"] | None = None,
-    ) -> "Parts":
+    ) -> "ProbeSplit":
         """A random split; of sequences that are `of_what` the same none is trained on and another tested on."""
         if hidden is not None and hidden < 1:
             raise ValueError(
@@ -79,17 +79,17 @@ def copies(tokens: Int[Tensor, "n pos"]) -> Int[Tensor, " n"]:
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class ProbeDataset:
     """A feature, its labels as numbers: classes are 0 but for one 1."""
 
     name: str
     kind: str
     positions: Int[Tensor, "batch offset"]
     labels: Float[Tensor, "offset batch label"]
-    parts: Parts
+    parts: ProbeSplit
 
     @classmethod
-    def of(cls, batch: Batch, feature: str | Feature, parts: Parts) -> "Question":
+    def of(cls, batch: Batch, feature: str | Feature, parts: ProbeSplit) -> "ProbeDataset":
         """Of a batch."""
         if batch.n_new or (batch.task is None and isinstance(feature, str)):
             raise ValueError("prompts without a true answer have no features; probe a task's batch")
@@ -105,7 +105,7 @@ class Question:
         labels = F.one_hot(labels) if found.kind == "classes" else labels.reshape(*labels.shape[:2], -1)
         return cls(name, found.kind, found.positions, labels.float(), parts).to("cpu")
 
-    def to(self, device: torch.device | str) -> "Question":
+    def to(self, device: torch.device | str) -> "ProbeDataset":
         """The same on another device; splits and shuffles are the same on all."""
         return replace(self, positions=self.positions.to(device), labels=self.labels.to(device))
 
@@ -113,7 +113,7 @@ class Question:
     def there(self) -> Bool[Tensor, "offset batch"]:
         return self.positions.T >= 0
 
-    def shuffled(self) -> "Question":
+    def shuffled(self) -> "ProbeDataset":
         """Labels shuffled at each offset, among the sequences that have it."""
         rng = torch.Generator().manual_seed(self.parts.seed + 1)
         missing = (~self.there).float()
@@ -126,7 +126,7 @@ class Question:
 
 
 def states_at(
-    model: Any, batch: Batch, questions: Sequence[Question], sites: Sequence[str]
+    model: Any, batch: Batch, questions: Sequence[ProbeDataset], sites: Sequence[str]
 ) -> list[Float[Tensor, "site offset batch d_model"]]:
     """Activations at each question's positions, where they are to be fitted; anything where it has none."""
     device = device_of(model)
@@ -149,8 +149,8 @@ def states_at(
 
 
 def best_fit(
-    question: Question, x: Float[Tensor, "problem batch d_model"], start: Fit | Hidden | None
-) -> tuple[Fit | Hidden, dict[str, Tensor], Float[Tensor, "problem test"]]:
+    question: ProbeDataset, x: Float[Tensor, "problem batch d_model"], start: LinearProbe | MLPProbe | None
+) -> tuple[LinearProbe | MLPProbe, dict[str, Tensor], Float[Tensor, "problem test"]]:
     """The fits of the C that validation likes best, each problem's own; what they score; each test sequence's loss."""
     repeats, parts = len(x) // len(question.labels), question.parts
     y, there = question.labels.repeat(repeats, 1, 1), question.there.repeat(repeats, 1)
@@ -158,7 +158,7 @@ def best_fit(
     exclusive = (y_train.shape[-1] > 1) & ((y_train.sum(-1) == 1) & (y_train.amax(-1) == 1) | ~fits_in).all(1)
     exclusive = exclusive & (question.kind not in NUMBERS) | (question.kind == "classes")
 
-    def losses(fit: Fit | Hidden, part: Int[Tensor, " part"]) -> Float[Tensor, "problem part"]:
+    def losses(fit: LinearProbe | MLPProbe, part: Int[Tensor, " part"]) -> Float[Tensor, "problem part"]:
         return _losses(fit(x[:, part]), y[:, part], exclusive, question.kind).where(there[:, part], torch.nan)
 
     fits: list[Any] = []
@@ -181,7 +181,7 @@ def _fitted(
     y: Float[Tensor, "problem n label"],
     there: Bool[Tensor, "problem n"],
     exclusive: Bool[Tensor, " problem"],
-    question: Question,
+    question: ProbeDataset,
     C: float,
     start: Any,
 ) -> Any:
@@ -190,7 +190,7 @@ def _fitted(
     if question.kind in NUMBERS and hidden is None:
         fit, some = least_squares(x, y, l2, mask, question.parts.bias), y.where(there[..., None], torch.nan)
         varies = ((some - some.nanmean(1, keepdim=True)).abs().nan_to_num().amax(1) > 0) & (there.sum(1) > 1)[:, None]
-        return _where(varies.any(1), fit, Fit(*(torch.full_like(t, torch.nan) for t in fit.parts)))
+        return _where(varies.any(1), fit, LinearProbe(*(torch.full_like(t, torch.nan) for t in fit.parts)))
     if exclusive.any() and not exclusive.all():
         sides = [side.nonzero()[:, 0] for side in (exclusive, ~exclusive)]
         fits = [
@@ -210,8 +210,8 @@ def _fitted(
     return logistic(x, y, l2, mask, start)
 
 
-def _where(some: Bool[Tensor, " problem"], a: Fit, b: Fit) -> Fit:
-    return Fit(*(s.where(some.view(-1, *[1] * (s.ndim - 1)), t) for s, t in zip(a.parts, b.parts, strict=True)))
+def _where(some: Bool[Tensor, " problem"], a: LinearProbe, b: LinearProbe) -> LinearProbe:
+    return LinearProbe(*(s.where(some.view(-1, *[1] * (s.ndim - 1)), t) for s, t in zip(a.parts, b.parts, strict=True)))
 
 
 def _losses(

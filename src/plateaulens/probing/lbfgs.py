@@ -12,10 +12,10 @@ def lbfgs(
     start: Float[Tensor, "problem parameter"],
     data: tuple[Tensor, ...],
     tolerance: float,
-    most: int,
+    max_iter: int,
     memory: int = 10,
 ) -> tuple[Float[Tensor, "problem parameter"], Float[Tensor, "problem 1"]]:
-    """Minimise functions of their own parameters each, by L-BFGS with backtracking (Liu and Nocedal 1989).
+    """Minimize functions of their own parameters each, by L-BFGS with backtracking (Liu and Nocedal 1989).
 
     A problem ends with a small gradient, or where rounding does: when `memory` steps gain less than 8 eps of its value.
 
@@ -24,7 +24,7 @@ def lbfgs(
         start: where to begin.
         data: tensors with an entry for each problem.
         tolerance: largest entry of the gradient to be left.
-        most: steps to take.
+        max_iter: steps to take.
         memory: pairs of steps and changes of gradient to remember.
 
     Returns:
@@ -42,11 +42,11 @@ def lbfgs(
     f, g = both(w, data)
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # s, y, and 1 / (s . y) or 0 where they say nothing
     values, least = [f], 8 * torch.finfo(f.dtype).eps
-    for step in range(most + 1):
+    for step in range(max_iter + 1):
         found[places], left[places] = w, g.abs().amax(1, keepdim=True)
         gains = len(values) <= memory or (values[0] - f > least * f.abs())[:, 0]
         on = (left[places, 0] > tolerance) & gains
-        if step == most or not on.any():
+        if step == max_iter or not on.any():
             break
         if not on.all():
             data, pairs = tuple(t[on] for t in data), [(s[on], y[on], r[on]) for s, y, r in pairs]

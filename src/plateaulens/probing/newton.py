@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-HELD = 2**25  # bytes of x that are worked on at once
+CHUNK_BYTES = 2**25  # bytes of x that are worked on at once
 JITTER = 1e-6  # of a Hessian's mean diagonal: float32 sums are no better
 
 
@@ -16,7 +16,7 @@ def newton(
     share: Float[Tensor, "problem n 1"],
     penalty: Float[Tensor, "problem column column"],
     tolerance: float,
-    most: int,
+    max_iter: int,
 ) -> tuple[Float[Tensor, "problem column label"], Float[Tensor, "problem label"]]:
     """The least sum of share [log(1 + e^z) - y z], plus w' P w / 2, with z = x w.
 
@@ -27,7 +27,7 @@ def newton(
         share: weights of the rows, 0 for those that do not count.
         penalty: P.
         tolerance: largest entry of the gradient to be left.
-        most: steps to take.
+        max_iter: steps to take.
 
     Returns:
         The coefficients, and the largest entry of each gradient that was left; NaN where labels do not vary.
@@ -37,12 +37,12 @@ def newton(
     found, left = torch.full_like(w, torch.nan), torch.full_like(w[:, 0], torch.nan)
     places, gains, eps = torch.arange(len(x), device=x.device), varies.clone(), torch.finfo(x.dtype).eps
     z = x @ w
-    for step in range(most + 1):
+    for step in range(max_iter + 1):
         p = z.sigmoid()
         gradient = x.mT @ (share * (p - y)) + penalty @ w
         found[places], left[places] = w, gradient.abs().amax(1)
         on = gains[places] & (left[places] > tolerance)
-        if step == most or not on.any():
+        if step == max_iter or not on.any():
             break
         if not (some := on.any(1)).all():
             places, x, y, share, penalty = (t[some] for t in (places, x, y, share, penalty))
@@ -96,7 +96,7 @@ def _solved(
     """-H^-1 g of the fits that are on, 0 of the others."""
     direction = torch.zeros_like(gradient)
     problems, labels = on.nonzero(as_tuple=True)
-    for some in torch.arange(len(problems), device=x.device).split(max(1, HELD // x[:1].nbytes)):
+    for some in torch.arange(len(problems), device=x.device).split(max(1, CHUNK_BYTES // x[:1].nbytes)):
         i, j = problems[some], labels[some]
         root = curvature[i, :, j].sqrt()[..., None]
         rows = x * root if len(some) == len(x) and on.all() else x[i].mul_(root)  # of one label: no copy of x

@@ -2,7 +2,7 @@
 
     found = probe(model, batch, "carry", baseline=untrained)       # -> Probes
     found.thirds()                                                 # test loss beside the untrained network's
-    over = probe_over(run, batch, ["carry", "first_operand"])      # every checkpoint -> xarray
+    over = probe_checkpoints(run, batch, ["carry", "first_operand"])      # every checkpoint -> xarray
     print(quiet_or_loud(over, "carry", plateau_steps=[64, 96], after_step=420))
     probe(model, batch, "carry", hidden=32)                        # one hidden layer: what no line tells
 
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from plateaulens.batch import Batch
 from plateaulens.hooks import matching
-from plateaulens.probing.fitting import Parts, Question, copies, states_at
+from plateaulens.probing.fitting import ProbeDataset, ProbeSplit, copies, states_at
 from plateaulens.probing.results import Probes, answered
 from plateaulens.probing.solvers import logistic
 from plateaulens.probing.verdict import Verdict, quiet_or_loud, thirds
@@ -37,7 +37,7 @@ __all__ = [
     "answer_tokens",
     "logistic_fit",
     "probe",
-    "probe_over",
+    "probe_checkpoints",
     "probe_tokens",
     "quiet_or_loud",
     "thirds",
@@ -93,10 +93,10 @@ def probe(
     found = _probed(model, batch, [question], sites, [None], shuffled, pooled)[0]
     if baseline is None:
         return found
-    return found.beside(_probed(baseline, batch, [question], sites, [None], False, pooled)[0])
+    return found.compare_with(_probed(baseline, batch, [question], sites, [None], False, pooled)[0])
 
 
-def probe_over(
+def probe_checkpoints(
     run: Any,
     batch: Batch,
     features: str | Feature | Sequence[str | Feature] | Mapping[str, str | Feature],
@@ -151,7 +151,7 @@ def probe_over(
     for step in tqdm(chosen, unit="step", disable=not progress):
         found = _probed(run.model(step), batch, questions, sites, last, shuffled, pooled)
         for own, new, other in zip(rows, found, others, strict=True):
-            own.append(new.beside(other).whole())
+            own.append(new.compare_with(other).uninterruptible())
         last = list(found)
     tables = [xr.concat(own, xr.Variable("step", chosen)) for own in rows]
     if isinstance(features, str | Feature):
@@ -216,16 +216,16 @@ def answer_tokens(batch: Batch) -> Feature:
     of arXiv 2506.13688 asks of the attention's output. The paper's splits rows, so that rows of one sequence are on
     both sides.
     """
-    return Feature(batch.answers.clamp(min=0), batch.out, "classes")
+    return Feature(batch.answers.clamp(min=0), batch.answer_positions, "classes")
 
 
-def _split(batch: Batch, *options: Any) -> Parts:
-    return Parts.of(len(batch), *options, of_what=None if batch.n_new else copies(batch.tokens))
+def _split(batch: Batch, *options: Any) -> ProbeSplit:
+    return ProbeSplit.of(len(batch), *options, of_what=None if batch.n_new else copies(batch.tokens))
 
 
 def _asked(
-    batch: Batch, features: str | Feature | Sequence[str | Feature] | Mapping[str, str | Feature], parts: Parts
-) -> list[Question]:
+    batch: Batch, features: str | Feature | Sequence[str | Feature] | Mapping[str, str | Feature], parts: ProbeSplit
+) -> list[ProbeDataset]:
     """Questions that have names of their own and labels that their kind allows."""
     if not isinstance(features, Mapping):
         each = [features] if isinstance(features, str | Feature) else list(features)
@@ -233,7 +233,7 @@ def _asked(
         if len(set(names)) < len(names):
             raise ValueError(f"features need names that differ, got {names}; name them: {{'mine': feature}}")
         features = dict(zip(names, each, strict=True))
-    asked = [replace(Question.of(batch, feature, parts), name=name) for name, feature in features.items()]
+    asked = [replace(ProbeDataset.of(batch, feature, parts), name=name) for name, feature in features.items()]
     for q in asked:
         if q.kind in NUMBERS:
             if not q.labels[q.there].isfinite().all():
@@ -263,7 +263,7 @@ def _untrained(run: Any) -> Any:
 def _probed(
     model: Any,
     batch: Batch,
-    questions: Sequence[Question],
+    questions: Sequence[ProbeDataset],
     sites: str | Sequence[str],
     starts: Sequence[Probes | None],
     shuffled: bool,

@@ -9,9 +9,9 @@ import xarray as xr
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from plateaulens.probing.fitting import Question, best_fit
-from plateaulens.probing.hidden import Hidden
-from plateaulens.probing.solvers import Fit
+from plateaulens.probing.fitting import ProbeDataset, best_fit
+from plateaulens.probing.hidden import MLPProbe
+from plateaulens.probing.solvers import LinearProbe
 from plateaulens.probing.verdict import thirds
 
 
@@ -40,7 +40,7 @@ class Probes:
     kind: str
     sites: tuple[str, ...]
     positions: Int[Tensor, "batch offset"]
-    fit: Fit | Hidden
+    fit: LinearProbe | MLPProbe
     table: xr.Dataset
     losses: Float[Tensor, "site offset test"]
     baseline_losses: Float[Tensor, "site offset test"]
@@ -56,8 +56,8 @@ class Probes:
         """The b of linear probes; 0 where a label does not vary."""
         return self._linear().biases.nan_to_num().unflatten(0, (len(self.sites), -1))
 
-    def _linear(self) -> Fit:
-        if isinstance(self.fit, Hidden):
+    def _linear(self) -> LinearProbe:
+        if isinstance(self.fit, MLPProbe):
             raise ValueError(f"a probe of {self.feature} with a hidden layer has no direction; probe without hidden=")
         return self.fit
 
@@ -79,13 +79,13 @@ class Probes:
         """Mean test loss at each site over some of the examples."""
         return self.losses.where(chosen.cpu()[self.test].T, torch.nan).nanmean((1, 2)).numpy()
 
-    def beside(self, other: "Probes") -> "Probes":
+    def compare_with(self, other: "Probes") -> "Probes":
         """With the losses of a baseline."""
         if self.sites != other.sites:
             raise ValueError(f"the baseline has {', '.join(other.sites)}, and the model {', '.join(self.sites)}")
         return replace(self, table=self.table.assign(baseline=other.table.loss), baseline_losses=other.losses)
 
-    def whole(self) -> xr.Dataset:
+    def uninterruptible(self) -> xr.Dataset:
         """The table, and the losses of each test sequence."""
         axes = ("site", "offset", "test")
         named = {"losses": self.losses, "baseline_losses": self.baseline_losses}
@@ -97,7 +97,7 @@ class Probes:
 
 
 def answered(
-    question: Question,
+    question: ProbeDataset,
     sites: tuple[str, ...],
     states: Float[Tensor, "site offset batch d_model"],
     start: Probes | None,
@@ -132,8 +132,11 @@ def answered(
 
 
 def _best(
-    question: Question, states: Float[Tensor, "site offset batch d_model"], start: Fit | Hidden | None, pooled: bool
-) -> tuple[Fit | Hidden, dict[str, Tensor], Float[Tensor, "problem test"]]:
+    question: ProbeDataset,
+    states: Float[Tensor, "site offset batch d_model"],
+    start: LinearProbe | MLPProbe | None,
+    pooled: bool,
+) -> tuple[LinearProbe | MLPProbe, dict[str, Tensor], Float[Tensor, "problem test"]]:
     """`best_fit` of each site and offset; pooled, of a site's rows at all offsets, which keep losses of their own."""
     if not pooled:
         return best_fit(question, states.flatten(0, 1), start)

@@ -4,7 +4,7 @@
     fit = logistic(later, y, l2=1 / (100 * n), start=fit)
 
 The problems share nothing but their shape, and the labels of a problem share its x. Each is worked on until its own
-gradient is small. Solvers see x in other coordinates, centred and alike in variance, which changes the way to the
+gradient is small. Solvers see x in other coordinates, centered and alike in variance, which changes the way to the
 optimum and not the optimum: weights, biases and penalties are those of x as it was given.
 """
 
@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from plateaulens.hooks import without_gradients
+from plateaulens._signals import without_gradients
 from plateaulens.probing.lbfgs import lbfgs
-from plateaulens.probing.newton import HELD, JITTER, newton
+from plateaulens.probing.newton import CHUNK_BYTES, JITTER, newton
 
 T = TypeVar("T")
 SURE = 1e-4  # largest entry of a gradient where a fit counts as done
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class LinearProbe:
     """Linear fits w . x + b.
 
     Attributes:
@@ -44,17 +44,17 @@ class Fit:
         return torch.baddbmm(self.biases[:, None], x, self.weights.mT)
 
     @classmethod
-    def of(cls, weights: Float[Tensor, "problem label d"], biases: Float[Tensor, "problem label"]) -> "Fit":
+    def of(cls, weights: Float[Tensor, "problem label d"], biases: Float[Tensor, "problem label"]) -> "LinearProbe":
         """A fit to start from."""
         return cls(weights, biases, torch.full_like(biases, torch.inf))
 
     @classmethod
-    def joined(cls, fits: Sequence["Fit"]) -> "Fit":
+    def joined(cls, fits: Sequence["LinearProbe"]) -> "LinearProbe":
         """The problems of several fits, one after another."""
         return cls(*(torch.cat(parts) for parts in zip(*(fit.parts for fit in fits), strict=True)))
 
     @classmethod
-    def chosen(cls, fits: Sequence["Fit"], which: Int[Tensor, " problem"]) -> "Fit":
+    def chosen(cls, fits: Sequence["LinearProbe"], which: Int[Tensor, " problem"]) -> "LinearProbe":
         """Of each problem one of several fits."""
         each = torch.arange(len(which), device=which.device)
         return cls(*(torch.stack(parts)[which, each] for parts in zip(*(fit.parts for fit in fits), strict=True)))
@@ -63,8 +63,8 @@ class Fit:
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.weights, self.biases, self.gradient
 
-    def __getitem__(self, problems: slice | Tensor) -> "Fit":
-        return Fit(*(part[problems] for part in self.parts))
+    def __getitem__(self, problems: slice | Tensor) -> "LinearProbe":
+        return LinearProbe(*(part[problems] for part in self.parts))
 
 
 def least_squares(
@@ -73,22 +73,22 @@ def least_squares(
     l2: float | Float[Tensor, " problem"] = 0.0,
     mask: Bool[Tensor, "problem n"] | None = None,
     bias: bool = True,
-) -> Fit:
+) -> LinearProbe:
     """The least mean (w . x + b - y)^2 / 2 + l2/2 |w|^2, in closed form and float64; of several, a short w.
 
     Without `bias`, b is 0 (the probes of arXiv 2410.22244, whose targets have several entries: a label each).
     """
 
-    def solve(part: slice) -> Fit:
-        c = Columns.of(x[part].double(), None if mask is None else mask[part], centred=bias)
+    def solve(part: slice) -> LinearProbe:
+        c = Columns.of(x[part].double(), None if mask is None else mask[part], centered=bias)
         own = y[part].double().where(c.share > 0, 0.0)
         gram = c.x.mT @ (c.share * c.x) + c.penalty(each(l2, x)[part])
         right = c.x.mT @ (c.share * own)
         w = torch.linalg.pinv(gram, rtol=1e-12, hermitian=True) @ right
         fit = c.back(w, (gram @ w - right).abs().amax(1))
-        return Fit(*(t.to(x) for t in fit.parts))
+        return LinearProbe(*(t.to(x) for t in fit.parts))
 
-    return Fit.joined(in_parts(solve, x))
+    return LinearProbe.joined(in_parts(solve, x))
 
 
 @without_gradients
@@ -97,10 +97,10 @@ def logistic(
     y: Float[Tensor, "problem n label"],
     l2: float | Float[Tensor, " problem"],
     mask: Bool[Tensor, "problem n"] | None = None,
-    start: Fit | None = None,
+    start: LinearProbe | None = None,
     tolerance: float = 1e-6,
-    most: int = 60,
-) -> Fit:
+    max_iter: int = 60,
+) -> LinearProbe:
     r"""Binary logistic regressions, by Newton's method with backtracking.
 
     The least mean_n [log(1 + e^z) - y z] + l2/2 |w|^2 with z = w . x + b; scikit-learn's C is 1 / (l2 n). The
@@ -115,13 +115,13 @@ def logistic(
         mask: rows that count; all by default.
         start: fits to start from, of a stronger penalty or an earlier checkpoint.
         tolerance: largest entry of the gradient to be left, for columns of variance 1.
-        most: steps to take.
+        max_iter: steps to take.
     """
 
-    def solve(given: Problems, start: Fit | None) -> Fit:
+    def solve(given: Problems, start: LinearProbe | None) -> LinearProbe:
         c = Columns.of(given.x, given.mask)
         w = c.forth(start, given.y.shape[-1])
-        return c.back(*newton(w, c.x, given.y, c.share, c.penalty(given.l2), tolerance, most))
+        return c.back(*newton(w, c.x, given.y, c.share, c.penalty(given.l2), tolerance, max_iter))
 
     given = Problems(x, y.to(x), each(l2, x), mask)
     return _sure(solve, given, start)
@@ -134,10 +134,10 @@ def multinomial(
     classes: int,
     l2: float | Float[Tensor, " problem"],
     mask: Bool[Tensor, "problem n"] | None = None,
-    start: Fit | None = None,
+    start: LinearProbe | None = None,
     tolerance: float = 1e-4,
-    most: int = 1000,
-) -> Fit:
+    max_iter: int = 1000,
+) -> LinearProbe:
     """Softmax regressions: the least mean -log p(y) + l2/2 |W|^2 with p = softmax(W x + b), a row of W a class.
 
     By L-BFGS. Arguments as in `logistic`; y are numbers below `classes`.
@@ -148,7 +148,7 @@ def multinomial(
         w = flat.unflatten(1, shape)
         return _mean_log_loss(x @ w, y, share) + (w * (penalty @ w)).sum((1, 2)) / 2
 
-    def solve(given: Problems, start: Fit | None) -> Fit:
+    def solve(given: Problems, start: LinearProbe | None) -> LinearProbe:
         own = given.y
         c = Columns.of(given.x, given.mask, bound=given.l2)
         there = c.share[..., 0] > 0
@@ -156,7 +156,7 @@ def multinomial(
         flat = c.forth(start, classes).flatten(1)
         left = torch.full_like(flat[:, :1], torch.nan)
         data = tuple(t[varies] for t in (c.x, own, c.share, c.penalty(given.l2)))
-        flat[varies], left[varies] = lbfgs(value, flat[varies], data, tolerance, most)
+        flat[varies], left[varies] = lbfgs(value, flat[varies], data, tolerance, max_iter)
         flat[~varies] = torch.nan
         w = flat.unflatten(1, shape)
         return c.back(w - w.mean(-1, keepdim=True), left.repeat(1, classes))  # what all share says nothing
@@ -182,13 +182,15 @@ class Problems:
         return replace(self, x=self.x.double(), y=y, l2=self.l2.double())
 
 
-def _sure(solve: Callable[[Problems, Fit | None], Fit], given: Problems, start: Fit | None) -> Fit:
+def _sure(
+    solve: Callable[[Problems, LinearProbe | None], LinearProbe], given: Problems, start: LinearProbe | None
+) -> LinearProbe:
     """Fits; those that are left with a gradient that is not small are done again, in float64.
 
     In float32 weights may grow without use where x lies in fewer dimensions than it has.
     """
 
-    def certain(part: slice) -> Fit:
+    def certain(part: slice) -> LinearProbe:
         fit = solve(given[part], None if start is None else start[part])
         if (some := (fit.gradient > SURE).any(1)).any():
             again = solve(given[part][some].double(), None)
@@ -196,12 +198,12 @@ def _sure(solve: Callable[[Problems, Fit | None], Fit], given: Problems, start: 
                 own[some] = better.to(own)
         return fit
 
-    return Fit.joined(in_parts(certain, given.x))
+    return LinearProbe.joined(in_parts(certain, given.x))
 
 
 def in_parts(solve: Callable[[slice], T], x: Float[Tensor, "problem n d"], times: float = 1.0) -> list[T]:
     """Solve a few problems after another, so that what they make of x, `times` its size, stays small."""
-    size = max(1, int(HELD / max(1.0, x[:1].nbytes * times)))
+    size = max(1, int(CHUNK_BYTES / max(1.0, x[:1].nbytes * times)))
     return [solve(slice(i, i + size)) for i in range(0, len(x), size)]
 
 
@@ -229,7 +231,7 @@ class Columns:
         x: Float[Tensor, "problem n d"],
         mask: Bool[Tensor, "problem n"] | None,
         bound: float | Float[Tensor, " problem"] | None = None,
-        centred: bool = True,
+        centered: bool = True,
     ) -> "Columns":
         """Columns of variance 1, but for those that do not vary; with `bound` without correlations too.
 
@@ -239,9 +241,9 @@ class Columns:
         there = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         share = (there.to(x) / there.sum(1, keepdim=True).clamp(min=1))[..., None]
         x = x if mask is None else x.where(mask[..., None], 0.0)
-        mean = share.mT @ x * centred
-        mean = mean + share.mT @ (x - mean) * centred  # what rounding left: a column that does not vary has to be 0
-        columns = F.pad(x - mean, (0, 1), value=float(centred))
+        mean = share.mT @ x * centered
+        mean = mean + share.mT @ (x - mean) * centered  # what rounding left: a column that does not vary has to be 0
+        columns = F.pad(x - mean, (0, 1), value=float(centered))
         if mask is not None:
             columns *= mask[..., None]
         scale = (share.mT @ columns.square())[..., :-1].sqrt()
@@ -262,7 +264,7 @@ class Columns:
         """P of w' P w = l2 |A w|^2; the bias goes free."""
         return F.pad(each(l2, self.x)[:, None, None] * (self.a.mT @ self.a), (0, 1, 0, 1))
 
-    def forth(self, start: Fit | None, labels: int) -> Float[Tensor, "problem column label"]:
+    def forth(self, start: LinearProbe | None, labels: int) -> Float[Tensor, "problem column label"]:
         """Coefficients of the columns for weights of x; 0 for want of them."""
         if start is None:
             return self.x.new_zeros(len(self.x), self.x.shape[-1], labels)
@@ -270,10 +272,10 @@ class Columns:
         bias = biases[:, None] + self.mean @ weights.mT
         return torch.cat([torch.linalg.solve(self.a, weights.mT), bias], 1)
 
-    def back(self, w: Float[Tensor, "problem column label"], gradient: Float[Tensor, "problem label"]) -> Fit:
+    def back(self, w: Float[Tensor, "problem column label"], gradient: Float[Tensor, "problem label"]) -> LinearProbe:
         """Weights of x for coefficients of the columns."""
         weights = (self.a @ w[:, :-1]).mT
-        return Fit(weights, w[:, -1] - (self.mean @ weights.mT)[:, 0], gradient)
+        return LinearProbe(weights, w[:, -1] - (self.mean @ weights.mT)[:, 0], gradient)
 
 
 def each(l2: float | Tensor, x: Float[Tensor, "problem n d"]) -> Float[Tensor, " problem"]:

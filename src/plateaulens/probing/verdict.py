@@ -19,7 +19,7 @@ def thirds(table: xr.Dataset) -> xr.Dataset:
     (both arXiv 2505.03997). Offsets where nothing varies do not count.
 
     Args:
-        table: of `Probes` or `probe_over`.
+        table: of `Probes` or `probe_checkpoints`.
     """
     if "feature" in table.dims:
         each = [thirds(table.sel(feature=name)) for name in table.feature.values]
@@ -80,7 +80,7 @@ def quiet_or_loud(
     (arXiv 2505.03997) states no rule and decides by eye.
 
     Args:
-        over: what `probe_over` returned.
+        over: what `probe_checkpoints` returned.
         feature: which of several.
         plateau_steps: probed steps with the loss on its plateau.
         after_step: a probed step after the drop.

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from plateaulens.lm.evaluation import Survey
-from plateaulens.report.evaluation_page import survey_report
+from plateaulens.lm.evaluation import EvaluatedCheckpoints
+from plateaulens.report.evaluation_page import evaluation_report
 from plateaulens.report.probe_results import plateau_of
 from plateaulens.report.run_page import headline, run_report
 from plateaulens.report.sections import Section
@@ -13,19 +13,23 @@ from plateaulens.runs.run import Run
 __all__ = ["Section", "headline", "plateau_of", "write_report"]
 
 
-def write_report(of: Run | Survey, beside: Run | Survey | None = None, sections: Sequence[Section] = ()) -> Path:
+def write_report(
+    of: Run | EvaluatedCheckpoints,
+    compare_with: Run | EvaluatedCheckpoints | None = None,
+    sections: Sequence[Section] = (),
+) -> Path:
     """Write `report.html` into the folder of a run or survey: headline, figures, examples, provenance.
 
     Args:
         of: what the page is about.
-        beside: for a survey, a run to show on the same axes.
+        compare_with: for a survey, a run to show on the same axes.
         sections: for a run, sections that replace the figures of a sequence task.
 
     Raises:
         ValueError: when nothing was measured yet, or `beside` is given for a run.
     """
-    if isinstance(of, Survey):
-        return survey_report(of, beside)
-    if beside is not None:
-        raise ValueError("beside= belongs to the report of a survey; write_report(survey, beside=run)")
+    if isinstance(of, EvaluatedCheckpoints):
+        return evaluation_report(of, compare_with)
+    if compare_with is not None:
+        raise ValueError("compare_with= belongs to the report of a survey; write_report(survey, compare_with=run)")
     return run_report(of, sections)

@@ -1,6 +1,6 @@
 """What `plateaulens probe` and `ablate` leave in the folder of a run, and how a page shows it.
 
-    probes/carry.nc                     what `probe_over` returned; `xarray.load_dataset` reads it
+    probes/carry.nc                     what `probe_checkpoints` returned; `xarray.load_dataset` reads it
     ablations/carry-hyperplane-420.nc   values and table of an `Ablation`
     probes/carry.html, ...              the page of each
 
@@ -30,7 +30,7 @@ IN_A_ROW = 3  # measurements, from which on a plateau stands
 SHARED = 0.3  # of the removed directions, what a control may contain and still be a comparison
 PROBED = """How well linear probes read the feature from the residual stream: test loss of the best layer, by
 geometric mean over thirds of the places where it is looked for. Dotted: the untrained network, which is no chance
-level. Quiet is what falls while the loss (grey: its plateau) does not."""
+level. Quiet is what falls while the loss (gray: its plateau) does not."""
 TOKENS = """ A probe of the visible tokens alone reaches {}: where that is low, a network need only attend to them
 for the feature to be readable, and readable is not yet computed."""
 ABLATED = """The feature's directions are taken out, in teacher forcing and in every step of decoding; so are, at
@@ -54,7 +54,7 @@ class Result:
 
 
 def keep_probes(run: Run, over: xr.Dataset, **options: Any) -> Path:
-    """Keep what `probe_over` found of the feature `over.attrs["feature"]`, with its page; returns the page.
+    """Keep what `probe_checkpoints` found of the feature `over.attrs["feature"]`, with its page; returns the page.
 
     Args:
         run: whose folder it goes to.
@@ -133,9 +133,11 @@ def concluded(table: pd.DataFrame, measurement: str = "exact_match") -> str:
     if low <= 0 <= high:
         return f"{measurement} does not change ({span}): nothing shows that the model uses these directions."
     changes = f"{measurement} changes by {span}"
-    alike = others.overlap[others.overlap > SHARED]
-    aside = "".join(f" {name} shares {share:.0%} of the directions: no comparison." for name, share in alike.items())
-    others = others.drop(alike.index)
+    batch_by_length = others.overlap[others.overlap > SHARED]
+    aside = "".join(
+        f" {name} shares {share:.0%} of the directions: no comparison." for name, share in batch_by_length.items()
+    )
+    others = others.drop(batch_by_length.index)
     if others.empty:
         return f"{changes}; without controls this says nothing of the feature.{aside}"
     beyond = others.high < 0 if intact.difference < 0 else others.low > 0

@@ -9,7 +9,7 @@ import torch
 
 from plateaulens import plots
 from plateaulens.analysis.checkpoint_steps import evenly
-from plateaulens.analysis.checkpoint_traces import Evolution, evolve
+from plateaulens.analysis.checkpoint_traces import CheckpointTraces, trace_checkpoints
 from plateaulens.analysis.plateau import Plateau
 from plateaulens.analysis.step_patching import patch_across_steps
 from plateaulens.report.page import write_page
@@ -45,10 +45,10 @@ def run_report(run: Run, sections: Sequence[Section] = ()) -> Path:
     if any(str(column).startswith("collapse@") for column in metrics):
         figures["sites"] = plots.sites(run)
     samples: list[dict[str, Any]] = []
-    inside = run.steps and run.task is not None and run.model_config is not None and run.has_held
-    if inside and (held := run.held()).is_decoded:
-        held = held[:64]
-        evolution = evolve(run, held)
+    inside = run.steps and run.task is not None and run.model_config is not None and run.has_eval_batch
+    if inside and (eval_batch := run.eval_batch()).is_decoded:
+        eval_batch = eval_batch[:64]
+        evolution = trace_checkpoints(run, eval_batch)
         _, layers, heads = evolution.pattern.shape[:3]
         if layers * heads == 1:
             figures["attention"] = plots.attention_map(evolution)
@@ -57,7 +57,7 @@ def run_report(run: Run, sections: Sequence[Section] = ()) -> Path:
         figures["cosine"] = plots.cosine_map(evolution)
         if len(run.steps) > 1:
             steps = evenly(run.steps, GRID)
-            grid = patch_across_steps(run, held, sources=steps, targets=steps, progress=False)
+            grid = patch_across_steps(run, eval_batch, sources=steps, targets=steps, progress=False)
             figures["step_grid"] = plots.step_grid(grid)
         samples = _samples(run, evolution, plateau)
     kept, named = results(run), named_sections(sections)
@@ -102,7 +102,7 @@ def headline(run: Run, plateau: Plateau | None) -> dict[str, str]:
     return lines
 
 
-def _samples(run: Run, evolution: Evolution, plateau: Plateau | None) -> list[dict[str, Any]]:
+def _samples(run: Run, evolution: CheckpointTraces, plateau: Plateau | None) -> list[dict[str, Any]]:
     """Some prompts with the answers given on the plateau (its middle checkpoint) and at the end."""
     if plateau is None or plateau.start is None:
         middle = 0.0
@@ -119,7 +119,7 @@ def _samples(run: Run, evolution: Evolution, plateau: Plateau | None) -> list[di
             ]
             for k in (on, len(evolution.steps) - 1)
         }
-        prompt = decode(batch.tokens[i, : int(batch.out[i, 0]) + 1])
+        prompt = decode(batch.tokens[i, : int(batch.answer_positions[i, 0]) + 1])
         rows.append({"prompt": prompt, "truth": " ".join(decode(torch.tensor([t])) for t in truth), "guesses": guesses})
     return rows
 

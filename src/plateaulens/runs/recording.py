@@ -1,6 +1,6 @@
 """`record`: the training loop with measuring and saving, and `resume`: the rest of one that was cut off.
 
-    run = record(train(model, task, cfg), "runs/mws", held, every=5, save_every=50)
+    run = record(train(model, task, cfg), "runs/mws", eval_batch, every=5, save_every=50)
 
 A run that was interrupted at any moment, even by SIGKILL, is resumed to the bytes of one that was not.
 """
@@ -14,12 +14,12 @@ from typing import Any
 from plateaulens.batch import Batch
 from plateaulens.hooks import active, device_of
 from plateaulens.interventions import from_json, intervene
-from plateaulens.metrics.named import Measurement
-from plateaulens.metrics.measuring import measure, resolve, standard
+from plateaulens.metrics.named import Metric
+from plateaulens.metrics.measuring import measure, resolve, default_metrics
 from plateaulens.runs.run import Run
 from plateaulens.tasks import Task
 from plateaulens.training.loop import Step, Training, train
-from plateaulens._signals import held_interrupts
+from plateaulens._signals import defer_sigint
 
 Schedule = int | Collection[int]
 
@@ -41,8 +41,8 @@ class Plan:
 def record(
     training: Training,
     path: str | Path,
-    held: Batch,
-    watch: Sequence[Measurement | str] | None = None,
+    eval_batch: Batch,
+    metrics: Sequence[Metric | str] | None = None,
     *,
     every: Schedule = 5,
     save_every: Schedule = 50,
@@ -51,15 +51,15 @@ def record(
     notes: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Run:
-    """Train on, measure on `held`, save checkpoints and exact states; returns the `Run`.
+    """Train on, measure on `eval_batch`, save checkpoints and exact states; returns the `Run`.
 
     Interventions that are active on the model are written into the run, and `resume` applies them again.
 
     Args:
         training: from `train` or `fork`; it continues where it is.
         path: a new folder.
-        held: the held-out batch.
-        watch: measurements, as functions or names; None is `standard(held, model)`.
+        eval_batch: the evaluation batch.
+        metrics: measurements, as functions or names; None is `standard(eval_batch, model)`.
         every: measure every so many steps, or at a list of steps.
         save_every: the same for checkpoints and states.
         until: stop after this step instead of at the end of the config.
@@ -71,20 +71,20 @@ def record(
         ValueError: for a bad schedule or an unknown measurement, before anything is written.
         FileExistsError: when the folder is not empty.
     """
-    functions = resolve(training.model, standard(held, training.model) if watch is None else watch)
+    functions = resolve(training.model, default_metrics(eval_batch, training.model) if metrics is None else metrics)
     plan = Plan(training.t, training.cfg.steps if until is None else until, _schedule(every), _schedule(save_every))
     if not plan.start <= plan.end <= training.cfg.steps:
         raise ValueError(
             f"cannot record until step {plan.end}: the training is at {plan.start} of {training.cfg.steps} steps"
         )
-    measure(training.model, held[:2], functions)  # what cannot be measured is found out before anything is written
+    measure(training.model, eval_batch[:2], functions)  # what cannot be measured is found out before anything is written
     on = active(training.model)
     run = Run.create(
         path,
         task=training.task,
         model=training.model,
         train=training.cfg,
-        held=held,
+        eval_batch=eval_batch,
         tensors={digest: tensor for i in on for digest, tensor in i.tensors().items()},
         state=training.state_dict(),  # weights that no config describes are there from the first moment on
         notes={
@@ -94,20 +94,20 @@ def record(
                 "end": plan.end,
                 "every": _json(plan.every),
                 "save_every": _json(plan.save_every),
-                "watch": [f.__name__ for f in functions],
+                "metrics": [f.__name__ for f in functions],
             },
             "interventions": [{"from": plan.start, "to": plan.end, "what": i.to_json()} for i in on],
         },
         overwrite=overwrite,
     )
-    return _drive(run, training, held, functions, plan, progress)
+    return _drive(run, training, eval_batch, functions, plan, progress)
 
 
 def resume(
     path: str | Path,
     *,
     training: Training | None = None,
-    watch: Sequence[Measurement | str] | None = None,
+    metrics: Sequence[Metric | str] | None = None,
     device: str | None = None,
     progress: bool = True,
 ) -> Run:
@@ -116,7 +116,7 @@ def resume(
     Args:
         path: the run folder.
         training: for models or tasks of your own: a fresh training like the one that was recorded.
-        watch: for measurements of your own: the list that was recorded.
+        metrics: for measurements of your own: the list that was recorded.
         device: where to go on, by default where it began; the bytes are the same only there.
         progress: show a progress bar.
 
@@ -135,29 +135,29 @@ def resume(
             raise ValueError(f"{run.path} trained a task of your own; pass training=train(model, task, cfg)")
         training = train(run.new_model(device or run.config["device"]), run.task, run.train_config)
     try:
-        functions = resolve(training.model, watch or kept["watch"])
+        functions = resolve(training.model, metrics or kept["metrics"])
     except ValueError as error:
-        raise ValueError(f"{error}; measurements of your own are passed again: resume(path, watch=[...])") from error
+        raise ValueError(f"{error}; measurements of your own are passed again: resume(path, metrics=[...])") from error
     state = run.rewind()
     if state is None:
         raise ValueError(f"{run.path} has lost its exact state (state/ is empty); record it again")
     training.load_state_dict(state)
     changes = [from_json(entry["what"], run.tensors(), training.task) for entry in run.config["interventions"]]
-    held = replace(run.held(), task=training.task if isinstance(training.task, Task) else None)
+    eval_batch = replace(run.eval_batch(), task=training.task if isinstance(training.task, Task) else None)
     with intervene(training.model, *changes) if changes and training.t < plan.end else nullcontext():
-        return _drive(run, training, held, functions, plan, progress)
+        return _drive(run, training, eval_batch, functions, plan, progress)
 
 
-def _drive(run: Run, training: Training, held: Batch, functions: list[Measurement], plan: Plan, progress: bool) -> Run:
+def _drive(run: Run, training: Training, eval_batch: Batch, functions: list[Metric], plan: Plan, progress: bool) -> Run:
     from tqdm.auto import tqdm
 
-    held = held.to(device_of(training.model))
+    eval_batch = eval_batch.to(device_of(training.model))
     bar = tqdm(total=plan.end, initial=training.t, unit="step", disable=not progress, leave=True)
 
     def visit(step: Step) -> None:
-        with held_interrupts():
+        with defer_sigint():
             if step.t > run.last and plan.due(plan.every, step.t):
-                values = measure(training.model, held, functions)
+                values = measure(training.model, eval_batch, functions)
                 run.log(step.t, values if step.loss is None else {**values, "train_loss": step.loss})
                 bar.set_postfix({k: f"{v.item():.3f}" for k, v in values.items() if v.ndim == 0 and k in SHOWN})
             if plan.due(plan.save_every, step.t):
@@ -172,7 +172,7 @@ def _drive(run: Run, training: Training, held: Batch, functions: list[Measuremen
         for step in training.until(plan.end):
             visit(step)
     except KeyboardInterrupt:
-        with held_interrupts():
+        with defer_sigint():
             if training.t < plan.end:  # the state of the last step says that everything was measured and saved
                 run.save_state(training.t, training.state_dict())
         raise

@@ -2,7 +2,7 @@
 
     run.json        configs, versions, git hash, device, threads, times, interventions
     metrics.jsonl   a line per measured step, appended and flushed
-    held.safetensors            the held-out batch that was measured
+    eval_batch.safetensors            the evaluation batch that was measured
     checkpoints/000100.safetensors   weights at step 100
     state/000100.safetensors         the newest exact state, for `resume`
     tensors/DIGEST.safetensors       big tensors of interventions
@@ -30,13 +30,13 @@ import torch
 from torch import Tensor, nn
 
 from plateaulens._registry import build
-from plateaulens.batch import COLUMNS, Batch, Decoding
+from plateaulens.batch import TENSOR_FIELDS, Batch, Decoding
 from plateaulens._io import move_away, plain, read_tensors, versions, write_json, write_tensors, write_whole
 from plateaulens.models.config import ModelConfig
 from plateaulens.models.transformer import Transformer
 from plateaulens.tasks import TASKS, Task, task_from_json, task_to_json
 from plateaulens.training.config import TrainConfig
-from plateaulens._signals import held_interrupts
+from plateaulens._signals import defer_sigint
 
 LEFT = re.compile(r"(held|tensors/[0-9a-f]{64}|state/\d{6,})\.safetensors|((tensors|state)/)?\.[^/]+\.partial")
 PACKAGES = ("plateaulens", "torch", "transformer-lens", "numpy")
@@ -73,7 +73,7 @@ class Run:
         task: Any,
         model: nn.Module,
         train: TrainConfig,
-        held: Batch | None = None,
+        eval_batch: Batch | None = None,
         tensors: Mapping[str, Tensor] | None = None,
         state: dict[str, Tensor] | None = None,
         notes: Mapping[str, Any] | None = None,
@@ -83,10 +83,10 @@ class Run:
 
         Args:
             path: the folder.
-            task: what is learnt.
+            task: what is learned.
             model: what learns; its config is kept.
             train: how it learns.
-            held: the held-out batch, kept with the run.
+            held: the evaluation batch, kept with the run.
             tensors: tensors that the notes refer to by digest.
             state: the exact state of a training that begins here, from its `state_dict`.
             notes: more entries for run.json.
@@ -117,13 +117,13 @@ class Run:
             "threads": torch.get_num_threads(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "interventions": [],
-            **({"decoding": asdict(held.decoding)} if held is not None and held.n_new else {}),
+            **({"decoding": asdict(eval_batch.decoding)} if eval_batch is not None and eval_batch.n_new else {}),
             **(notes or {}),
         }
         path.mkdir(parents=True, exist_ok=True)
-        if held is not None:
-            columns = {name: getattr(held, name) for name in COLUMNS}
-            write_tensors(path / "held.safetensors", {**columns, "n_new": torch.tensor(held.n_new)})
+        if eval_batch is not None:
+            columns = {name: getattr(eval_batch, name) for name in TENSOR_FIELDS}
+            write_tensors(path / "eval_batch.safetensors", {**columns, "n_new": torch.tensor(eval_batch.n_new)})
         for digest, tensor in (tensors or {}).items():
             write_tensors(path / "tensors" / f"{digest}.safetensors", {"tensor": tensor})
         if state is not None:
@@ -145,7 +145,7 @@ class Run:
         line = json.dumps({"step": step, **{name: plain(v) for name, v in values.items()}}, allow_nan=False)
         if not self._trimmed:  # a half line that a crash left must not run into this one
             self._trim(self._last)
-        with held_interrupts():  # a line on disk that is not remembered would be written twice
+        with defer_sigint():  # a line on disk that is not remembered would be written twice
             with (self.path / "metrics.jsonl").open("a") as f:
                 f.write(line + "\n")
                 f.flush()
@@ -251,23 +251,23 @@ class Run:
         return build(TrainConfig, self.config["train"], "train config")
 
     @property
-    def has_held(self) -> bool:
-        """Whether a held-out batch was kept with the run."""
-        return (self.path / "held.safetensors").is_file()
+    def has_eval_batch(self) -> bool:
+        """Whether a evaluation batch was kept with the run."""
+        return (self.path / "eval_batch.safetensors").is_file()
 
-    def held(self) -> Batch:
-        """The held-out batch that was measured.
+    def eval_batch(self) -> Batch:
+        """The evaluation batch that was measured.
 
         Raises:
             ValueError: when none was kept.
         """
-        if not self.has_held:
-            raise ValueError(f"{self.path} keeps no held-out batch; pass held= to Run.create, or sample one: run.task")
-        held = _read(self.path / "held.safetensors")
+        if not self.has_eval_batch:
+            raise ValueError(f"{self.path} keeps no evaluation batch; pass eval_batch= to Run.create, or sample one: run.task")
+        eval_batch = _read(self.path / "eval_batch.safetensors")
         decoding = build(Decoding, self.config.get("decoding", {}), "decoding")
         kind = Batch if self.task is None else self.task.batch_type
-        columns = {name: held[name] for name in COLUMNS}
-        return kind(**columns, task=self.task, n_new=int(held.get("n_new", 0)), decoding=decoding)
+        columns = {name: eval_batch[name] for name in TENSOR_FIELDS}
+        return kind(**columns, task=self.task, n_new=int(eval_batch.get("n_new", 0)), decoding=decoding)
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors of interventions, by digest."""
@@ -314,7 +314,7 @@ class Run:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    with held_interrupts():  # torch makes a ValueError of a Ctrl-C that comes amid its reading
+    with defer_sigint():  # torch makes a ValueError of a Ctrl-C that comes amid its reading
         return read_tensors(path)
 
 

@@ -1,4 +1,4 @@
-"""What is to be learnt: samplers with their ground truth."""
+"""What is to be learned: samplers with their ground truth."""
 
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""`Task`: what is to be learnt, with its ground truth.
+"""`Task`: what is to be learned, with its ground truth.
 
 A task is a frozen dataclass. It samples batches, says where attention must look, which answers are
 the easy ones, and what the loss is before and after the task is understood.
@@ -64,7 +64,7 @@ class Task:
     """
 
     batch_type: ClassVar[type[Batch]] = Batch
-    standard: ClassVar[tuple[str, ...] | None] = None  # what a run records, where it is not what all tasks do
+    default_metrics: ClassVar[tuple[str, ...] | None] = None  # what a run records, where it is not what all tasks do
 
     @property
     def prompt_len(self) -> int:
@@ -92,7 +92,7 @@ class Task:
         return self.n_ctx - 1
 
     @property
-    def watch(self) -> tuple[str, ...]:
+    def metrics(self) -> tuple[str, ...]:
         """Names of measurements worth recording for this task, beside the standard ones."""
         return ()
 
@@ -110,12 +110,12 @@ class Task:
         tokens = torch.cat([prompt, answer], 1)
         n, device = len(tokens), tokens.device
         out = torch.arange(self.prompt_len - 1, self.n_targets, device=device).expand(n, self.n_out)
-        scored = torch.ones(n, self.n_targets, dtype=torch.bool, device=device)
-        return Batch(tokens, out, scored, self)
+        loss_mask = torch.ones(n, self.n_targets, dtype=torch.bool, device=device)
+        return Batch(tokens, out, loss_mask, self)
 
     def loss(self, outputs: Float[Tensor, "batch targets d_vocab"], batch: Batch) -> Float[Tensor, ""]:
         """Mean next-token cross-entropy in nats over all scored targets (arXiv 2506.13688, training code)."""
-        targets = batch.targets.masked_fill(~batch.scored, -100)
+        targets = batch.targets.masked_fill(~batch.loss_mask, -100)
         return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
 
     def optimal_attention(self, batch: Batch | None = None) -> Maps | None:

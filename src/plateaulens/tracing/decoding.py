@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from plateaulens._signals import uninterruptible, without_gradients
 from plateaulens.batch import GREEDY, Batch, Decoding
-from plateaulens.hooks import active, has_raw_hooks, is_map, is_native, whole, without_gradients
+from plateaulens.hooks import active, has_raw_hooks, is_map, is_native
 from plateaulens.tracing.next_token import choose, token_entropy
 
 
@@ -36,14 +37,14 @@ class Generation:
         rows: activations by hook name, at the rows that predict the tokens.
         logits: of those rows, or None when they were not asked for.
         entropy: of the distributions that these are of, in nats, or None.
-        unsure: which tokens rounding could have changed, two of them being nearly as likely.
+        near_ties: which tokens rounding could have changed, two of them being nearly as likely.
     """
 
     tokens: Int[Tensor, "batch out"]
     rows: dict[str, Float[Tensor, "batch out *rest"]]
     logits: Float[Tensor, "batch out d_vocab"] | None
     entropy: Float[Tensor, "batch out"] | None
-    unsure: Bool[Tensor, "batch out"]
+    near_ties: Bool[Tensor, "batch out"]
 
 
 @without_gradients
@@ -55,13 +56,15 @@ def greedy_decode(model: Any, batch: Batch) -> Int[Tensor, "batch out"]:
     position at a time from where the shortest ends: an example takes the tokens of its own prompt while it is in it.
     Every token stays at its absolute position, and none is generated behind the last answer.
     """
-    last = batch.out.max()
-    ends = batch.out[:, 0].where(batch.out[:, 0] >= 0, last)  # an example without an answer is all prompt
+    last = batch.answer_positions.max()
+    ends = batch.answer_positions[:, 0].where(
+        batch.answer_positions[:, 0] >= 0, last
+    )  # an example without an answer is all prompt
     start, longest = int(ends.min()) + 1, int(ends.max()) + 1
     own = torch.arange(start, longest, device=ends.device) <= ends[:, None]
     given = batch.tokens[:, start:longest].masked_fill(~own, -1)
     said = decode(model, batch.tokens[:, :start], int(last) + 2 - start, remembers(model), given=given).tokens
-    return said.gather(1, (batch.out + 1 - start).clamp(min=0)).masked_fill(batch.out < 0, -1)
+    return said.gather(1, (batch.answer_positions + 1 - start).clamp(min=0)).masked_fill(batch.answer_positions < 0, -1)
 
 
 def remembers(model: Any) -> bool:
@@ -88,7 +91,9 @@ def decode(
     seen: dict[str, list[Tensor]] = {name: [] for name in reading.sites}
     near: list[Tensor] = []
     entropies: list[Tensor] = []
-    with whole(model.hooks(fwd_hooks=[(name, _last_row(name, len(tokens), rows)) for name, rows in seen.items()])):
+    with uninterruptible(
+        model.hooks(fwd_hooks=[(name, _last_row(name, len(tokens), rows)) for name, rows in seen.items()])
+    ):
         for i in range(count):
             scores = logits_of(call(tokens, fresh))[:, -1]
             if reading.entropy:
@@ -96,8 +101,8 @@ def decode(
             if reading.logits:
                 kept = scores.new_empty(len(scores), count, scores.shape[1]) if kept is None else kept
                 kept[:, i] = scores
-            fresh, unsure = choose(scores, decoding, None if noise is None else noise[:, i])
-            near.append(unsure)
+            fresh, near_ties = choose(scores, decoding, None if noise is None else noise[:, i])
+            near.append(near_ties)
             if given is not None and i < given.shape[1]:
                 fresh = torch.where(given[:, i : i + 1] < 0, fresh, given[:, i : i + 1])
             tokens = torch.cat([tokens, fresh], 1)

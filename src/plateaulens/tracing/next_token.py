@@ -45,9 +45,9 @@ def _best(
     token = drawn.masked_fill(scores < least, -torch.inf).argmax(1, keepdim=True)
     outside = scores < least - near  # whatever rounding does
     best, first = drawn.masked_fill(outside, -torch.inf).topk(2)
-    unsure = (first[:, :1] != token)[:, 0] | ~(best[:, 0] - best[:, 1] >= near)
+    near_ties = (first[:, :1] != token)[:, 0] | ~(best[:, 0] - best[:, 1] >= near)
     replaceable = ((~outside).sum(1) > decoding.top_k) & (scores.gather(1, token) < least + near)[:, 0]
-    return token, unsure | replaceable
+    return token, near_ties | replaceable
 
 
 def _likeliest(scores: Float[Tensor, "batch d_vocab"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,7 +71,7 @@ def gumbel_noise(batch: Batch, lengths: list[int], d_vocab: int) -> Float[Tensor
     for row, n in zip(batch.tokens.cpu(), lengths, strict=True):
         words = np.random.SeedSequence([batch.decoding.seed, *row[:n].tolist()]).generate_state(1, np.uint64)
         rng = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
-        draws.append(-torch.empty(batch.out.shape[1], d_vocab).exponential_(generator=rng).log())
+        draws.append(-torch.empty(batch.answer_positions.shape[1], d_vocab).exponential_(generator=rng).log())
     return torch.stack(draws).to(batch.tokens.device)
 
 

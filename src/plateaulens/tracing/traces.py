@@ -1,6 +1,6 @@
 """`trace`: one pass of a model over a batch, read through hooks.
 
-t = trace(model, held)                        # logits, activations, greedy answers
+t = trace(model, eval_batch)                        # logits, activations, greedy answers
 """
 
 from collections.abc import Callable, Sequence
@@ -10,18 +10,9 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from plateaulens._signals import uninterruptible, without_gradients
 from plateaulens.batch import Batch
-from plateaulens.hooks import (
-    AttentionPattern,
-    device_of,
-    is_map,
-    matching,
-    n_layers,
-    pattern_at,
-    sites,
-    whole,
-    without_gradients,
-)
+from plateaulens.hooks import AttentionPattern, device_of, is_map, matching, n_layers, pattern_at, sites
 from plateaulens.tracing.decoding import greedy_decode, logits_of
 from plateaulens.tracing.next_token import token_entropy
 
@@ -39,7 +30,7 @@ class Trace:
         n_layers: layers of the model.
         d_vocab: vocabulary of the model.
         has_truth: False for language-model prompts, which have no true answer.
-        unsure: of language-model prompts, which tokens rounding could have changed (see `generate`).
+        near_ties: of language-model prompts, which tokens rounding could have changed (see `generate`).
     """
 
     batch: Batch
@@ -52,7 +43,7 @@ class Trace:
     _answer_outputs: Float[Tensor, "batch out d_vocab"] | None = None
     _answer_entropy: Float[Tensor, "batch out"] | None = None
     _rows_only: bool = False
-    unsure: Bool[Tensor, "batch out"] | None = None
+    near_ties: Bool[Tensor, "batch out"] | None = None
 
     @property
     def outputs(self) -> Float[Tensor, "batch pos *d_vocab"]:
@@ -64,7 +55,7 @@ class Trace:
         """Teacher-forced logits of the rows that predict answer tokens."""
         if self._answer_outputs is not None:
             return self._answer_outputs
-        return self.at_out(_present(self._outputs, "answer_outputs"))
+        return self.at_answers(_present(self._outputs, "answer_outputs"))
 
     @property
     def answer_entropy(self) -> Float[Tensor, "batch out"]:
@@ -81,18 +72,18 @@ class Trace:
     @property
     def length(self) -> int:
         """Positions that activations are kept of: all that the model ran on, or the rows that answer a prompt."""
-        return self.batch.out.shape[1] if self._rows_only else self.batch.inputs.shape[1]
+        return self.batch.answer_positions.shape[1] if self._rows_only else self.batch.inputs.shape[1]
 
     @property
     def valid(self) -> Bool[Tensor, "batch out"]:
         """Which answer positions exist."""
-        return self.batch.out >= 0
+        return self.batch.answer_positions >= 0
 
-    def at_out(self, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch out d"]:
+    def at_answers(self, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch out d"]:
         """The rows of `x` that predict answer tokens."""
         if self._rows_only:
             return x
-        index = self.batch.out.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1])
+        index = self.batch.answer_positions.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1])
         return x.gather(1, index)
 
     def pattern(self) -> AttentionPattern:
@@ -112,7 +103,7 @@ class Trace:
 
 
 @without_gradients
-def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace:
+def trace(model: Any, batch: Batch, requires: Sequence[str] | None = None) -> Trace:
     """Run `model` on `batch` and keep what `reads` names.
 
     Of language-model prompts, activations are kept at the rows that predict the answer, read while it is
@@ -122,7 +113,7 @@ def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace
     Args:
         model: any hooked model.
         batch: a task's batch, or `Batch.prompts(...)`, which the model then answers itself.
-        reads: hook names or globs, "outputs", "answer_outputs", "answer_entropy", "generated"; everything when None.
+        requires: hook names or globs, "outputs", "answer_outputs", "answer_entropy", "generated"; everything when None.
 
     Raises:
         ValueError: for a hook name that the model does not have (with the nearest names).
@@ -130,11 +121,11 @@ def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace
     """
     batch = batch.to(device_of(model))
     decoded = ["generated"] if batch.is_decoded else []
-    wanted = ["outputs", *decoded, *sites(model)] if reads is None else list(reads)
+    wanted = ["outputs", *decoded, *sites(model)] if requires is None else list(requires)
     if "generated" in wanted and not batch.is_decoded:
         raise ValueError(f"{batch.task!r} is answered in one pass and generates nothing; measure its losses")
     names = matching(model, [name for name in wanted if name not in OWN])
-    has_truth, unsure = not batch.n_new, None
+    has_truth, near_ties = not batch.n_new, None
     if batch.n_new:
         from plateaulens.lm.generation import generate  # here: no trace of a task needs language models
 
@@ -143,10 +134,10 @@ def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace
         own = generate(
             model, batch, names if rows_only else (), logits=asked["answer_outputs"], entropy=asked["answer_entropy"]
         )
-        generated, unsure, batch = own.tokens, own.unsure, batch.answered(own.tokens)
+        generated, near_ties, batch = own.tokens, own.near_ties, batch.answered(own.tokens)
         if rows_only:
             sizes = n_layers(model), int(model.cfg.d_vocab)
-            return Trace(batch, own.rows, None, generated, *sizes, False, own.logits, own.entropy, True, unsure)
+            return Trace(batch, own.rows, None, generated, *sizes, False, own.logits, own.entropy, True, near_ties)
         batch.prompt_len  # noqa: B018 (raises: prompts of unequal length)
     else:
         generated = greedy_decode(model, batch) if "generated" in wanted else None
@@ -154,9 +145,11 @@ def trace(model: Any, batch: Batch, reads: Sequence[str] | None = None) -> Trace
     outputs = None
     if names or any(name in wanted for name in OWN[:3]):
         hooks = [(name, _saver(cache, name)) for name in names]
-        with whole(model.hooks(fwd_hooks=hooks)):
+        with uninterruptible(model.hooks(fwd_hooks=hooks)):
             outputs = logits_of(model(batch.inputs))
-    return Trace(batch, cache, outputs, generated, n_layers(model), int(model.cfg.d_vocab), has_truth, unsure=unsure)
+    return Trace(
+        batch, cache, outputs, generated, n_layers(model), int(model.cfg.d_vocab), has_truth, near_ties=near_ties
+    )
 
 
 def _present(value: Tensor | None, name: str) -> Tensor:

@@ -9,12 +9,12 @@ CHOICES = {"optimizer": ("adam", "adamw", "sgd", "muon"), "schedule": ("constant
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Optimiser, length and data seed of a training; frozen, goes to JSON and comes back equal.
+    """Optimizer, length and data seed of a training; frozen, goes to JSON and comes back equal.
 
     Defaults are the settings of arXiv 2506.13688 for moving-window sum.
 
     Attributes:
-        steps: optimiser updates.
+        steps: optimizer updates.
         batch_size: fresh sequences an update.
         lr: learning rate after warm-up; with Muon that of the hidden matrices (the paper's is 0.02).
         optimizer: "adam", "adamw", "sgd" or "muon" (all torch's). Muon trains the matrices inside the
@@ -33,7 +33,7 @@ class TrainConfig:
         seed: of the data; batch t is a pure function of (seed, t).
 
     Raises:
-        ValueError: for a value out of range or an unknown optimiser.
+        ValueError: for a value out of range or an unknown optimizer.
     """
 
     steps: int = 400

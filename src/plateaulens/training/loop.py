@@ -1,8 +1,8 @@
-"""`train`: an iterator over optimiser updates. The loop belongs to the caller.
+"""`train`: an iterator over optimizer updates. The loop belongs to the caller.
 
     for step in train(model, task, TrainConfig(steps=400)):
         if step.t % 5 == 0:
-            run.log(step.t, measure(model, held, watch))
+            run.log(step.t, measure(model, eval_batch, metrics))
 
 No logging, disk or plotting happens inside. `model` is trained in place. Its data are a pure function
 of (seed, step), so a fork or a resumed training sees the very batches of the original.
@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from plateaulens._signals import held_interrupts
+from plateaulens._signals import defer_sigint
 from plateaulens.hooks import active, device_of
 from plateaulens.training.config import TrainConfig
 from plateaulens.training.optimizers import build_optimizers, lr_factor, memory_of
@@ -71,7 +71,7 @@ class Training:
         if self._delivered:
             if self.t >= self.cfg.steps:
                 raise StopIteration
-            with held_interrupts(), torch.enable_grad():
+            with defer_sigint(), torch.enable_grad():
                 self.current, self._delivered = self._update(), False
         self._delivered = True  # a step that an interrupt kept from the caller is delivered next time
         return self.current
@@ -107,7 +107,7 @@ class Training:
             yield next(self)
 
     def fork(self) -> "Training":
-        """An independent copy: weights, optimiser, step; the data to come are the same. No hooks.
+        """An independent copy: weights, optimizer, step; the data to come are the same. No hooks.
 
         Raises:
             ValueError: while interventions are active on the model.
@@ -126,7 +126,7 @@ class Training:
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a later training needs to go on exactly, as flat names and tensors (copies).
 
-        Weights, optimiser and step; never hooks, which belong to the caller's text.
+        Weights, optimizer and step; never hooks, which belong to the caller's text.
         """
         state = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         names: dict[Any, str] = {parameter: name for name, parameter in self.model.named_parameters()}
@@ -144,7 +144,7 @@ class Training:
         """Take over a state; the next step is the one after it.
 
         Raises:
-            ValueError: when the state belongs to another model or optimiser; nothing is changed then.
+            ValueError: when the state belongs to another model or optimizer; nothing is changed then.
         """
         parameters = dict(self.model.named_parameters())
         weights = {name.removeprefix("model/"): v for name, v in state.items() if name.startswith("model/")}
@@ -157,14 +157,14 @@ class Training:
                 _, owner, key = name.split("/")
                 slots.setdefault(owner, {})[key] = value
         if lost := sorted(set(slots) - set(parameters)):
-            raise ValueError(f"the state holds optimiser memory for unknown parameters: {lost[0]}")
+            raise ValueError(f"the state holds optimizer memory for unknown parameters: {lost[0]}")
         optimizers = build_optimizers(self.model, self.cfg)
         owner_of = {p: optimizer for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]}
         keys = {name: memory_of(owner_of[parameter]) for name, parameter in parameters.items()}
         if "t" not in state or any(set(memory) != keys[name] for name, memory in slots.items()):
-            raise ValueError(f"the state is incomplete or of another optimiser than {self.cfg.optimizer!r}")
+            raise ValueError(f"the state is incomplete or of another optimizer than {self.cfg.optimizer!r}")
         if int(state["t"]) and any(keys.values()) and not slots:
-            raise ValueError(f"the state lacks the memory of optimiser {self.cfg.optimizer!r}: it is of another one")
+            raise ValueError(f"the state lacks the memory of optimizer {self.cfg.optimizer!r}: it is of another one")
         for name, memory in slots.items():
             parameter = parameters[name]
             owner_of[parameter].state[parameter] = {
@@ -172,7 +172,7 @@ class Training:
                 for key, value in memory.items()
             }
         loss = state["loss"].clone() if "loss" in state else None
-        with held_interrupts():  # the weights of one state with the step of another would be a silent wrong
+        with defer_sigint():  # the weights of one state with the step of another would be a silent wrong
             self.model.load_state_dict(weights)
             self.optimizers, self._delivered = optimizers, True
             self.current = Step(int(state["t"]), loss, None, self.model)

@@ -1,4 +1,4 @@
-"""Torch's optimisers for a model, and how their learning rate goes over the steps."""
+"""Torch's optimizers for a model, and how their learning rate goes over the steps."""
 
 from math import cos, pi
 
@@ -9,7 +9,7 @@ from plateaulens.training.config import TrainConfig
 
 
 def build_optimizers(model: nn.Module, cfg: TrainConfig) -> list[torch.optim.Optimizer]:
-    """The optimisers that together hold every parameter of `model` once.
+    """The optimizers that together hold every parameter of `model` once.
 
     Raises:
         ValueError: for Muon on a model without hidden matrices.
@@ -22,7 +22,7 @@ def build_optimizers(model: nn.Module, cfg: TrainConfig) -> list[torch.optim.Opt
         return [adam(parameters, lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay)]
     hidden = hidden_matrices(model)
     rest = [p for p in parameters if not any(p is h for h in hidden)]
-    assert len(hidden) + len(rest) == len(parameters), "every parameter has one optimiser"
+    assert len(hidden) + len(rest) == len(parameters), "every parameter has one optimizer"
     momentum = 0.95 if cfg.momentum is None else cfg.momentum
     return [
         torch.optim.Muon(hidden, lr=cfg.lr, momentum=momentum, weight_decay=cfg.weight_decay),
@@ -51,7 +51,7 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def memory_of(optimizer: torch.optim.Optimizer) -> set[str]:
-    """What an optimiser remembers of each of its parameters."""
+    """What an optimizer remembers of each of its parameters."""
     if isinstance(optimizer, torch.optim.Muon):
         return {"momentum_buffer"}
     if isinstance(optimizer, torch.optim.SGD):

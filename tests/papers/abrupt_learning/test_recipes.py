@@ -34,7 +34,7 @@ SIZES = {
 def test_every_recipe_has_its_size_and_its_small_twin():
     assert tuple(SIZES) == plateau.GROUPS["tasks"] and plateau.RECIPES.keys() == plateau.SMALL.keys()
     every = plateau.RECIPES | quiet.RECIPES | matrices.RECIPES
-    assert {type(recipe.task) for recipe in every.values()} == set(pl.TASKS.values())
+    assert {type(recipe.task) for recipe in every.values()} == set(pl.tasks.TASKS.values())
     assert quiet.PAPER_SIZES.keys() == quiet.RECIPES.keys()
     assert set(plateau.RECIPES) == {name for group in plateau.GROUPS.values() for name in group}
 
@@ -65,7 +65,7 @@ def test_every_task_trains_and_is_reported(name, tiny, tmp_path):
     assert done.exit_code == 0, done.output
     run = pl.Run(tmp_path / f"{name}-0")
     assert run.steps == [0, 5, 10] and list(run.metrics.index) == [0, 5, 10]
-    assert set(run.task.watch) <= set(run.metrics) and run.task == plateau.SMALL[name].task
+    assert set(run.task.metrics) <= set(run.metrics) and run.task == plateau.SMALL[name].task
     assert "analytic plateau" in (run.path / "report.html").read_text()
     assert plateau.summary(run)["loss end"] == run.metrics.loss[10]
 

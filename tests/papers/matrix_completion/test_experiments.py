@@ -18,7 +18,7 @@ from plateaulens.papers.matrix_completion.ablation_and_patching import patch_neg
 from plateaulens.papers.matrix_completion.completions import completions
 from plateaulens.papers.matrix_completion.experiments import (
     EXPERIMENTS,
-    Setting,
+    ExperimentConfig,
     attention,
     distributions,
     ranks,
@@ -27,7 +27,7 @@ from plateaulens.papers.matrix_completion.experiments import (
 from plateaulens.papers.matrix_completion.head_atlas import head_atlas
 from plateaulens.papers.matrix_completion.out_of_distribution import clipped_share
 
-RUN = pl.Run(pl.shipped("matrix-4x4"))
+RUN = pl.Run(pl.lm.bundled("matrix-4x4"))
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_the_shipped_run_shows_plateau_and_drop():
     plateau = pl.find_plateau(RUN)
     assert plateau.level == pytest.approx(0.3 * (7 / 12) ** 2)
     assert plateau.start < 500 and 3500 < plateau.drop < 5000
-    found = {step: pl.measure(RUN.model(step), RUN.held(), ["loss", "masked_loss"]) for step in RUN.steps}
+    found = {step: pl.measure(RUN.model(step), RUN.eval_batch(), ["loss", "masked_loss"]) for step in RUN.steps}
     for step, values in found.items():  # the checkpoints are those of the curve
         assert values["loss"].item() == pytest.approx(RUN.metrics.loss[step], rel=1e-4)
         assert values["masked_loss"].item() == pytest.approx(RUN.metrics.masked_loss[step], rel=1e-4)
@@ -82,7 +82,7 @@ def test_figures_draw_what_was_measured():
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_each_experiment_gives_tables_and_figures(name):
-    setting = Setting.of(RUN, n=64)
+    setting = ExperimentConfig.of(RUN, n=64)
     assert setting.steps == {"before": 3500, "after": 10_000}
     shown = EXPERIMENTS[name](setting)
     assert shown and all(section.figure.data for section in shown)
@@ -107,7 +107,7 @@ def test_what_a_patch_of_the_first_layer_carries_is_a_product_of_two_routes():
 
 
 def test_attention_is_printed_of_the_category_that_names_the_head():
-    setting, wider = Setting.of(RUN, n=64), 0
+    setting, wider = ExperimentConfig.of(RUN, n=64), 0
     tables = [section.text for section in attention(setting)[::2]]
     for mask, said in zip(("random", "row", "column"), tables, strict=True):
         atlas = head_atlas(RUN.model(10_000), setting.batch(mask=mask)).stack(at=["layer", "head"])
@@ -123,13 +123,13 @@ def test_attention_is_printed_of_the_category_that_names_the_head():
 
 
 def test_shifts_sweep_both_sides_and_cut_nothing_off(tmp_path):
-    task = pl.MatrixCompletion(rows=2, cols=4, rank=1, factors="bounded", precision=0.1, limit=1.0)
+    task = pl.tasks.MatrixCompletion(rows=2, cols=4, rank=1, factors="bounded", precision=0.1, limit=1.0)
     for rows in (1, 2):
         size = replace(task, rows=rows)
         model = pl.Transformer(pl.ModelConfig.for_task(size, **bert(8, 1, 2)))
-        held, cfg = size.sample(4, seed=0), pl.TrainConfig(steps=2, batch_size=4)
-        run = pl.record(pl.train(model, size, cfg), tmp_path / str(rows), held, save_every=1, progress=False)
-        sweeps = {section.title: section.text for section in shift(Setting.of(run, before=0, n=32))}
+        eval_batch, cfg = size.sample(4, seed=0), pl.TrainConfig(steps=2, batch_size=4)
+        run = pl.record(pl.train(model, size, cfg), tmp_path / str(rows), eval_batch, save_every=1, progress=False)
+        sweeps = {section.title: section.text for section in shift(ExperimentConfig.of(run, before=0, n=32))}
         assert ("Other rows" in sweeps) == (rows == 2)  # of one row there are no fewer
         swept = {title: [row[0] for row in table_of(said)[3:]] for title, said in sweeps.items()}
         assert swept["Other columns"] == ["2", "3", "4"]
@@ -140,14 +140,14 @@ def test_shifts_sweep_both_sides_and_cut_nothing_off(tmp_path):
 
 
 def test_distributions_are_the_paper_s_where_the_limit_holds_them():
-    paper = distributions(pl.MatrixCompletion())
+    paper = distributions(pl.tasks.MatrixCompletion())
     assert {(t.factors, t.scale) for t in paper.values()} == {("uniform", 1), ("gaussian", 0.5), ("laplace", 0.25)}
-    narrow = distributions(pl.MatrixCompletion(rank=2, precision=0.1, limit=0.5, scale=0.5))
+    narrow = distributions(pl.tasks.MatrixCompletion(rank=2, precision=0.1, limit=0.5, scale=0.5))
     assert set(narrow) == {"uniform 0.5", "gaussian 0.25", "laplace 0.125"}
-    beyond = distributions(pl.MatrixCompletion(rank=2, precision=0.1, limit=0.5))
+    beyond = distributions(pl.tasks.MatrixCompletion(rank=2, precision=0.1, limit=0.5))
     assert set(beyond) == {"uniform 1", "bounded 0.5", "signs 0.5"}
     assert all(clipped_share(beyond[name]) == 0 for name in ("bounded 0.5", "signs 0.5"))
-    spread = ranks(pl.MatrixCompletion(rows=3, cols=5, rank=2))
+    spread = ranks(pl.tasks.MatrixCompletion(rows=3, cols=5, rank=2))
     assert list(spread) == [1, 2, 3] and all(rank * t.scale**2 == pytest.approx(2) for rank, t in spread.items())
 
 
@@ -189,9 +189,9 @@ def test_every_experiment_has_its_command():
 
 
 def test_the_step_before_is_the_last_on_the_plateau_and_before_the_other():
-    assert Setting.of(RUN).before == 3500
+    assert ExperimentConfig.of(RUN).before == 3500
     with pytest.raises(ValueError, match="no saved step"):
-        Setting.of(RUN, after=3500)
+        ExperimentConfig.of(RUN, after=3500)
 
 
 def test_the_tables_of_the_docs_are_made_from_runs(tmp_path, monkeypatch, capsys):
@@ -233,7 +233,7 @@ def test_the_shell_prints_tables_and_writes_a_page(run):
 )
 def test_bad_input_is_one_line(run, tmp_path, arguments, says):
     if "OTHER" in arguments:
-        task = pl.Copy(n=2, max_value=3)
+        task = pl.tasks.Copy(n=2, max_value=3)
         model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=8))
         cfg = pl.TrainConfig(steps=1, batch_size=2)
         pl.record(pl.train(model, task, cfg), tmp_path / "other", task.sample(2, seed=0), progress=False)
@@ -245,10 +245,10 @@ def test_bad_input_is_one_line(run, tmp_path, arguments, says):
 def test_a_plateau_without_a_checkpoint_must_be_said(run):
     (run.path / "checkpoints" / "003500.safetensors").unlink()
     with pytest.raises(ValueError, match="no saved step .* lies on its plateau"):
-        Setting.of(run)
-    assert Setting.of(run, before=4500).before == 4500
+        ExperimentConfig.of(run)
+    assert ExperimentConfig.of(run, before=4500).before == 4500
     config = json.loads((run.path / "run.json").read_text())
     config["task"]["mask"] = "row"  # of which no floor is known
     (run.path / "run.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"plateau of mask 'row' ends is not known.*\(--before\)"):
-        Setting.of(pl.Run(run.path))
+        ExperimentConfig.of(pl.Run(run.path))

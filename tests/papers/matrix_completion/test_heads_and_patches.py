@@ -10,7 +10,7 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 import plateaulens as pl
-from plateaulens.analysis.checkpoint_steps import over_steps
+from plateaulens.analysis.checkpoint_steps import map_checkpoints
 from plateaulens.models.config import bert
 from plateaulens.models.parameter_groups import parameters_of
 from plateaulens.papers.matrix_completion.ablation_and_patching import (
@@ -18,12 +18,12 @@ from plateaulens.papers.matrix_completion.ablation_and_patching import (
     copy_check,
     head_ablations,
     patch_negated,
-    switch,
+    swap_parts,
 )
 from plateaulens.papers.matrix_completion.embedding_structure import permute_positions
 from plateaulens.papers.matrix_completion.head_atlas import head_atlas, head_groups
 
-TASK = pl.MatrixCompletion(rows=3, cols=4, rank=1, factors="bounded", precision=0.1, limit=1.0)
+TASK = pl.tasks.MatrixCompletion(rows=3, cols=4, rank=1, factors="bounded", precision=0.1, limit=1.0)
 BATCH = TASK.sample(40, seed=3)
 SEEN = BATCH.observed
 ROW, COLUMN = torch.arange(12) // 4, torch.arange(12) % 4
@@ -119,17 +119,19 @@ def test_structured_masks_and_bad_batches():
             lambda b, kind=kind: head_atlas(model, b, kind),
             lambda b: head_ablations(model, b),
             lambda b: patch_negated(model, b),
-            lambda b: switch(model, model, b),
+            lambda b: swap_parts(model, model, b),
             lambda b: copy_check(run, b),
             lambda b: permute_positions(model, b),
         ):
             with pytest.raises(ValueError, match=f"none of these 40 matrices has {kind} cells"):
                 question(without)
-        assert head_ablations(model, without, watch=["loss"]).loss.notnull().all()
+        assert head_ablations(model, without, metrics=["loss"]).loss.notnull().all()
     with pytest.raises(ValueError, match="did you mean 'masked'"):
         head_atlas(model, BATCH, "maskd")
-    words = pl.MovingWindowSum(n=4, k=2, p=7).sample(2, seed=0)
-    mixture = replace(BATCH, task=pl.MatrixMixture())  # as a run keeps its held-out batch: the task has no one size
+    words = pl.tasks.MovingWindowSum(n=4, k=2, p=7).sample(2, seed=0)
+    mixture = replace(
+        BATCH, task=pl.tasks.MatrixMixture()
+    )  # as a run keeps its evaluation batch: the task has no one size
     for question in (head_atlas, patch_negated, copy_check):
         for other in (words, mixture):
             with pytest.raises(ValueError, match="needs matrices with hidden cells"):
@@ -170,7 +172,7 @@ def test_a_positional_head_survives_the_mean_and_not_uniform_attention():
     model = model_of()
     positional = torch.rand(4, 12, 12, generator=torch.Generator().manual_seed(0)).mul(6).softmax(-1)
     with pl.intervene(model, pl.FixAttention(positional, 0)):
-        found = head_ablations(model, BATCH, watch=["masked_loss"]).masked_loss
+        found = head_ablations(model, BATCH, metrics=["masked_loss"]).masked_loss
     intact = found.sel(ablated="intact")
     for name in ("L0H0", "L0H3", "layer 0"):
         change = (found - intact).sel(ablated=name)
@@ -181,11 +183,11 @@ def test_a_positional_head_survives_the_mean_and_not_uniform_attention():
 def test_bad_ablations_are_refused():
     with pytest.raises(ValueError, match="heads 0..3"):
         head_ablations(model_of(), BATCH, {"far": [(0, 4)]})
-    words = pl.MovingWindowSum(n=4, k=2, p=7)  # any task will do
+    words = pl.tasks.MovingWindowSum(n=4, k=2, p=7)  # any task will do
     model = pl.Transformer(pl.ModelConfig.for_task(words, d_model=16, n_heads=1))
-    assert list(head_ablations(model, words.sample(4, seed=0), watch=["loss"]).data_vars) == ["loss"]
+    assert list(head_ablations(model, words.sample(4, seed=0), metrics=["loss"]).data_vars) == ["loss"]
     with pytest.raises(ValueError, match=r"measurements of one value .* position_accuracy \[4\]"):
-        head_ablations(model, words.sample(4, seed=0), watch=["loss", "position_accuracy"])
+        head_ablations(model, words.sample(4, seed=0), metrics=["loss", "position_accuracy"])
     with pytest.raises(ValueError, match="did you mean 'uniform'"):
         head_ablations(model_of(), BATCH, modes=["unifrom"])
 
@@ -259,7 +261,7 @@ def test_the_paper_s_parts_leave_out_only_the_output_weights_and_the_norm_after_
 
 def test_exchanged_parts_are_copied_weights():
     before, after = model_of(0), model_of(1)
-    found = switch(before, after, BATCH, SWITCHED | {"all": "*"})
+    found = swap_parts(before, after, BATCH, SWITCHED | {"all": "*"})
     intact = {"before": losses_by_hand(before), "after": losses_by_hand(after)}
     for into, other in (("before", "after"), ("after", "before")):
         assert three(found, into=into, parts="none") == pytest.approx(intact[into], abs=1e-6)
@@ -301,7 +303,7 @@ def test_a_copier_has_no_copied_loss_and_a_constant_has_what_it_must():
 
 def test_the_paper_s_fillers_and_scaled_ones(tmp_path):
     run = SimpleNamespace(steps=[0], model=lambda step: Planted(lambda tokens: tokens.float()))
-    paper = copy_check(run, pl.MatrixCompletion().sample(4, seed=0))
+    paper = copy_check(run, pl.tasks.MatrixCompletion().sample(4, seed=0))
     assert paper["value"].values.tolist() == ["MASK", "0.44", "-0.24"]
     assert copy_check(run, BATCH)["value"].values.tolist() == ["MASK", "0.5", "-0.3"]
     beyond = replace(TASK, rank=4, factors="signs").sample(4, seed=0)  # 0.44 becomes 1.9
@@ -319,12 +321,12 @@ def test_the_paper_s_fillers_and_scaled_ones(tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     cfg = pl.TrainConfig(steps=4, batch_size=8, lr=1e-2)
-    path, held = tmp_path_factory.mktemp("runs") / "a", TASK.sample(8, seed=1)
-    return pl.record(pl.train(model_of(), TASK, cfg), path, held, save_every=2, progress=False)
+    path, eval_batch = tmp_path_factory.mktemp("runs") / "a", TASK.sample(8, seed=1)
+    return pl.record(pl.train(model_of(), TASK, cfg), path, eval_batch, save_every=2, progress=False)
 
 
 def test_over_steps_asks_every_checkpoint(run):
-    found = over_steps(run, lambda model: head_ablations(model, BATCH, modes=["zero"]), [0, 4])
+    found = map_checkpoints(run, lambda model: head_ablations(model, BATCH, modes=["zero"]), [0, 4])
     assert found.step.values.tolist() == [0, 4]
     for step in (0, 4):
         at = {"step": step, "ablated": "intact", "mode": "zero"}
@@ -343,7 +345,7 @@ def test_figures_show_the_numbers(run):
     assert len(maps.layout.shapes) == 8 * 2 * 2 and not maps.frames  # two lines each way part three rows
     marked = plots.head_maps(head_atlas(model, batch)).data[-1]
     assert list(marked.x) == [4, 6, 7, 8, 9, 11]
-    stepped = over_steps(run, lambda m: head_atlas(m, BATCH))
+    stepped = map_checkpoints(run, lambda m: head_atlas(m, BATCH))
     assert [frame.name for frame in plots.head_maps(stepped).frames] == ["0", "2", "4"]
     with pytest.raises(ValueError, match="atlas.sel"):
         plots.head_categories(stepped)
@@ -358,7 +360,7 @@ def test_figures_show_the_numbers(run):
         first = plots.negation(patched).data[1]  # to -X at masked cells
         assert first.x[1] == ("L0H0, masked" if by_head else "L0, masked")
         assert list(first.y) == patched.distance.sel(to="-X", cells="masked").values.ravel().tolist()
-    swapped = switch(run.model(0), model, BATCH)
+    swapped = swap_parts(run.model(0), model, BATCH)
     bars = plots.switching(swapped).data
     assert [bar.name for bar in bars] == ["nothing", "att", "mlp"]
     assert list(bars[1].y) == swapped.masked_loss.sel(parts="att").values.tolist()

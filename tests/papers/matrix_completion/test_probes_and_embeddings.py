@@ -12,7 +12,7 @@ import xarray as xr
 from jaxtyping import TypeCheckError
 
 import plateaulens as pl
-from plateaulens.analysis.checkpoint_steps import over_steps
+from plateaulens.analysis.checkpoint_steps import map_checkpoints
 from plateaulens.models.config import bert
 from plateaulens.models.parameter_groups import parameters_of
 from plateaulens.papers.matrix_completion.cell_probes import probe_cells
@@ -28,13 +28,13 @@ from plateaulens.papers.matrix_completion.embedding_structure import (
 )
 from plateaulens.papers.matrix_completion.head_atlas import head_atlas
 from plateaulens.papers.matrix_completion.nuclear_norm import complete_by_nuclear_norm
-from plateaulens.papers.matrix_completion.out_of_distribution import out_of_distribution
+from plateaulens.papers.matrix_completion.out_of_distribution import evaluate_ood
 from plateaulens.papers.matrix_completion.recipes import COMPONENTS, PARTS, RECIPES, components, train_components
 from plateaulens.papers.recipe import Recipe
-from plateaulens.probing.fitting import Parts
-from plateaulens.probing.probes import probe, probe_over
+from plateaulens.probing.fitting import ProbeSplit
+from plateaulens.probing.probes import probe, probe_checkpoints
 
-TASK = pl.MatrixCompletion(rows=3, cols=4, rank=1, factors="bounded", precision=0.1, limit=1.0)
+TASK = pl.tasks.MatrixCompletion(rows=3, cols=4, rank=1, factors="bounded", precision=0.1, limit=1.0)
 AFTER = "blocks.1.hook_normalized_resid_post"
 PLAIN = {"bias": False, "C": np.inf, "pooled": True, "shuffled": False, "fractions": (0.8, 0.0, 0.2)}
 
@@ -63,7 +63,7 @@ def batch():
 
 
 def everywhere(labels):
-    return pl.Feature(labels, torch.arange(labels.shape[1]).expand(len(labels), -1), "real")
+    return pl.tasks.Feature(labels, torch.arange(labels.shape[1]).expand(len(labels), -1), "real")
 
 
 def test_features_are_what_numpy_says_cell_by_cell(batch):
@@ -89,15 +89,15 @@ def test_features_are_what_numpy_says_cell_by_cell(batch):
 def test_labels_are_refused_unless_they_are_of_their_kind(batch, model):
     positions = torch.arange(12).expand(300, -1)
     with pytest.raises(ValueError, match="do not belong to positions"):
-        pl.Feature(torch.zeros(300, 12, 2, 2), positions, "real")
+        pl.tasks.Feature(torch.zeros(300, 12, 2, 2), positions, "real")
     with pytest.raises(ValueError, match="do not belong to positions"):
-        pl.Feature(torch.zeros(300, 12, 2), positions, "integer")
+        pl.tasks.Feature(torch.zeros(300, 12, 2), positions, "integer")
     with pytest.raises((TypeCheckError, ValueError)):
-        pl.Feature(torch.zeros(300, 12, 2, dtype=torch.complex64), positions, "real")
+        pl.tasks.Feature(torch.zeros(300, 12, 2, dtype=torch.complex64), positions, "real")
     with pytest.raises(ValueError, match="not finite"):
         probe(model, batch, everywhere(torch.full((300, 12), torch.nan)), AFTER)
     with pytest.raises(ValueError, match="bias=False is for least squares"):
-        probe(model, batch, pl.Feature((batch.values > 0).long(), positions), AFTER, bias=False)
+        probe(model, batch, pl.tasks.Feature((batch.values > 0).long(), positions), AFTER, bias=False)
     with pytest.raises(ValueError, match="keeps its biases"):
         probe(model, batch, "element", AFTER, hidden=3, bias=False)
     with pytest.raises(ValueError, match="unknown feature"):
@@ -110,7 +110,7 @@ def test_a_pooled_probe_is_numpys_least_squares_over_all_cells(model, batch, bia
     x, y = pl.trace(model, batch, [AFTER]).cache[AFTER].double(), TASK.features(batch)["row"].labels.double()
     if bias:
         x = F.pad(x, (0, 1), value=1.0)
-    test = Parts.of(300, (0.8, 0.0, 0.2), np.inf, 0).test
+    test = ProbeSplit.of(300, (0.8, 0.0, 0.2), np.inf, 0).test
     train = torch.tensor(sorted(set(range(300)) - set(test.tolist())))
     w = np.linalg.lstsq(x[train].flatten(0, 1).numpy(), y[train].flatten(0, 1).numpy(), rcond=1e-5)[0]
     guess, truth = x[test] @ torch.tensor(w), y[test]
@@ -146,7 +146,7 @@ def test_planted_targets_are_found_and_noise_is_not(model, batch):
 def test_real_numbers_are_probed_over_steps_shuffled_and_by_hidden_layers(model, batch):
     other = pl.Transformer(model.cfg)
     run = SimpleNamespace(steps=[0, 1], model=lambda step: [other, model][step])
-    over = probe_over(run, batch, ["element", "row"], AFTER, **PLAIN | {"shuffled": True}, progress=False)
+    over = probe_checkpoints(run, batch, ["element", "row"], AFTER, **PLAIN | {"shuffled": True}, progress=False)
     alone = probe(model, batch, "row", AFTER, baseline=other, **PLAIN | {"shuffled": True}).table
     for name in ("loss", "absolute_cosine", "baseline"):
         np.testing.assert_allclose(over[name].sel(feature="row", step=1), alone[name], rtol=1e-5)
@@ -190,7 +190,7 @@ def test_cells_are_probed_against_the_guess_of_0(model):
     np.testing.assert_allclose(found.loss.sel(feature="svd"), direct.table.loss.mean("offset"), rtol=1e-6)
     element = found.sel(feature="element")
     assert found.sel(feature=["row", "svd"]).absolute_cosine.notnull().all() and element.cosine.isnull().all()
-    test = Parts.of(2000, (8 / 9, 0.0, 1 / 9), np.inf, 0).test
+    test = ProbeSplit.of(2000, (8 / 9, 0.0, 1 / 9), np.inf, 0).test
     token = probe_cells(model, batch, ["element"], "hook_embed").isel(feature=0, site=0)
     hidden = batch.values[test][~batch.observed[test]]
     assert token.masked_loss.item() == pytest.approx(hidden.square().mean().item())  # MASK is 0, and so is the guess
@@ -216,7 +216,7 @@ def with_embeddings(**named):
 def test_tokens_of_a_range_of_values():
     assert values_of(TASK, 0.8) == {1: -1.0, 2: -0.9, 3: -0.8, 19: 0.8, 20: 0.9, 21: 1.0}
     assert values_of(TASK, most=0.1) == {10: -0.1, 11: 0.0, 12: 0.1}
-    paper = values_of(pl.MatrixCompletion(), most=1.5)
+    paper = values_of(pl.tasks.MatrixCompletion(), most=1.5)
     assert len(paper) == 301 and min(paper) == 851 and max(paper) == 1151 and paper[1045] == 0.44
 
 
@@ -283,7 +283,7 @@ def test_positions_that_share_a_column_are_told():
     np.testing.assert_allclose(found.norm, columns.norm(dim=1), rtol=1e-5)
     near = np.linalg.norm(found.component.values[:, None] - found.component.values, axis=-1)
     np.fill_diagonal(near, np.inf)
-    assert (near.argmin(1) % 4 == np.arange(20) % 4).all()  # t-SNE's nearest neighbour is of the same column
+    assert (near.argmin(1) % 4 == np.arange(20) % 4).all()  # t-SNE's nearest neighbor is of the same column
     again = position_embeddings(with_embeddings(W_pos=columns.tolist()), 5, 4)
     xr.testing.assert_equal(found, again)
     with pytest.raises(ValueError, match="3 x 7 are 21 positions; the model has 20"):
@@ -295,7 +295,7 @@ def test_positions_that_share_a_column_are_told():
     )
     np.testing.assert_allclose(heat.z, columns.norm(dim=1).view(5, 4), rtol=1e-5)
     run = SimpleNamespace(steps=[0, 9], model=lambda step: with_embeddings(W_pos=columns.tolist()))
-    over = over_steps(run, lambda model: position_embeddings(model, 5, 4))
+    over = map_checkpoints(run, lambda model: position_embeddings(model, 5, 4))
     drawn = {trace.name: list(trace.y) for trace in pl.papers.matrix_completion.plots.position_embeddings(over).data}
     assert drawn["explained by col"] == [found.explained.sel(group="col").item()] * 2
 
@@ -340,7 +340,7 @@ def test_every_parameter_belongs_to_one_part():
 def test_a_component_starts_anew_and_moves_alone(tmp_path):
     train = pl.TrainConfig(steps=6, batch_size=8, lr=0.01)
     recipe = Recipe(task=TASK, model=bert(8, 1, 2), train=train)
-    options = {"held": TASK.sample(8, seed=1), "every": 1, "save_every": 2, "progress": False}
+    options = {"eval_batch": TASK.sample(8, seed=1), "every": 1, "save_every": 2, "progress": False}
     donor = recipe.record(tmp_path / "whole", **options)
     trained = train_components(recipe, donor, tmp_path / "parts", steps=4, **options)
     assert list(trained) == list(COMPONENTS) and all(run.steps == [0, 2, 4] for run in trained.values())
@@ -366,8 +366,8 @@ def test_a_component_starts_anew_and_moves_alone(tmp_path):
 
 
 def test_shifted_losses_are_those_of_model_and_solver(model):
-    tasks = {"as learnt": TASK, "fewer": replace(TASK, rows=2, p_mask=0.5), "signs": replace(TASK, factors="signs")}
-    found = out_of_distribution(model, tasks, n=120, seed=6)
+    tasks = {"as learned": TASK, "fewer": replace(TASK, rows=2, p_mask=0.5), "signs": replace(TASK, factors="signs")}
+    found = evaluate_ood(model, tasks, n=120, seed=6)
     for name, task in tasks.items():
         batch, size = task.sample(120, seed=6), (task.rows, 4)
         one, hidden = found.sel(shift=name), ~batch.observed
@@ -383,7 +383,7 @@ def test_shifted_losses_are_those_of_model_and_solver(model):
         assert solver.loss.item() == pytest.approx((z - x).square().mean().item(), rel=1e-5)
         assert solver["size"].item() == pytest.approx(np.linalg.norm(z.numpy(), "nuc", axis=(1, 2)).mean(), rel=1e-4)
         assert one.true_size.item() == pytest.approx(np.linalg.norm(x.numpy(), "nuc", axis=(1, 2)).mean(), rel=1e-4)
-        assert solver["size"] <= one.true_size + 1e-6  # the truth is one of the matrices that are minimised over
+        assert solver["size"] <= one.true_size + 1e-6  # the truth is one of the matrices that are minimized over
         assert one.zero_loss.item() == pytest.approx(batch.values[hidden].square().mean().item())
     assert found.clipped.sel(shift="signs").item() == 0
     figure = pl.papers.matrix_completion.plots.shifts(found, "task")
@@ -395,19 +395,19 @@ def test_shifted_losses_are_those_of_model_and_solver(model):
 
 def test_what_lies_beyond_the_tokens_is_said(model):
     wide = replace(TASK, factors="gaussian")
-    found = out_of_distribution(model, {0.3: wide}, n=2000)
+    found = evaluate_ood(model, {0.3: wide}, n=2000)
     u, v = torch.randn(2, 100_000, generator=rng(0))
     assert found.clipped.item() == pytest.approx(((u * v).abs() > 1.05).float().mean().item(), rel=0.1)
 
 
 def test_matrices_that_do_not_fit_the_model_are_refused(model):
     with pytest.raises(ValueError, match="3 x 5 are 15 cells, and the model knows 12 positions"):
-        out_of_distribution(model, {4: TASK, 5: replace(TASK, cols=5)})
+        evaluate_ood(model, {4: TASK, 5: replace(TASK, cols=5)})
     with pytest.raises(ValueError, match="keep precision and limit"):
-        out_of_distribution(model, {"fine": replace(TASK, precision=0.05)})
+        evaluate_ood(model, {"fine": replace(TASK, precision=0.05)})
     coarse = replace(TASK, precision=0.2, limit=2.0)  # as many tokens, of other values
-    assert coarse.d_vocab == TASK.d_vocab and out_of_distribution(model, {"unsaid": coarse}, n=8).loss.notnull().all()
+    assert coarse.d_vocab == TASK.d_vocab and evaluate_ood(model, {"unsaid": coarse}, n=8).loss.notnull().all()
     with pytest.raises(ValueError, match="tokens of other values"):
-        out_of_distribution(model, {"said": coarse}, n=8, learnt=TASK)
+        evaluate_ood(model, {"said": coarse}, n=8, learnt=TASK)
     with pytest.raises(ValueError, match="got no task"):
-        out_of_distribution(model, {})
+        evaluate_ood(model, {})

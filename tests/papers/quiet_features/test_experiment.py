@@ -17,7 +17,7 @@ from plateaulens.papers.quiet_features import recipes as papers
 
 @pytest.mark.parametrize("bits, groups", [(9, 3), (8, 4), (15, 5), (4, 1)])
 def test_the_level_of_the_count_is_that_of_all_inputs(bits, groups):
-    task = pl.MajorityOfMajorities(bits=bits, groups=groups)
+    task = pl.tasks.MajorityOfMajorities(bits=bits, groups=groups)
     votes: dict[int, list[int]] = {}
     for row in itertools.product((0, 1), repeat=bits):
         sums = [sum(part) for part in np.split(np.array(row), groups)]
@@ -43,10 +43,10 @@ def test_a_flat_stretch_is_found_and_a_decay_has_none():
 
 def test_its_tables_are_of_the_runs_and_calls_go_on(monkeypatch, tmp_path, capsys):
     """Of a tiny addition everything is trained, probed and ablated once; a second call only reads."""
-    name, task = "binary-addition", pl.BinaryAddition(bits=3)
+    name, task = "binary-addition", pl.tasks.BinaryAddition(bits=3)
     tiny = replace(papers.RECIPES[name], task=task, model=transformer_pp(8, 2), train=papers.schedule(4, 1e-2, 8))
     monkeypatch.setitem(script.RECIPES, name, tiny)
-    monkeypatch.setitem(script.LOOKS, name, script.Look((0, 2, 4), ("carry",), level=1.7, every=2, held=16))
+    monkeypatch.setitem(script.LOOKS, name, script.Look((0, 2, 4), ("carry",), level=1.7, every=2, eval_batch=16))
     monkeypatch.setattr(script, "REFERENCE", {0: ("2.2", "0", ".3/.4/.4", ""), 4: ("2.1", "0", ".1/.1/.1", "")})
     monkeypatch.setattr(script, "EDITS", (("hyperplane", "best"), ("mean_difference", "0")))
     monkeypatch.setattr(script, "DRAWS", 2)
@@ -60,7 +60,7 @@ def test_its_tables_are_of_the_runs_and_calls_go_on(monkeypatch, tmp_path, capsy
     found = pl.probe(run.model(0), script.sequences(run), "carry", C=100.0, fractions=script.SPLIT, shuffled=False)
     kept = pickle.loads(run.path.with_suffix(".carry.probes").read_bytes())
     assert kept.loss.sel(feature="carry", step=0).values == pytest.approx(found.table.loss.values, rel=1e-3)
-    monkeypatch.setattr(pl, "probe_over", None)
+    monkeypatch.setattr(pl, "probe_checkpoints", None)
     monkeypatch.setattr(pl, "ablate_feature", None)
     script.main()
     assert capsys.readouterr().out == first

@@ -8,7 +8,7 @@ reduce their last axes to a value of each example; `cosine_matrix`, `softmax_pat
 from plateaulens.metrics.functional.attention import attention_progress, attention_progress_global, softmax_pattern
 from plateaulens.metrics.functional.geometry import (
     anisotropy,
-    centred_anisotropy,
+    centered_anisotropy,
     cosine_matrix,
     effective_rank,
     mean_cosine_of,
@@ -39,7 +39,7 @@ __all__ = [
     "anisotropy",
     "attention_progress",
     "attention_progress_global",
-    "centred_anisotropy",
+    "centered_anisotropy",
     "cosine_matrix",
     "count_check",
     "cross_entropy",

@@ -25,7 +25,7 @@ def _unit(hidden: Float[Tensor, "*batch out d_model"]) -> Float[Tensor, "*batch 
     return F.normalize(wide(hidden), dim=-1)
 
 
-def _centred(
+def _centered(
     hidden: Float[Tensor, "*batch out d_model"], valid: Valid | None, axes: tuple[int, ...]
 ) -> Float[Tensor, "*batch out d_model"]:
     """Less the mean over `axes`."""
@@ -88,12 +88,12 @@ def participation_ratio(
 ) -> Float[Tensor, "*batch"]:
     r"""(\sum_i l_i)^2 / \sum_i l_i^2 over the eigenvalues of the covariance of the outputs' states (Gao et al. 2017).
 
-    From traces, without an eigenvalue: with the centred states as rows of X, \|X\|_F^4 / \|X X^T\|_F^2.
+    From traces, without an eigenvalue: with the centered states as rows of X, \|X\|_F^4 / \|X X^T\|_F^2.
     """
-    centred, _ = _existing(_centred(hidden, valid, (-2,)), valid)
-    centred = centred / centred.abs().amax((-2, -1), keepdim=True)  # fourth powers leave float32 early
-    gram = centred @ centred.mT
-    return centred.square().sum((-2, -1)).square() / gram.square().sum((-2, -1))
+    centered, _ = _existing(_centered(hidden, valid, (-2,)), valid)
+    centered = centered / centered.abs().amax((-2, -1), keepdim=True)  # fourth powers leave float32 early
+    gram = centered @ centered.mT
+    return centered.square().sum((-2, -1)).square() / gram.square().sum((-2, -1))
 
 
 def anisotropy(
@@ -111,8 +111,8 @@ def anisotropy(
     return (sums * others).sum(-1) * (rest > 0) / (n * rest)
 
 
-def centred_anisotropy(
+def centered_anisotropy(
     hidden: Float[Tensor, "*more batch out d_model"], valid: Valid | None = None
 ) -> Float[Tensor, "*more batch"]:
     """Anisotropy once the mean state is taken away: what is left besides one common direction (arXiv 1702.01417)."""
-    return anisotropy(_centred(hidden, valid, (-3, -2)), valid)
+    return anisotropy(_centered(hidden, valid, (-3, -2)), valid)

@@ -57,7 +57,7 @@ def exact_match(
 def repetition_frequency(
     tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]
 ) -> Float[Tensor, "*batch"]:
-    """rho: share of neighbours that are equal, over the G-1 pairs of an answer (arXiv 2506.13688)."""
+    """rho: share of neighbors that are equal, over the G-1 pairs of an answer (arXiv 2506.13688)."""
     equal = tokens[..., 1:] == tokens[..., :-1]
     return mean_over_answer(equal.float(), valid[..., 1:] & valid[..., :-1])
 

@@ -15,7 +15,7 @@ def main(png: str, *paths: str) -> None:
     found: dict[str, list[float]] = {}
     for path in paths:
         run = pl.Run(path)
-        prompts, final = run.held()[:64], run.steps[-1]
+        prompts, final = run.eval_batch()[:64], run.steps[-1]
         end = pl.find_plateau(run).end or final
         plateau = max(step for step in run.steps if step <= end)
         accuracy = partial(cell, run, prompts)
@@ -34,7 +34,7 @@ def main(png: str, *paths: str) -> None:
     for name, values in found.items():
         sys.stdout.write(f"| {name} | {np.median(values):.3f} ({min(values):.3f} to {max(values):.3f}) |\n")
     first = pl.Run(paths[0])
-    figure = pl.plots.step_grid(pl.patch_across_steps(first, first.held()[:64], progress=False))
+    figure = pl.plots.step_grid(pl.patch_across_steps(first, first.eval_batch()[:64], progress=False))
     picture(figure.update_layout(paper_bgcolor="white", width=900), Path(png))
 
 

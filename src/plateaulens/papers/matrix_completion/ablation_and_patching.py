@@ -18,13 +18,13 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from plateaulens.analysis.checkpoint_steps import over_steps
+from plateaulens.analysis.checkpoint_steps import map_checkpoints
 from plateaulens.batch import Batch
 from plateaulens.hooks import device_of, n_layers
 from plateaulens.interventions import AblateHeads, Patch, intervene
 from plateaulens.metrics import functional as metrics
 from plateaulens.metrics.measuring import measure
-from plateaulens.metrics.named import reads
+from plateaulens.metrics.named import requires
 from plateaulens.models.parameter_groups import graft
 from plateaulens.papers.matrix_completion.head_atlas import cells_of, matrices_of
 from plateaulens.tasks.matrices.completion import MatrixBatch
@@ -46,7 +46,7 @@ def head_ablations(
     batch: Batch,
     groups: Mapping[str, Sequence[tuple[int, int]]] | None = None,
     modes: Sequence[str] = MODES,
-    watch: Sequence[str] = LOSSES,
+    metrics: Sequence[str] = LOSSES,
 ) -> xr.Dataset:
     """What a model loses without a head, a layer of heads or a named group of heads, by each mode of `AblateHeads`.
 
@@ -58,7 +58,7 @@ def head_ablations(
         batch: to measure, and to take mean patterns over.
         groups: name -> (layer, head) pairs; those of `head_groups` for example.
         modes: any of "mean", "uniform", "zero".
-        watch: measurements of one value.
+        metrics: measurements of one value.
 
     Returns:
         Each measurement by (ablated, mode). `ablated` is "intact", then "L0H1" and so on, "layer 0" and so on, and
@@ -74,13 +74,13 @@ def head_ablations(
         **{f"layer {layer}": [(layer, head) for head in heads] for layer in layers},
         **(groups or {}),
     }
-    values = [[measured(model, batch, watch)] * len(modes)]
+    values = [[measured(model, batch, metrics)] * len(modes)]
     for chosen in every.values():
         values.append([])
         for mode in modes:
             with intervene(model, AblateHeads(chosen, mode)):
-                values[-1].append(measured(model, batch, watch))
-    return _by_name(values, {"ablated": ["intact", *every], "mode": list(modes)}, watch)
+                values[-1].append(measured(model, batch, metrics))
+    return _by_name(values, {"ablated": ["intact", *every], "mode": list(modes)}, metrics)
 
 
 def patch_negated(model: Any, batch: Batch, by_head: bool = False) -> xr.Dataset:
@@ -137,12 +137,12 @@ def patch_negated(model: Any, batch: Batch, by_head: bool = False) -> xr.Dataset
     )
 
 
-def switch(
+def swap_parts(
     before: Any,
     after: Any,
     batch: Batch,
     parts: Mapping[str, str | Sequence[str]] = SWITCHED,
-    watch: Sequence[str] = LOSSES,
+    metrics: Sequence[str] = LOSSES,
 ) -> xr.Dataset:
     """Two models, mostly of one run before and after the drop, each with parts of the other (`graft`).
 
@@ -152,7 +152,7 @@ def switch(
         batch: to measure.
         parts: name -> parts or globs of `graft`. By default the paper's: "att" queries, keys and values; "mlp" all
             but attention, with embeddings and read-out. What is in neither stays that of the model.
-        watch: measurements of one value.
+        metrics: measurements of one value.
 
     Returns:
         Each measurement by (into, parts): the model "before" or "after" with the named parts of the other; "none"
@@ -165,8 +165,8 @@ def switch(
     values = []
     for own, other in pairs.values():
         models = [own, *(graft(own, other, which) for which in parts.values())]
-        values.append([measured(model, batch, watch) for model in models])
-    return _by_name(values, {"into": list(pairs), "parts": ["none", *parts]}, watch)
+        values.append([measured(model, batch, metrics) for model in models])
+    return _by_name(values, {"into": list(pairs), "parts": ["none", *parts]}, metrics)
 
 
 def copy_check(
@@ -208,7 +208,7 @@ def copy_check(
         losses = [[float(loss) for loss in losses.values()] for losses in found]
         return _by_name(losses, {"value": list(named)}, ("observed_loss", "copied_loss"))
 
-    return over_steps(run, look, steps)
+    return map_checkpoints(run, look, steps)
 
 
 def _filled(batch: MatrixBatch, token: Tensor) -> tuple[MatrixBatch, float]:
@@ -217,25 +217,25 @@ def _filled(batch: MatrixBatch, token: Tensor) -> tuple[MatrixBatch, float]:
 
 
 def _copied(value: float) -> Callable[[Trace], Tensor]:
-    @reads("outputs")
+    @requires("outputs")
     def copied_loss(t: Trace) -> Float[Tensor, " batch"]:
         return metrics.mean_over_cells((t.outputs - value).square(), ~t.batch.observed)  # type: ignore[attr-defined]
 
     return copied_loss
 
 
-def measured(model: Any, batch: Batch, watch: Sequence[str]) -> list[float]:
-    """Measurements of one value each, in the order of `watch`.
+def measured(model: Any, batch: Batch, metrics: Sequence[str]) -> list[float]:
+    """Measurements of one value each, in the order of `metrics`.
 
     Raises:
         ValueError: for several values, or a loss of masked or observed cells of matrices that have none.
     """
     if isinstance(batch, MatrixBatch):
         for kind in ("masked", "observed"):
-            if f"{kind}_loss" in watch:
+            if f"{kind}_loss" in metrics:
                 cells_of(batch, kind)
-    found = measure(model, batch, watch)
-    if list(found) != list(watch) or any(value.ndim for value in found.values()):
+    found = measure(model, batch, metrics)
+    if list(found) != list(metrics) or any(value.ndim for value in found.values()):
         sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in found.items())
         raise ValueError(f"watch measurements of one value by their whole names, each once; got {sizes}")
     return [float(value) for value in found.values()]

@@ -8,7 +8,7 @@ import xarray as xr
 from einops import rearrange
 from torch import Tensor
 
-from plateaulens.analysis.checkpoint_steps import over_steps
+from plateaulens.analysis.checkpoint_steps import map_checkpoints
 from plateaulens.batch import Batch
 from plateaulens.papers.matrix_completion.head_atlas import matrices_of
 from plateaulens.tracing.traces import trace
@@ -30,10 +30,12 @@ def completions(run: Any, batch: Batch, steps: Sequence[int] | None = None) -> x
     """
     size = {"row": (batch := matrices_of(batch)).task.rows, "col": batch.task.cols}
 
-    def whole(cells: Tensor) -> tuple[tuple[str, str, str], np.ndarray]:
+    def uninterruptible(cells: Tensor) -> tuple[tuple[str, str, str], np.ndarray]:
         return ("matrix", "row", "col"), rearrange(cells.cpu(), "b (row col) -> b row col", **size).numpy()
 
     def look(model: Any) -> xr.Dataset:
-        return xr.Dataset({"predicted": whole(trace(model, batch, ["outputs"]).outputs.float())})
+        return xr.Dataset({"predicted": uninterruptible(trace(model, batch, ["outputs"]).outputs.float())})
 
-    return over_steps(run, look, steps).assign(true=whole(batch.values), observed=whole(batch.observed))
+    return map_checkpoints(run, look, steps).assign(
+        true=uninterruptible(batch.values), observed=uninterruptible(batch.observed)
+    )

@@ -2,7 +2,7 @@
 
     tokens = token_embeddings(model, values_of(task, 0.3))       # norm and two components, by token
     places = position_embeddings(model, rows=4, cols=4)          # norm, t-SNE, what columns and rows explain
-    over_steps(run, lambda model: position_embeddings(model, 4, 4))
+    map_checkpoints(run, lambda model: position_embeddings(model, 4, 4))
     permute_positions(model, task.sample(1024, seed=5))          # losses with the rows of W_pos in another order
 
 The functions take any model with `W_E` and `W_pos`.
@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 from jaxtyping import Float, Int
 
-from plateaulens.analysis.checkpoint_steps import over_steps
+from plateaulens.analysis.checkpoint_steps import map_checkpoints
 from plateaulens.batch import Batch
 from plateaulens.interventions import Patch, intervene
 from plateaulens.papers.matrix_completion.ablation_and_patching import LOSSES, measured
@@ -46,7 +46,7 @@ def token_embeddings(model: Any, values: Mapping[int, float] | None = None) -> x
         values: tokens and what they stand for; by default all tokens stand for themselves.
 
     Returns:
-        Over token: its `value`, the `norm` of its embedding, its two first `component`s (centred); `explained`, their
+        Over token: its `value`, the `norm` of its embedding, its two first `component`s (centered); `explained`, their
         shares of the variance; and `symmetry`, the correlation of norm(v) and norm(-v) over all v that have both and
         are not 0: 1 where the norm is that of the magnitude.
 
@@ -72,7 +72,7 @@ def token_embeddings(model: Any, values: Mapping[int, float] | None = None) -> x
 def token_progress(
     run: Any, values: Mapping[int, float] | None = None, steps: Sequence[int] | None = None
 ) -> xr.DataArray:
-    """Token embeddings at every step along the two principal axes of the last one, not centred (arXiv 2410.22244).
+    """Token embeddings at every step along the two principal axes of the last one, not centered (arXiv 2410.22244).
 
     Args:
         run: a Run, or anything with `.steps` and `.model(step)`.
@@ -91,7 +91,7 @@ def token_progress(
         names = {"token": list(known), "value": ("token", list(known.values()))}
         return xr.Dataset({"embedding": (("token", "d_model"), _weights(model, "W_E")[list(known)])}, names)
 
-    every = over_steps(run, look, steps).embedding
+    every = map_checkpoints(run, look, steps).embedding
     axes, _ = principal_axes(every.values[-1])
     return every @ xr.DataArray(axes, {"axis": [1, 2]}, ("axis", "d_model"))
 
@@ -103,7 +103,7 @@ def position_embeddings(model: Any, rows: int, cols: int, *, seed: int = 0) -> x
         model: with `W_pos`, of which the first rows * cols are looked at.
         rows: of the matrix; 1 for a sequence.
         cols: of the matrix.
-        seed: of t-SNE, which lays out neighbours in the plane and keeps no distances.
+        seed: of t-SNE, which lays out neighbors in the plane and keeps no distances.
 
     Returns:
         Over pos: its `row`, `col`, `norm` and t-SNE `component`s; `explained` by "row" and "col": `variance_share`, of
@@ -121,7 +121,7 @@ def position_embeddings(model: Any, rows: int, cols: int, *, seed: int = 0) -> x
         raise ValueError(f"{rows} x {cols} are {count} positions; the model has {len(x)}, and a map needs at least 3")
     x, place = x[:count].astype(np.float64), np.arange(count)
     groups = {"row": place // cols, "col": place % cols}
-    # scikit-learn's default of 30 neighbours where that is valid; of fewer positions a third, as with all as neighbours
+    # scikit-learn's default of 30 neighbors where that is valid; of fewer positions a third, as with all as neighbors
     # of all the map would show nothing.
     tsne = TSNE(perplexity=30.0 if count > 30 else (count - 1) / 3, init="pca", random_state=seed)
     return xr.Dataset(
@@ -136,7 +136,7 @@ def position_embeddings(model: Any, rows: int, cols: int, *, seed: int = 0) -> x
 
 
 def permute_positions(
-    model: Any, batch: Batch, *, repeats: int = 1, watch: Sequence[str] = LOSSES, seed: int = 0
+    model: Any, batch: Batch, *, repeats: int = 1, metrics: Sequence[str] = LOSSES, seed: int = 0
 ) -> pd.DataFrame:
     """What is measured with the position embeddings as they are, and in random orders (arXiv 2410.22244).
 
@@ -144,7 +144,7 @@ def permute_positions(
         model: any hooked model that adds `hook_pos_embed` to its tokens.
         batch: whose positions are exchanged.
         repeats: orders.
-        watch: measurements of one value.
+        metrics: measurements of one value.
         seed: of the orders.
 
     Returns:
@@ -156,16 +156,16 @@ def permute_positions(
     """
     embeddings = _of(model, "W_pos").detach()[: batch.inputs.shape[1]]
     rng = torch.Generator().manual_seed(seed)
-    rows: dict[Any, dict[str, float]] = {"intact": dict(zip(watch, measured(model, batch, watch)))}
+    rows: dict[Any, dict[str, float]] = {"intact": dict(zip(metrics, measured(model, batch, metrics)))}
     for i in range(repeats):
         order = torch.randperm(len(embeddings), generator=rng)
         with intervene(model, Patch(POSITIONS, embeddings[order])):
-            rows[i] = dict(zip(watch, measured(model, batch, watch)))
+            rows[i] = dict(zip(metrics, measured(model, batch, metrics)))
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def principal_axes(x: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "2 d"], Float[np.ndarray, " 2"]]:
-    """The two first principal axes of centred rows, each with its greatest entry positive; shares of the variance."""
+    """The two first principal axes of centered rows, each with its greatest entry positive; shares of the variance."""
     _, s, axes = np.linalg.svd(x - x.mean(0), full_matrices=False)
     greatest = np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1)
     return (axes * np.sign(greatest))[:2], (s**2 / (s**2).sum())[:2]
@@ -173,9 +173,9 @@ def principal_axes(x: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "2 d"
 
 def variance_share(x: Float[np.ndarray, "n d"], groups: Int[np.ndarray, " n"]) -> float:
     """The R^2 of a one-way analysis of variance: squares between groups over all, summed over columns."""
-    centred = x - x.mean(0)
-    between = sum((groups == g).sum() * np.square(centred[groups == g].mean(0)).sum() for g in np.unique(groups))
-    return float(between / np.square(centred).sum())
+    centered = x - x.mean(0)
+    between = sum((groups == g).sum() * np.square(centered[groups == g].mean(0)).sum() for g in np.unique(groups))
+    return float(between / np.square(centered).sum())
 
 
 def _weights(model: Any, name: str) -> Float[np.ndarray, "row d_model"]:

@@ -1,6 +1,6 @@
 """The experiments of arXiv 2410.22244 on a run of matrix completion, by name: a table and a figure each.
 
-    for shown in EXPERIMENTS["ablate"](Setting.of(run)):
+    for shown in EXPERIMENTS["ablate"](ExperimentConfig.of(run)):
         print(shown.text)
         shown.figure.show()
 
@@ -17,10 +17,15 @@ import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 
-from plateaulens.analysis.checkpoint_steps import evenly, over_steps
+from plateaulens.analysis.checkpoint_steps import evenly, map_checkpoints
 from plateaulens.analysis.plateau import find_plateau
 from plateaulens.papers.matrix_completion import plots
-from plateaulens.papers.matrix_completion.ablation_and_patching import copy_check, head_ablations, patch_negated, switch
+from plateaulens.papers.matrix_completion.ablation_and_patching import (
+    copy_check,
+    head_ablations,
+    patch_negated,
+    swap_parts,
+)
 from plateaulens.papers.matrix_completion.cell_probes import probe_cells
 from plateaulens.papers.matrix_completion.embedding_structure import (
     permute_positions,
@@ -29,7 +34,7 @@ from plateaulens.papers.matrix_completion.embedding_structure import (
     values_of,
 )
 from plateaulens.papers.matrix_completion.head_atlas import NONE, head_atlas, head_groups
-from plateaulens.papers.matrix_completion.out_of_distribution import clipped_share, out_of_distribution
+from plateaulens.papers.matrix_completion.out_of_distribution import clipped_share, evaluate_ood
 from plateaulens.papers.matrix_completion.recipes import COMPONENTS, train_components
 from plateaulens.papers.recipe import Recipe
 from plateaulens.plots.seed_curves import seeds
@@ -40,7 +45,7 @@ from plateaulens.tasks.matrices.entries import MASKS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setting:
+class ExperimentConfig:
     """A run, two of its steps, and how many matrices to look at.
 
     Attributes:
@@ -60,7 +65,7 @@ class Setting:
     @classmethod
     def of(
         cls, run: Run, before: int | None = None, after: int | None = None, n: int = 1024, seed: int = 5
-    ) -> "Setting":
+    ) -> "ExperimentConfig":
         """By default the last saved step on the plateau and the last saved one.
 
         Raises:
@@ -88,7 +93,7 @@ class Setting:
 
     @property
     def task(self) -> MatrixCompletion:
-        """What was learnt."""
+        """What was learned."""
         assert isinstance(self.run.task, MatrixCompletion)
         return self.run.task
 
@@ -120,12 +125,12 @@ def matrices_in(run: Run) -> MatrixCompletion:
     return run.task
 
 
-def attention(s: Setting) -> list[Section]:
+def attention(s: ExperimentConfig) -> list[Section]:
     """What heads look at, under random and under structured masks (figs. 4, 12, 22, 23)."""
     shown, task = [], s.task
     for mask in (m for m in ("random", "row", "column") if task.rows >= MASKS[m][0] and task.cols >= MASKS[m][1]):
         batch = s.batch(mask=mask)
-        atlas = over_steps(s.run, partial(head_atlas, batch=batch), list(s.steps.values()))
+        atlas = map_checkpoints(s.run, partial(head_atlas, batch=batch), list(s.steps.values()))
         last = atlas.sel(step=s.after)
         largest = last.category[last.ratio.fillna(0).argmax("category")].drop_vars("category")
         category = last.label.where(last.label != NONE, largest)
@@ -141,7 +146,7 @@ def attention(s: Setting) -> list[Section]:
     return shown
 
 
-def ablate(s: Setting) -> list[Section]:
+def ablate(s: ExperimentConfig) -> list[Section]:
     """Heads, layers and groups of heads taken out in three modes; "mean" is the paper's code."""
     model, batch = s.run.model(s.after), s.batch()
     found = head_ablations(model, batch, head_groups(head_atlas(model, batch)))
@@ -149,7 +154,7 @@ def ablate(s: Setting) -> list[Section]:
     return [Section(f"Heads taken out of the model of step {s.after}", _table(table), plots.head_ablations(found))]
 
 
-def patch(s: Setting) -> list[Section]:
+def patch(s: ExperimentConfig) -> list[Section]:
     """Attention outputs of X put into the run on -X."""
     found = patch_negated(s.run.model(s.after), s.batch())
     patched = found.distance.stack(patch=["layer", "positions"])
@@ -161,14 +166,14 @@ def patch(s: Setting) -> list[Section]:
     return [Section(f"From X into -X, step {s.after}: mean squared distance", said, plots.negation(found))]
 
 
-def switches(s: Setting) -> list[Section]:
+def switches(s: ExperimentConfig) -> list[Section]:
     """Parts exchanged between the model before the drop and the one after it."""
-    found = switch(s.run.model(s.before), s.run.model(s.after), s.batch())
+    found = swap_parts(s.run.model(s.before), s.run.model(s.after), s.batch())
     title = f"The model of step {s.before} and of step {s.after}, each with parts of the other"
     return [Section(title, _table(found.to_dataframe()), plots.switching(found))]
 
 
-def copy(s: Setting) -> list[Section]:
+def copy(s: ExperimentConfig) -> list[Section]:
     """Tokens put into the hidden cells, and whether they are copied (table 1)."""
     shown: list[Section] = []
     values: list[float | None] | None = None  # of the first, for both
@@ -180,7 +185,7 @@ def copy(s: Setting) -> list[Section]:
     return shown
 
 
-def probe(s: Setting) -> list[Section]:
+def probe(s: ExperimentConfig) -> list[Section]:
     """What linear probes read at the cells after each layer (fig. 6)."""
     batch = s.task.sample(9 * s.n, seed=s.seed)
     shown = []
@@ -191,7 +196,7 @@ def probe(s: Setting) -> list[Section]:
     return shown
 
 
-def embeddings(s: Setting) -> list[Section]:
+def embeddings(s: ExperimentConfig) -> list[Section]:
     """Norms and components of the embeddings of tokens and positions (fig. 7)."""
     occur = set(s.batch().tokens.unique().tolist())  # the others keep their first embedding
     shown, values = [], {token: v for token, v in values_of(s.task).items() if token in occur}
@@ -206,7 +211,7 @@ def embeddings(s: Setting) -> list[Section]:
     return shown
 
 
-def permute(s: Setting) -> list[Section]:
+def permute(s: ExperimentConfig) -> list[Section]:
     """Losses with the position embeddings in another order."""
     batch = s.batch()
     tables = {name: permute_positions(model, batch, repeats=8) for name, model in s.models.items()}
@@ -216,7 +221,7 @@ def permute(s: Setting) -> list[Section]:
     return [Section("Position embeddings in another order", _table(table), _bars(table, "masked_loss"))]
 
 
-def shift(s: Setting) -> list[Section]:
+def shift(s: ExperimentConfig) -> list[Section]:
     """Matrices unlike those of the training, beside completion by the least nuclear norm (figs. 3, 19).
 
     Other ranks keep the greatest entry, not the variance, as what lies beyond the limit would be cut off. The
@@ -236,7 +241,7 @@ def shift(s: Setting) -> list[Section]:
     for name, tasks in sweeps.items():
         if not tasks:
             continue  # of one row there are no fewer
-        found = out_of_distribution(model, tasks, n=s.n, seed=s.seed, learnt=s.task)
+        found = evaluate_ood(model, tasks, n=s.n, seed=s.seed, learnt=s.task)
         table = found[["loss", "observed_loss", "masked_loss", "size"]].to_dataframe().unstack("by")
         for more in ("zero_loss", "clipped"):
             table[more, ""] = found[more].to_series()
@@ -257,11 +262,11 @@ def distributions(task: MatrixCompletion) -> dict[Any, MatrixCompletion]:
         replace(task, factors=factors, scale=scale * task.scale)
         for factors, scale in (("uniform", 1), ("gaussian", 0.5), ("laplace", 0.25))
     ]
-    held = [other for other in paper if clipped_share(other) < 0.01]
-    if len(held) < len(paper):
+    eval_batch = [other for other in paper if clipped_share(other) < 0.01]
+    if len(eval_batch) < len(paper):
         greatest = task.limit if task.rank is None else (task.limit / task.rank) ** 0.5  # of the entries `limit`
-        held += [replace(task, factors=f, scale=min(task.scale, greatest)) for f in ("bounded", "signs")]
-    return {f"{other.factors} {other.scale:.3g}": other for other in (task, *held)}
+        eval_batch += [replace(task, factors=f, scale=min(task.scale, greatest)) for f in ("bounded", "signs")]
+    return {f"{other.factors} {other.scale:.3g}": other for other in (task, *eval_batch)}
 
 
 def components(
@@ -292,7 +297,7 @@ def components(
     own = {name: value for name, value in asdict(config).items() if name not in ("d_vocab", "n_ctx", "seed")}
     recipe = Recipe(task=task, model=own, train=run.train_config)
     recorded = {"every": run.config["record"]["every"]} if "record" in run.config else {}
-    options = recorded | ({"held": run.held()} if run.has_held else {}) | options
+    options = recorded | ({"eval_batch": run.eval_batch()} if run.has_eval_batch else {}) | options
     trained = train_components(recipe, run, folder, names, steps=steps, **options)
     each = {**trained, "everything": run}
     curves = {name: one.metrics.masked_loss for name, one in each.items()}
@@ -310,7 +315,7 @@ def _drops(masked_loss: pd.Series, variance: float) -> dict[str, str]:
     return {**found, "last step": str(masked_loss.index[-1]), "L_mask there": f"{masked_loss.iloc[-1]:.4f}"}
 
 
-EXPERIMENTS: dict[str, Callable[[Setting], list[Section]]] = {
+EXPERIMENTS: dict[str, Callable[[ExperimentConfig], list[Section]]] = {
     "attention": attention,
     "ablate": ablate,
     "patch": patch,

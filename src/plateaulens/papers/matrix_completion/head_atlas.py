@@ -15,8 +15,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from plateaulens._registry import look_up
+from plateaulens._signals import without_gradients
 from plateaulens.batch import Batch
-from plateaulens.hooks import PATTERNS, without_gradients
+from plateaulens.hooks import PATTERNS
 from plateaulens.tasks.matrices.completion import MatrixBatch, MatrixCompletion
 from plateaulens.tracing.traces import trace
 
@@ -30,7 +31,7 @@ def head_atlas(model: Any, batch: Batch, queries: str = "masked") -> xr.Dataset:
     """Each head's mean map, and how much of its attention goes to which keys.
 
     Chance is what even attention over all keys would give to a category, on the masks of this very batch. A head is
-    labelled by the category with the largest ratio of mass to chance, if that is above 2. A category that holds
+    labeled by the category with the largest ratio of mass to chance, if that is above 2. A category that holds
     another has nearly the ratio of it where the head does not tell their keys apart; hence the first of the
     categories, the wider ones before the narrower, that has 95 % of the largest.
 

@@ -16,7 +16,7 @@ Without a penalty Y is the multiplier of Z = x. Many small matrices are solved a
 by a primal-dual interior-point method: the direction of Helmberg et al. (1996), the corrector of Mehrotra (1992). Every
 iterate keeps the constraint, so that <P, D> / 2 bounds how far it is from the least. A step solves for all entries of Y
 at once, so this is for matrices of up to a few hundred cells; for them about ten steps do what splitting methods need
-hundreds or thousands for. Where several matrices share the least norm it goes to their analytic centre: a cell whose
+hundreds or thousands for. Where several matrices share the least norm it goes to their analytic center: a cell whose
 row and column no chain of observed cells connects (`metrics.disconnected`) is 0.
 """
 
@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from plateaulens.hooks import without_gradients
+from plateaulens._signals import without_gradients
 
-HELD = 2**22  # entries of the linear systems that are worked on at once
+SYSTEM_ENTRIES = 2**22  # entries of the linear systems that are worked on at once
 NEAR = 0.98  # of the way to where P or D would be singular
 
 
@@ -71,7 +71,7 @@ def complete_by_nuclear_norm(
     known, seen, strength = torch.broadcast_tensors(known, observed, strength)
     size = known.shape[-2:]
     flat = [t.reshape(-1, *t.shape[-2:]) for t in (known, seen, strength[..., :1, :1])]
-    parts = [t.split(max(1, HELD // size.numel() ** 2)) for t in flat]
+    parts = [t.split(max(1, SYSTEM_ENTRIES // size.numel() ** 2)) for t in flat]
     found = [least_norm(k, o, s, tol, max_steps) for k, o, s in zip(*parts)]
     z, _, gap = (torch.cat(t) for t in zip(*found))
     if (late := ~(gap <= tol)).any():
@@ -148,8 +148,8 @@ def _move(
 
     dp, dd = first = towards(-p)
     after = gap(pair + _room(roots, first).clamp(max=1.0) * first)
-    centre = (after / gap(pair)) ** 3 * gap(pair) / side * inverse
-    then = towards(centre - p - _symmetric(dp @ dd @ inverse))
+    center = (after / gap(pair)) ** 3 * gap(pair) / side * inverse
+    then = towards(center - p - _symmetric(dp @ dd @ inverse))
     return (NEAR * _room(roots, then)).clamp(max=1.0) * then
 
 

@@ -53,7 +53,7 @@ PENALTIES = {
 
 def sample(n: int, **fields: object) -> tuple[Tensor, Tensor]:
     """Matrices and which cells are observed."""
-    task = pl.MatrixCompletion(**fields)  # type: ignore[arg-type]
+    task = pl.tasks.MatrixCompletion(**fields)  # type: ignore[arg-type]
     batch = task.sample(n, seed=0)
     return batch.values.view(n, task.rows, task.cols), batch.observed.view(n, task.rows, task.cols)
 

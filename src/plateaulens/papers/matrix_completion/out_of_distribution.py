@@ -1,7 +1,7 @@
-"""A model on other matrices than it learnt, beside the least nuclear norm (arXiv 2410.22244, figs. 3 and 19).
+"""A model on other matrices than it learned, beside the least nuclear norm (arXiv 2410.22244, figs. 3 and 19).
 
 hidden = {p: replace(task, p_mask=p) for p in (0.1, 0.3, 0.5)}
-out_of_distribution(model, hidden).masked_loss
+evaluate_ood(model, hidden).masked_loss
 """
 
 from collections.abc import Hashable, Mapping
@@ -21,15 +21,15 @@ from plateaulens.tracing.traces import trace
 PASS = 1024  # matrices at once
 
 
-def out_of_distribution(
+def evaluate_ood(
     model: Any,
     tasks: Mapping[Any, MatrixCompletion],
     *,
     n: int = 1024,
     seed: int = 0,
-    learnt: MatrixCompletion | None = None,
+    learned: MatrixCompletion | None = None,
 ) -> xr.Dataset:
-    """The losses of a model and of nuclear-norm minimisation on the same fresh matrices of each task.
+    """The losses of a model and of nuclear-norm minimization on the same fresh matrices of each task.
 
     A smaller matrix is read row by row at the first positions, so that other columns put a cell elsewhere.
 
@@ -38,7 +38,7 @@ def out_of_distribution(
         tasks: by what is shifted: a number, or a name.
         n: matrices of each task.
         seed: of the matrices.
-        learnt: what the model was trained on. A model knows only how many tokens there are, not what they stand for:
+        learned: what the model was trained on. A model knows only how many tokens there are, not what they stand for:
             without it, another precision with as many tokens is taken for the model's.
 
     Returns:
@@ -48,7 +48,7 @@ def out_of_distribution(
         token, which are neither shown nor asked for as they are.
 
     Raises:
-        ValueError: for no task, another vocabulary than the model's, values of tokens that are not those of `learnt`,
+        ValueError: for no task, another vocabulary than the model's, values of tokens that are not those of `learned`,
             or more cells than the model has positions.
     """
     if not tasks:
@@ -58,9 +58,9 @@ def out_of_distribution(
             raise ValueError(
                 f"{task!r} has {task.d_vocab} tokens, the model {model.cfg.d_vocab}; keep precision and limit"
             )
-        if learnt is not None and (task.precision, task.limit) != (learnt.precision, learnt.limit):
+        if learned is not None and (task.precision, task.limit) != (learned.precision, learned.limit):
             raise ValueError(
-                f"{task!r} has tokens of other values than {learnt!r}, which was learnt; keep precision and limit"
+                f"{task!r} has tokens of other values than {learned!r}, which was learned; keep precision and limit"
             )
         if task.n_ctx > model.cfg.n_ctx:
             raise ValueError(

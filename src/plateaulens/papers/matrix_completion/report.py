@@ -1,6 +1,6 @@
 """The sections on matrix completion in the report of a run."""
 
-from plateaulens.analysis.checkpoint_steps import evenly, over_steps
+from plateaulens.analysis.checkpoint_steps import evenly, map_checkpoints
 from plateaulens.papers.matrix_completion.completions import completions
 from plateaulens.papers.matrix_completion.head_atlas import head_atlas
 from plateaulens.papers.matrix_completion.plots import completion, head_maps, matrix_steps
@@ -30,14 +30,19 @@ def report_sections(run: Run) -> list[Section]:
             completion(run, plateau_of(run)),
         )
     ]
-    if not isinstance(run.task, MatrixCompletion) or not run.steps or not run.has_held or run.model_config is None:
+    if (
+        not isinstance(run.task, MatrixCompletion)
+        or not run.steps
+        or not run.has_eval_batch
+        or run.model_config is None
+    ):
         return sections
-    steps, held = evenly(run.steps, STEPS), run.held()
-    matrices = matrix_steps(completions(run, held[:1], steps))
+    steps, eval_batch = evenly(run.steps, STEPS), run.eval_batch()
+    matrices = matrix_steps(completions(run, eval_batch[:1], steps))
     sections.append(Section("", "Move the sliders through the checkpoints.", matrices))
-    some = held[:256]
-    if (some.out >= 0).any():  # without a hidden cell there is no query to count
-        atlas = over_steps(run, lambda model: head_atlas(model, some), steps)
+    some = eval_batch[:256]
+    if (some.answer_positions >= 0).any():  # without a hidden cell there is no query to count
+        atlas = map_checkpoints(run, lambda model: head_atlas(model, some), steps)
         text = (
             "A head is labeled by the category of keys that hidden cells attend to more than twice as much as uniform "
             "attention would. More: plateaulens matrix ablate RUN, and patch, switch, copy, probe, ..."

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 import plateaulens as pl
-from plateaulens.papers.matrix_completion.experiments import EXPERIMENTS, Setting, components
+from plateaulens.papers.matrix_completion.experiments import EXPERIMENTS, ExperimentConfig, components
 from plateaulens.papers.matrix_completion.recipes import RECIPES, SMALL
 
 RECIPE = RECIPES["matrix-small"]
@@ -31,7 +31,7 @@ def inside(folder: Path, seeds: int) -> None:
     runs = [trained(folder, seed) for seed in range(seeds)]
     write("The curves, 1024 held-out matrices", curves(runs))
     for run in runs:
-        setting = Setting.of(run, before=2000, n=2048, seed=7)
+        setting = ExperimentConfig.of(run, before=2000, n=2048, seed=7)
         for experiment in EXPERIMENTS.values():
             for shown in experiment(setting):
                 write(f"Seed {run.path.name}: {shown.title}", shown.text)
@@ -50,7 +50,7 @@ def smaller(folder: Path, seeds: int) -> None:
         recipe = replace(RECIPE, task=task, train=replace(RECIPE.train, batch_size=size, lr=lr))
         path, began = folder / "smaller" / name.replace(", ", "_").replace(" ", "-"), time.process_time()
         is_new = not path.exists()
-        share = recipe.record(path, every=250, held=task.sample(1024, seed=1)).metrics.masked_loss / task.variance
+        share = recipe.record(path, every=250, eval_batch=task.sample(1024, seed=1)).metrics.masked_loss / task.variance
         below = share.index[share < 0.5]
         drop = int(below[0]) if len(below) else None
         until = recipe.train.steps if drop is None else drop
@@ -61,8 +61,8 @@ def smaller(folder: Path, seeds: int) -> None:
 
 def trained(folder: Path, seed: int) -> pl.Run:
     """A run of the small setting."""
-    held = RECIPE.task.sample(1024, seed=1)
-    return RECIPE.record(folder / str(seed), seed=seed, held=held, every=50, save_every=500)
+    eval_batch = RECIPE.task.sample(1024, seed=1)
+    return RECIPE.record(folder / str(seed), seed=seed, eval_batch=eval_batch, every=50, save_every=500)
 
 
 def curves(runs: list[pl.Run]) -> str:

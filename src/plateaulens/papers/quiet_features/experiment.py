@@ -21,7 +21,7 @@ import plateaulens as pl
 from plateaulens._io import write_whole
 from plateaulens.papers.quiet_features.recipes import RECIPES
 from plateaulens.probing.ablation import Ablation, Directions
-from plateaulens.probing.edit_directions import METHODS, Known
+from plateaulens.probing.edit_directions import METHODS, FitData
 from plateaulens.probing.verdict import THIRDS, thirds
 
 SPLIT = (0.65, 0.1, 0.25)  # of 1,600 sequences 1,200 to fit to and 400 to test on, there being one C alone
@@ -38,14 +38,14 @@ class Look:
         features: which are probed.
         level: loss of the plateau in nats where it is known beforehand; else it is measured (`flattest`).
         every: how often the loss is measured; divides `steps`.
-        held: examples that it is measured on.
+        eval_batch: examples that it is measured on.
     """
 
     steps: tuple[int, ...]
     features: tuple[str, ...] = ()
     level: float | None = None
     every: int = 4
-    held: int = 256
+    eval_batch: int = 256
 
 
 def of_count(bits: int, groups: int) -> float:
@@ -73,8 +73,8 @@ LOOKS: dict[str, Look] = {
     "multiplication": Look(
         (0, *range(40, 401, 20), 500, 600, 800), ("carry_4", "carry_3", "carry_2", "first_operand"), every=10
     ),
-    "majority": Look((0, *range(100, 1601, 100)), ("group_vote",), of_count(20, 4), every=20, held=1024),
-    "subarray": Look((0, *range(200, 3601, 200)), ("is_prev_negative", "max_ending_here"), every=40, held=1024),
+    "majority": Look((0, *range(100, 1601, 100)), ("group_vote",), of_count(20, 4), every=20, eval_batch=1024),
+    "subarray": Look((0, *range(200, 3601, 200)), ("is_prev_negative", "max_ending_here"), every=40, eval_batch=1024),
     "bfs": Look((0, *range(40, 401, 40), *range(500, 1501, 100)), ("queue", "adjacency_list"), every=10),
     **dict.fromkeys(("activities", "dfs", "path", "topological", "mst"), Look((0, 75, 150, 225, 300), every=75)),
 }
@@ -98,9 +98,9 @@ def trained(folder: Path, name: str, seed: int) -> pl.Run:
     """The run of a recipe, finished if need be."""
     look, recipe = LOOKS[name], RECIPES[name]
     options = {"every": look.every, "save_every": look.steps, "until": look.steps[-1]}
-    options["watch"] = ["loss", "exact_match"]
-    held = recipe.task.sample(look.held, seed=1)
-    return recipe.record(folder / f"{name}-{seed}", seed=seed, held=held, progress=False, **options)
+    options["metrics"] = ["loss", "exact_match"]
+    eval_batch = recipe.task.sample(look.eval_batch, seed=1)
+    return recipe.record(folder / f"{name}-{seed}", seed=seed, eval_batch=eval_batch, progress=False, **options)
 
 
 def kept(path: Path, make: Callable[[], Any]) -> Any:
@@ -116,7 +116,8 @@ def probed(run: pl.Run, name: str) -> xr.Dataset:
     features, batch = list(LOOKS[name].features), sequences(run)
     options = {"C": 100.0, "fractions": SPLIT, "shuffled": False, "progress": False}
     return kept(
-        run.path.with_suffix(f".{'-'.join(features)}.probes"), lambda: pl.probe_over(run, batch, features, **options)
+        run.path.with_suffix(f".{'-'.join(features)}.probes"),
+        lambda: pl.probe_checkpoints(run, batch, features, **options),
     )
 
 
@@ -242,14 +243,14 @@ def verdicts(runs: Sequence[pl.Run], overs: Sequence[xr.Dataset], look: Look) ->
             if not steps:
                 rows.append([feature, str(seed), "no plateau step", "", "", ""])
                 continue
-            found = pl.quiet_or_loud(over, feature, plateau_steps=steps, after_step=look.steps[-1])
+            found = pl.probing.quiet_or_loud(over, feature, plateau_steps=steps, after_step=look.steps[-1])
             cells = [ratios(found.ratios.isel(step=at)) for at in (-2, -1)]  # the last plateau step, and after
             last = f"{steps[-1]} ({run.metrics.loss[steps[-1]]:.3f})"
             rows.append([feature, str(seed), last, *cells, f"{found.verdict} ({found.agreement:.0%})"])
     return table(["feature", "seed", "last plateau step (loss)", "ratios there", "ratios at the end", "verdict"], rows)
 
 
-def over_steps(run: pl.Run, over: xr.Dataset, look: Look) -> str:
+def map_checkpoints(run: pl.Run, over: xr.Dataset, look: Look) -> str:
     """Loss and what probes lose beside those on the untrained network, first/middle/last third, step by step."""
     by_third, rows = thirds(over), []
     for step in over.step.values:
@@ -281,7 +282,7 @@ def ablated(run: pl.Run, feature: str, method: str, site: str) -> Ablation:
             where = {"sites": Directions.of(found, below).sites}  # and all that is removed is fitted to the same
         else:
             where = {"sites": f"blocks.{site}.hook_resid_post"}
-        options = {"draws": DRAWS, "watch": ["exact_match"], "progress": False}
+        options = {"draws": DRAWS, "metrics": ["exact_match"], "progress": False}
         test = run.task.sample(256, seed=3)
         return pl.ablate_feature(model, test, feature, method=method, train=train, **where, **options)
 
@@ -337,7 +338,7 @@ def shares(run: pl.Run, feature: str, site: str = "blocks.1.hook_resid_post") ->
     """How much of the variance at its site a direction of `mean_difference` has, in the mean over offsets."""
     train, model = sequences(run), run.model(run.steps[-1])
     asked = train.task.features(train)[feature]
-    known = Known(model, train, asked, (site,) * asked.positions.shape[1], None, 1)
+    known = FitData(model, train, asked, (site,) * asked.positions.shape[1], None, 1)
     total = torch.einsum("omm->o", known.covariance)
     each = []
     for labels in (known.labels, known.shuffled(torch.Generator().manual_seed(0))):
@@ -348,7 +349,7 @@ def shares(run: pl.Run, feature: str, site: str = "blocks.1.hook_resid_post") ->
 
 def of_tokens(run: pl.Run, feature: str) -> str:
     """Test loss of the probe that is given the visible tokens alone."""
-    at = pl.probe_tokens(sequences(run), feature, C=100.0, fractions=SPLIT).thirds()
+    at = pl.probing.probe_tokens(sequences(run), feature, C=100.0, fractions=SPLIT).thirds()
     return "/".join(f"{x:.4f}" for x in at.loss.values)
 
 
@@ -381,7 +382,7 @@ def main() -> None:
             say(falling(runs))
             continue
         overs = [probed(run, name) for run in runs]
-        for text in (story(runs, look), verdicts(runs, overs, look), over_steps(runs[0], overs[0], look)):
+        for text in (story(runs, look), verdicts(runs, overs, look), map_checkpoints(runs[0], overs[0], look)):
             say(text)
         if name == "binary-addition":
             say(beside_reference(runs, overs))

@@ -37,7 +37,7 @@ def steps_for(budget: float, *, d_model: int, n_layers: int, batch_size: int, le
 def mean_length(task: Any, n: int = 128, seed: int = 0) -> float:
     """Mean tokens of `n` sequences up to and including the first EOS."""
     batch = task.sample(n, seed=seed)
-    return float((batch.out.amax(1) + 2).double().mean())
+    return float((batch.answer_positions.amax(1) + 2).double().mean())
 
 
 def frontier(runs: pd.DataFrame, loss: str = "loss") -> pd.DataFrame:

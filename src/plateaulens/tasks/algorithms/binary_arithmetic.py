@@ -54,13 +54,13 @@ class Arithmetic(Binary):
         """The bits of a and b of inputs or whole sequences."""
         return tokens[:, : self.bits], tokens[:, self.bits + 1 : 2 * self.bits + 1]
 
-    def reads(self, labels: Int[Tensor, "batch offset"], place: int, published: str = "") -> Feature:
+    def read_at(self, labels: Int[Tensor, "batch offset"], place: int, published: str = "") -> Feature:
         """The feature whose offset r is read where bit place + r of the answer is predicted."""
         return in_step(labels, 2 * self.bits + 1 + place, published=published)
 
     def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
         """`first_operand`: bit r of a, where bit r of the answer is predicted."""
-        return {"first_operand": self.reads(self.operands(batch.tokens)[0], 0, "quiet")}
+        return {"first_operand": self.read_at(self.operands(batch.tokens)[0], 0, "quiet")}
 
     def priors(self) -> list[float]:
         """How often each bit of the answer is 1."""
@@ -99,7 +99,7 @@ class BinaryAddition(Arithmetic):
         """Beside `first_operand`, `carry`: out of column r, where bit r + 1 of the sum is predicted."""
         a, b = self.operands(batch.tokens)
         carries = F.pad(a ^ b, (0, 1)) ^ self.answer(batch.tokens)  # into each column: what the operands do not explain
-        return super().features(batch, released) | {"carry": self.reads(carries[:, 1:], 1, "quiet")}
+        return super().features(batch, released) | {"carry": self.read_at(carries[:, 1:], 1, "quiet")}
 
     def priors(self) -> list[float]:
         """A half each, but for the last: a + b >= 2^bits is a little rarer."""
@@ -150,8 +150,8 @@ class Multiplication(Arithmetic):
         found = super().features(batch, released)
         for k in range(2, self.bits + 1):
             labels = carries[:, k - 2, k : k + self.bits]
-            found[f"carry_{k}"] = self.reads(labels, k, "quiet" if k == self.bits else "")
-        return found | ({"carry": self.reads(carries[:, -1, self.bits :], 1)} if released else {})
+            found[f"carry_{k}"] = self.read_at(labels, k, "quiet" if k == self.bits else "")
+        return found | ({"carry": self.read_at(carries[:, -1, self.bits :], 1)} if released else {})
 
     def priors(self) -> list[float]:
         """By counting, up to 10 bits; beyond, as there at both ends, and halves between: the loss is right to 1e-4."""

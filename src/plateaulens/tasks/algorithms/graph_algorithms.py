@@ -38,7 +38,7 @@ def edge_list(graphs: Graphs) -> Int[Tensor, "batch token"]:
 
 
 def search(graphs: Graphs, start: Int[Tensor, " batch"], *, newest: bool, again: bool) -> Nodes:
-    """Nodes in the order of their visits; each visit pushes the neighbours in ascending order.
+    """Nodes in the order of their visits; each visit pushes the neighbors in ascending order.
 
     A queue or stack need not be kept: when each node was pushed is enough to say which comes next.
 

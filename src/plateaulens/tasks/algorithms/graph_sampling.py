@@ -1,4 +1,4 @@
-"""Random connected graphs as adjacency matrices: labelled ones, or true isomorphism classes."""
+"""Random connected graphs as adjacency matrices: labeled ones, or true isomorphism classes."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from plateaulens.tasks.base import permutations
 
 
 def connected_graphs(n: int, nodes: int, rng: torch.Generator, classes: bool = False) -> Graphs:
-    """`n` connected graphs: every labelled one equally likely, or with `classes` every isomorphism class."""
+    """`n` connected graphs: every labeled one equally likely, or with `classes` every isomorphism class."""
     graphs = random_graphs(n, nodes, rng, classes)
     while (apart := distances(graphs)[:, 0].amax(1) == nodes).any():
         graphs[apart] = random_graphs(int(apart.sum()), nodes, rng, classes)

@@ -32,12 +32,12 @@ from plateaulens.tasks.base import Feature, generator, permutations, require
 class GraphTask(StringTask):
     """Base of the graph tasks. A subclass gives `named`, `spare` and `solve`.
 
-    The paper draws isomorphism classes, never one twice, and names their nodes at random. Labelled graphs, the
+    The paper draws isomorphism classes, never one twice, and names their nodes at random. Labeled graphs, the
     default, are much the same: with 11 nodes either kind has 27.6 edges in the mean.
 
     Attributes:
         nodes: of each graph.
-        classes: every isomorphism class of connected graphs equally likely, as in the paper; else every labelled one.
+        classes: every isomorphism class of connected graphs equally likely, as in the paper; else every labeled one.
 
     Raises:
         ValueError: unless there are 2 to 26 nodes.
@@ -94,7 +94,7 @@ class GraphTask(StringTask):
             released: positions as in the ablations of the released code, which takes the place of `=` in the first
                 example for its place in all.
         """
-        places = batch.out[:, -self.n_answer - 1 :]  # of `=` and the nodes: each predicts the next token
+        places = batch.answer_positions[:, -self.n_answer - 1 :]  # of `=` and the nodes: each predicts the next token
         equals, at = places[:, :1], places[:, 1:]
         order = batch.tokens.gather(1, at.clamp(min=0)).masked_fill(at < 0, -1)
         edges = batch.tokens[:, self.named :][:, : self.nodes * (self.nodes - 1)].unflatten(1, (-1, 2))
@@ -120,7 +120,7 @@ class Traversal(GraphTask):
 
 @dataclass(frozen=True, kw_only=True)
 class BreadthFirstSearch(Traversal):
-    """The nodes as a breadth-first search visits them: a queue, neighbours in ascending order.
+    """The nodes as a breadth-first search visits them: a queue, neighbors in ascending order.
 
     >>> print(BreadthFirstSearch(nodes=5).example(seed=1))
     prompt  DABACBCBDBECDCE
@@ -131,17 +131,17 @@ class BreadthFirstSearch(Traversal):
         return search(graphs, named[:, 0], newest=False, again=False)
 
     def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
-        """The queue after each visit but the last, read at the node visited; and that node's neighbours."""
+        """The queue after each visit but the last, read at the node visited; and that node's neighbors."""
         graphs, order, at = self.read(batch, released)
         return {
             "queue": Feature(waiting(graphs, order), at[:, :-1], "labels", "quiet"),
-            "adjacency_list": Feature(neighbours(graphs, order), at, "labels", "loud"),
+            "adjacency_list": Feature(neighbors(graphs, order), at, "labels", "loud"),
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthFirstSearch(Traversal):
-    """The nodes as a depth-first search visits them: a stack, of the neighbours the last in the alphabet first.
+    """The nodes as a depth-first search visits them: a stack, of the neighbors the last in the alphabet first.
 
     >>> print(DepthFirstSearch(nodes=5).example(seed=1))
     prompt  DABACBCBDBECDCE
@@ -152,7 +152,7 @@ class DepthFirstSearch(Traversal):
         return search(graphs, named[:, 0], newest=True, again=True)
 
     def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
-        """The neighbours of each node visited; and as in the released code the "queue", the stack of another search.
+        """The neighbors of each node visited; and as in the released code the "queue", the stack of another search.
 
         That search pushes a node once only, and so visits in another order: after r visits of its own, its stack is
         read at the r-th node of the answer.
@@ -161,7 +161,7 @@ class DepthFirstSearch(Traversal):
         other = search(graphs, order[:, 0], newest=True, again=False)
         return {
             "queue": Feature(waiting(graphs, other), at[:, :-1], "labels"),
-            "adjacency_list": Feature(neighbours(graphs, order), at, "labels", "loud"),
+            "adjacency_list": Feature(neighbors(graphs, order), at, "labels", "loud"),
         }
 
 
@@ -180,7 +180,7 @@ class ShortestPath(GraphTask):
         return shortest_path(graphs, named)
 
     def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
-        """The neighbours of each node of the path, and the whole graph where that node is predicted."""
+        """The neighbors of each node of the path, and the whole graph where that node is predicted."""
         return adjacency(*self.read(batch, released))
 
 
@@ -227,14 +227,14 @@ class MinimumSpanningTree(GraphTask):
         return edge_list(spanning_tree(graphs))[:, : self.n_answer]
 
 
-def neighbours(graphs: Graphs, order: Nodes) -> Int[Tensor, "batch out node"]:
+def neighbors(graphs: Graphs, order: Nodes) -> Int[Tensor, "batch out node"]:
     """Where the edges of each node of `order` lead, as 0s and 1s."""
     return (graphs.take_along_dim(order.clamp(min=0)[..., None], 1) & (order >= 0)[..., None]).long()
 
 
 def waiting(graphs: Graphs, order: Nodes) -> Int[Tensor, "batch visit node"]:
     """After each visit but the last: the nodes seen from those visited, and not visited themselves."""
-    seen = neighbours(graphs, order).cumsum(1) > 0
+    seen = neighbors(graphs, order).cumsum(1) > 0
     return (seen & (F.one_hot(order, graphs.shape[-1]).cumsum(1) == 0))[:, :-1].long()
 
 
@@ -243,6 +243,6 @@ def adjacency(graphs: Graphs, order: Nodes, at: Nodes) -> dict[str, Feature]:
     edges = graphs[:, ~torch.eye(graphs.shape[-1], dtype=torch.bool, device=graphs.device)].long()
     before = torch.where(at < 0, -1, at - 1)
     return {
-        "adjacency_list": Feature(neighbours(graphs, order), at, "labels"),
+        "adjacency_list": Feature(neighbors(graphs, order), at, "labels"),
         "adjacency_matrix": Feature(edges[:, None].expand(-1, at.shape[1], -1), before, "labels"),
     }

@@ -59,7 +59,7 @@ class StringTask(Task):
         return self.n_answer + 2 - self.answer_only
 
     @property
-    def watch(self) -> tuple[str, ...]:
+    def metrics(self) -> tuple[str, ...]:
         return ("exact_match",)
 
     def published_chance(self) -> float | None:

@@ -33,7 +33,9 @@ class MatrixBatch(Batch):
     @property
     def observed(self) -> Bool[Tensor, "batch pos"]:
         """Which cells are shown."""
-        hidden = torch.zeros_like(self.tokens).scatter_add(1, self.out.clamp(min=0), (self.out >= 0).long())
+        hidden = torch.zeros_like(self.tokens).scatter_add(
+            1, self.answer_positions.clamp(min=0), (self.answer_positions >= 0).long()
+        )
         return hidden == 0
 
     @property
@@ -46,7 +48,7 @@ class MatrixBatch(Batch):
 
     @property
     def answers(self) -> Int[Tensor, "batch out"]:
-        return self.tokens.gather(1, self.out.clamp(min=0)).masked_fill(self.out < 0, -1)
+        return self.tokens.gather(1, self.answer_positions.clamp(min=0)).masked_fill(self.answer_positions < 0, -1)
 
     @property
     def shared_prompt(self) -> Int[Tensor, "batch pos"]:
@@ -63,7 +65,9 @@ class MatrixBatch(Batch):
 
     def hiding(self, observed: Bool[Tensor, "#batch pos"]) -> "MatrixBatch":
         """The same matrices, of which other cells are shown."""
-        return replace(self, out=hidden_cells(observed.to(self.out.device).expand(self.tokens.shape)))
+        return replace(
+            self, answer_positions=hidden_cells(observed.to(self.answer_positions.device).expand(self.tokens.shape))
+        )
 
     def negated(self) -> "MatrixBatch":
         """-X behind the same mask."""
@@ -80,7 +84,7 @@ class _InOnePass(Task):
     """Every cell is answered at its own position, by its value."""
 
     batch_type: ClassVar[type[Batch]] = MatrixBatch
-    standard: ClassVar[tuple[str, ...]] = ("loss", "observed_loss", "masked_loss", "masked_size")
+    default_metrics: ClassVar[tuple[str, ...]] = ("loss", "observed_loss", "masked_loss", "masked_size")
 
     @property
     def n_targets(self) -> int:
@@ -204,7 +208,7 @@ def disconnected_share(rows: int, cols: int, p_mask: float) -> float:
 class MatrixMixture(_InOnePass, Entries):
     """Square matrices of several sizes; each batch is of one size, drawn anew (arXiv 2410.22244).
 
-    So is a held-out batch: a recording has the losses of one size. Those of each are of `task.of(order).sample(...)`.
+    So is a evaluation batch: a recording has the losses of one size. Those of each are of `task.of(order).sample(...)`.
 
     Args:
         orders: the sizes.
@@ -248,7 +252,7 @@ class MatrixSequence(Matrices):
     """The same for a decoder: the matrix with hidden cells, a separator, the whole matrix (arXiv 2410.22244, app. G).
 
     Every next-token target is scored, also those of the first matrix, which cannot be known. No measurement is of the
-    answers to shown cells alone, which in the paper are learnt first.
+    answers to shown cells alone, which in the paper are learned first.
 
     Args:
         limit: 2 as in the paper; the rest as of `MatrixCompletion`.

@@ -86,7 +86,7 @@ class Addition(Task):
         return range(self.n + 1) if self.reverse else range(self.n, -1, -1)
 
     @property
-    def watch(self) -> tuple[str, ...]:
+    def metrics(self) -> tuple[str, ...]:
         return ("part_accuracy",)
 
     @property

@@ -121,7 +121,7 @@ class WindowMix(ModularTask):
         return (output_map([tuple(w) for w in self.windows], self.prompt_len - 1, self.n_targets),)
 
     @property
-    def watch(self) -> tuple[str, ...]:
+    def metrics(self) -> tuple[str, ...]:
         return "part_accuracy", "part_collapse"
 
     @property

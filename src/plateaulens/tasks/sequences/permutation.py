@@ -55,7 +55,7 @@ class Permutation(Task):
         return self.compose + 1
 
     @property
-    def watch(self) -> tuple[str, ...]:
+    def metrics(self) -> tuple[str, ...]:
         layers = [f"attention_progress@{layer}" for layer in range(self.depth)]
         return ("count_check", *layers, *(f"{name}:alternative" for name in layers if self.compose == 1))
 

@@ -15,7 +15,7 @@ from plateaulens.tasks.base import ModularTask, output_map, permutations, requir
 class PrefixSum(ModularTask):
     """Answer i is the sum of all prompt numbers up to i, modulo p.
 
-    No two neighbouring answers are equal, so repetition says nothing here; look at the entropy.
+    No two neighboring answers are equal, so repetition says nothing here; look at the entropy.
 
     >>> print(PrefixSum(n=6, p=7).example(seed=0))
     prompt  3 4 6 1 2 4 |
@@ -54,7 +54,7 @@ class PrefixSum(ModularTask):
         return (output_map(rows, self.prompt_len - 1, self.n_targets),)
 
     @property
-    def watch(self) -> tuple[str, ...]:
+    def metrics(self) -> tuple[str, ...]:
         return ("tf_accuracy",)
 
     @property

@@ -48,7 +48,7 @@ class Repeat(ModularTask):
         return (output_map([(0,)] * self.n, self.prompt_len - 1, self.n_targets),)
 
     @property
-    def watch(self) -> tuple[str, ...]:
+    def metrics(self) -> tuple[str, ...]:
         return ("alpha_1", *(("alpha_1_halves", "part_accuracy") if self.k > 1 else ()))
 
     @property

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from plateaulens.plots.style import BLUE, GREY, LEGEND, ORANGE, distinct, styled
+from plateaulens.plots.style import BLUE, GRAY, LEGEND, ORANGE, distinct, styled
 
 
 def cell_probes(found: xr.Dataset) -> go.Figure:
@@ -46,7 +46,7 @@ def cell_probes(found: xr.Dataset) -> go.Figure:
 
 
 def shifts(found: xr.Dataset, x: str = "shift") -> go.Figure:
-    """Losses of the model and of nuclear-norm minimisation against what is shifted, and nuclear norms (figs. 3, 19).
+    """Losses of the model and of nuclear-norm minimization against what is shifted, and nuclear norms (figs. 3, 19).
 
     Errors are on logarithmic axes; names in place of numbers are drawn as marks without lines.
 
@@ -63,10 +63,10 @@ def shifts(found: xr.Dataset, x: str = "shift") -> go.Figure:
         lines = {str(by): found[name].sel(by=by).values for by in found.by.values}
         if anchor:
             lines["guessing 0" if anchor == "zero_loss" else "true matrices"] = found[anchor].values
-        for (label, y), colour in zip(lines.items(), (BLUE, ORANGE, GREY)):
-            line = {"color": colour, "dash": "dot" if colour == GREY else "solid"}
-            curve = go.Scatter(x=where, y=y, name=label, mode=mode, line=line, marker={"size": 7, "color": colour})
-            first = panel == 1 or colour == GREY
+        for (label, y), color in zip(lines.items(), (BLUE, ORANGE, GRAY)):
+            line = {"color": color, "dash": "dot" if color == GRAY else "solid"}
+            curve = go.Scatter(x=where, y=y, name=label, mode=mode, line=line, marker={"size": 7, "color": color})
+            first = panel == 1 or color == GRAY
             figure.add_trace(curve.update(legendgroup=label, showlegend=first), 1, panel)
     figure.update_xaxes(title=x, **({} if numbers else {"type": "category"}))
     for panel in (1, 2):

@@ -8,7 +8,7 @@ import xarray as xr
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
-from plateaulens.plots.style import BLUE, DASHES, GREY, LEGEND, ORANGE, distinct, styled
+from plateaulens.plots.style import BLUE, DASHES, GRAY, LEGEND, ORANGE, distinct, styled
 
 BINS = ("#a50f15", "#d55e00", "#e69f00", "#56b4e9", "#0072b2", "#6a51a3")  # from the least value to the greatest
 
@@ -16,7 +16,7 @@ BINS = ("#a50f15", "#d55e00", "#e69f00", "#56b4e9", "#0072b2", "#6a51a3")  # fro
 def token_embeddings(found: xr.Dataset) -> go.Figure:
     """The norm of each token's embedding by its value, and its two principal components.
 
-    Six colours for as many equal parts of the range of values; the paper's are 0.5 wide.
+    Six colors for as many equal parts of the range of values; the paper's are 0.5 wide.
 
     Args:
         found: from `analysis.token_embeddings`, of one model.
@@ -37,7 +37,7 @@ def token_embeddings(found: xr.Dataset) -> go.Figure:
 
 
 def token_progress(found: xr.DataArray) -> go.Figure:
-    """Token embeddings at several steps along the principal axes of the last one; colours as in `token_embeddings`.
+    """Token embeddings at several steps along the principal axes of the last one; colors as in `token_embeddings`.
 
     Args:
         found: from `analysis.token_progress`.
@@ -57,7 +57,7 @@ def token_progress(found: xr.DataArray) -> go.Figure:
 def position_embeddings(found: xr.Dataset) -> go.Figure:
     """t-SNE of the position embeddings, their norms, and what rows and columns explain of them beside chance.
 
-    Of several steps (`over_steps`) a map a step, and below them what is explained over training.
+    Of several steps (`map_checkpoints`) a map a step, and below them what is explained over training.
 
     Args:
         found: from `analysis.position_embeddings`.
@@ -70,8 +70,8 @@ def position_embeddings(found: xr.Dataset) -> go.Figure:
     grid = found.norm.values.reshape(int(found.row.max()) + 1, -1)
     heat = go.Heatmap(z=grid, colorscale="Viridis", texttemplate="%{z:.2f}", showscale=False, xgap=1, ygap=1)
     figure.add_trace(heat, 1, 2)
-    for name, colour in (("explained", BLUE), ("chance", GREY)):
-        bars = go.Bar(x=found.group.values, y=found[name].values, name=name, marker_color=colour)
+    for name, color in (("explained", BLUE), ("chance", GRAY)):
+        bars = go.Bar(x=found.group.values, y=found[name].values, name=name, marker_color=color)
         figure.add_trace(bars, 1, 3)
     figure.update_xaxes(showticklabels=False, col=1)
     figure.update_yaxes(showticklabels=False, col=1)
@@ -89,9 +89,9 @@ def _position_steps(found: xr.Dataset) -> go.Figure:
     for i in range(len(steps)):
         _add_map(figure, found.isel(step=i), i + 1, i == 0)
     for name, dash in zip(("explained", "chance"), DASHES):
-        for group, colour in zip(found.group.values, (ORANGE, BLUE)):
+        for group, color in zip(found.group.values, (ORANGE, BLUE)):
             curve = go.Scatter(x=steps, y=found[name].sel(group=group).values, name=f"{name} by {group}", mode="lines")
-            figure.add_trace(curve.update(line={"color": colour, "dash": dash}), 2, 1)
+            figure.add_trace(curve.update(line={"color": color, "dash": dash}), 2, 1)
     figure.update_xaxes(showticklabels=False, row=1)
     figure.update_yaxes(showticklabels=False, row=1)
     figure.update_xaxes(title="step", row=2)
@@ -103,7 +103,7 @@ def _position_steps(found: xr.Dataset) -> go.Figure:
 
 
 def _add_map(figure: go.Figure, found: xr.Dataset, panel: int, legend: bool) -> None:
-    """A mark a position: its column by colour, its row by number."""
+    """A mark a position: its column by color, its row by number."""
     for col in np.unique(found.col.values):
         some = found.isel(pos=found.col.values == col)
         marks = go.Scatter(
@@ -123,12 +123,12 @@ def _add(
     panel: int,
     legend: bool,
 ) -> None:
-    """Marks in six colours by value."""
+    """Marks in six colors by value."""
     edges = np.linspace(value.min(), value.max(), len(BINS) + 1)
     which = np.digitize(value, edges[1:-1])
-    for i, colour in enumerate(BINS):
+    for i, color in enumerate(BINS):
         some = which == i
         name = f"{edges[i]:.3g} to {edges[i + 1]:.3g}"
         marks = go.Scatter(x=x[some], y=y[some], mode="markers", name=name, legendgroup=name, showlegend=legend)
-        marks.update(marker={"color": colour, "size": 7}, customdata=value[some])
+        marks.update(marker={"color": color, "size": 7}, customdata=value[some])
         figure.add_trace(marks.update(hovertemplate="value %{customdata:.3g}<extra></extra>"), 1, panel)

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from plateaulens._registry import look_up
 from plateaulens.plots.attention_maps import layer_maps
-from plateaulens.plots.style import GREY, PALETTE, distinct, stacked, stacked_style, styled
+from plateaulens.plots.style import GRAY, PALETTE, distinct, stacked, stacked_style, styled
 
 LINES = {"color": "rgba(128,128,128,0.6)", "width": 0.5}
 
@@ -17,7 +17,7 @@ LINES = {"color": "rgba(128,128,128,0.6)", "width": 0.5}
 def head_maps(atlas: Any) -> go.Figure:
     """The mean map of each head of each layer, with its label; lines part the rows of the matrix.
 
-    Cells that are hidden in every matrix (structured masks) are marked above the keys. An atlas `over_steps` gets a
+    Cells that are hidden in every matrix (structured masks) are marked above the keys. An atlas over steps gets a
     slider, and the labels of the last step.
 
     Args:
@@ -44,7 +44,7 @@ def head_maps(atlas: Any) -> go.Figure:
                 figure.add_shape(type="line", y0=edge, y1=edge, x0=-0.5, x1=cells - 0.5, line=LINES, row=row, col=col)
             if len(hidden):
                 marks = go.Scatter(x=hidden, y=np.full(len(hidden), -1.2), mode="markers", showlegend=False)
-                marks.update(marker={"symbol": "square", "size": 4, "color": GREY}, hovertemplate="cell %{x} is hidden")
+                marks.update(marker={"symbol": "square", "size": 4, "color": GRAY}, hovertemplate="cell %{x} is hidden")
                 figure.add_trace(marks, row, col)
     return figure
 
@@ -52,7 +52,7 @@ def head_maps(atlas: Any) -> go.Figure:
 def head_categories(atlas: Any) -> go.Figure:
     """How many times chance each head attends to a category of keys, and its mass when pointed at.
 
-    The colour is the ratio on a logarithmic scale: white is chance. The label's cell is outlined.
+    The color is the ratio on a logarithmic scale: white is chance. The label's cell is outlined.
 
     Args:
         atlas: of `head_atlas`, of one step.
@@ -97,7 +97,7 @@ def head_ablations(found: Any, name: str = "masked_loss") -> go.Figure:
     intact = float(grid.sel(ablated="intact").max())
     bars = grid.drop_sel(ablated="intact")
     figure = _bars(bars.ablated.values, {str(mode): bars.sel(mode=mode).values for mode in bars["mode"].values})
-    figure.add_hline(y=intact, line={"color": GREY, "dash": "dash"})
+    figure.add_hline(y=intact, line={"color": GRAY, "dash": "dash"})
     figure.update_yaxes(title=name, rangemode="tozero")
     return styled(figure, height=380, title=f"{name} without heads (dashed: intact)", barmode="group")
 
@@ -122,7 +122,7 @@ def negation(found: Any) -> go.Figure:
             figure.add_trace(bar.update(marker_color=PALETTE[i], legendgroup=str(to), showlegend=row == 1), row, 1)
             level = float(found.unpatched.sel(to=to, cells=cells))
             figure.add_hline(y=level, line={"color": PALETTE[i], "dash": "dash"}, row=row, col=1)
-        figure.add_hline(y=found.attrs["four_variance"], line={"color": GREY, "dash": "dot"}, row=row, col=1)
+        figure.add_hline(y=found.attrs["four_variance"], line={"color": GRAY, "dash": "dot"}, row=row, col=1)
     figure.update_yaxes(title="mean squared<br>difference", rangemode="tozero")
     title = "-X with the attention outputs of X at some positions of a layer (dashed: no patch, dotted: 4 Var)"
     figure = stacked_style(figure, 2, "", title=title, barmode="group")

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from plateaulens.plots.attention_maps import slider_of
 from plateaulens.plots.curves import frame
-from plateaulens.plots.style import BLUE, GREEN, GREY, ORANGE, stacked, stacked_style, styled
+from plateaulens.plots.style import BLUE, GRAY, GREEN, ORANGE, stacked, stacked_style, styled
 
 LOSSES = {"loss": BLUE, "observed_loss": GREEN, "masked_loss": ORANGE}
 
@@ -29,12 +29,12 @@ def completion(run: Any, plateau: Any = None) -> go.Figure:
         raise ValueError(f"{', '.join(missing)} was not recorded; record matrix completion with its standard watch")
     panels = ["mean squared error"] + ["mean |output| at hidden cells"] * ("masked_size" in metrics)
     figure = stacked(panels)
-    for name, colour in LOSSES.items():
-        line = {"color": colour, "width": 3 if name == "loss" else 1.5}
+    for name, color in LOSSES.items():
+        line = {"color": color, "width": 3 if name == "loss" else 1.5}
         figure.add_trace(go.Scatter(x=metrics.index, y=metrics[name], name=name, mode="lines", line=line), 1, 1)
     if "masked_size" in metrics:
         curve = go.Scatter(x=metrics.index, y=metrics.masked_size, name="masked_size", mode="lines")
-        figure.add_trace(curve.update(line={"color": GREY}), 2, 1)
+        figure.add_trace(curve.update(line={"color": GRAY}), 2, 1)
     figure.update_yaxes(type="log", exponentformat="power", row=1, col=1)
     if plateau is not None:
         dashed = {"color": BLUE, "dash": "dash", "width": 1}
@@ -42,9 +42,9 @@ def completion(run: Any, plateau: Any = None) -> go.Figure:
         figure.add_hline(plateau.level, line=dashed, row=1, col=1, **says)
         if plateau.start is not None:
             end = int(metrics.index.max()) if plateau.end is None else plateau.end
-            figure.add_vrect(plateau.start, end, fillcolor=GREY, opacity=0.15, line_width=0, row="all", col=1)
+            figure.add_vrect(plateau.start, end, fillcolor=GRAY, opacity=0.15, line_width=0, row="all", col=1)
         if plateau.drop is not None:
-            figure.add_vline(plateau.drop, line={"color": GREY, "dash": "dot"}, row="all", col=1)
+            figure.add_vline(plateau.drop, line={"color": GRAY, "dash": "dot"}, row="all", col=1)
     return stacked_style(figure, len(panels), hovermode="x unified")
 
 
@@ -76,7 +76,7 @@ def matrix_steps(found: xr.Dataset, matrix: int = 0) -> go.Figure:
         figure.add_trace(heat(z).update(showscale=col == 3), 1, col)
         for i, j in np.argwhere(~seen):
             box = {"x0": j - 0.46, "x1": j + 0.46, "y0": i - 0.46, "y1": i + 0.46}
-            figure.add_shape(type="rect", line={"color": GREY, "width": 2}, row=1, col=col, **box)
+            figure.add_shape(type="rect", line={"color": GRAY, "width": 2}, row=1, col=col, **box)
     figure.frames = [go.Frame(data=[heat(z)], name=str(s), traces=[1]) for s, z in zip(steps, predicted, strict=True)]
     figure.update_xaxes(constrain="domain", showticklabels=False)
     figure.update_yaxes(autorange="reversed", constrain="domain", showticklabels=False)

@@ -1,13 +1,13 @@
 """Which checkpoints of a suite are what their names say, without downloading any.
 
-    found = audit(pl.pythia("2.8b"))
+    found = audit(pl.lm.pythia("2.8b"))
     found.duplicates, found.missing, found.evidence(0)
 
 Of a Hub repository, the content hashes that its API lists are compared: equal hashes are equal bytes, for certain.
 Unequal hashes show nothing: the same weights, written again by another library, hash differently. Of local folders,
 the tensors themselves are compared (names, types, shapes, bytes), so that another file layout makes no difference,
 though the sign of a zero does. No hash tells *which* of two equal steps is the right one, nor that a step which equals
-no other is right: for that, see whether its weights and its loss lie between those of its neighbours.
+no other is right: for that, see whether its weights and its loss lie between those of its neighbors.
 """
 
 import pickle
@@ -138,7 +138,9 @@ def audit(suite: Any, steps: Sequence[int] | None = None, progress: bool = True)
             file cannot be read.
     """
     if not hasattr(suite, "source"):
-        raise ValueError(f"an audit is of a suite, such as pl.pythia('14m') or pl.local(folder); got {suite!r}")
+        raise ValueError(
+            f"an audit is of a suite, such as pl.lm.pythia('14m') or pl.lm.from_folder(folder); got {suite!r}"
+        )
     revisions, expected = suite.source.revisions(), set(suite.expected or ())
     wanted = {*revisions, *expected} if steps is None else set(steps)
     if unknown := sorted(wanted - {*revisions, *expected}):
@@ -258,8 +260,8 @@ def _combine(digests: Digests) -> str:
 def _group(members: Set[int | str], served: Mapping[int | str, list[_Form]], part: Digests | None = None) -> Duplicate:
     steps = tuple(sorted(who for who in members if isinstance(who, int)))
     read = served[steps[0]][0]
-    alike = all(any(read.files == form.files for form in served[who]) for who in members)
-    files = part or (read.files if alike else {"tensors": read.digest})  # equal in another layout of files
+    batch_by_length = all(any(read.files == form.files for form in served[who]) for who in members)
+    files = part or (read.files if batch_by_length else {"tensors": read.digest})  # equal in another layout of files
     beside: defaultdict[str, set[str]] = defaultdict(set)
     for form in (form for who in members for form in served[who] if form.name != read.name):
         beside[form.name].add(form.digest)

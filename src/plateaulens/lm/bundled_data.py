@@ -6,7 +6,7 @@ PACKAGE = Path(__file__).parents[1]
 FOLDERS = (PACKAGE / "data", PACKAGE.parents[1] / "data")  # of an installed wheel; of the repository
 
 
-def shipped(name: str) -> Path:
+def bundled(name: str) -> Path:
     """Where a data file or folder that comes with the package lies: "prompts.txt", "neox-0.2m".
 
     Raises:
