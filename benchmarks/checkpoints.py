@@ -32,7 +32,8 @@ from transformers.utils import logging
 import plateaulens as pl
 from interventions import memory
 from plateaulens.lm.prompts import read_prompts
-from plateaulens.metrics.named import NGRAM_METRICS, STATE_METRICS, requires
+from plateaulens.metrics.named import NGRAM_METRICS, STATE_METRICS
+from plateaulens.protocols import requires
 from plateaulens.tracing.traces import FINAL
 
 SHIPPED = pl.lm.bundled("neox-0.2m")

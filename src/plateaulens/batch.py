@@ -150,4 +150,5 @@ class Batch:
         )
 
     def __repr__(self) -> str:
-        return f"Batch({len(self)} x {self.tokens.shape[1]} tokens, {self.answer_positions.shape[1]} answers, task={self.task!r})"
+        answers = self.answer_positions.shape[1]
+        return f"Batch({len(self)} x {self.tokens.shape[1]} tokens, {answers} answers, task={self.task!r})"

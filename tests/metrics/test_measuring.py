@@ -233,7 +233,9 @@ def test_a_measurement_reads_what_it_states_and_no_more(monkeypatch):
     decoded += "entropy alpha_1 alpha_1_halves count_check".split()
     for name in metrics:
         same(pl.measure(model, batch, [name], reduce=None)[name], got[name])
-        assert asked[-1] == list(measuring.named(name).requires) and ("generated" in asked[-1]) == (name in decoded)
+        assert asked[-1] == list(measuring.named_metric(name).requires) and ("generated" in asked[-1]) == (
+            name in decoded
+        )
     assert set(asked[0]) == {name for requires in asked[1:] for name in requires}
     wide = {"position_accuracy": (3, 4), "alpha_1_halves": (3, 2), "part_accuracy": (3, 1), "part_collapse": (3, 1)}
     shapes = {name: (3,) for name in metrics} | wide | {"attention_progress_global": ()}
@@ -266,14 +268,14 @@ def test_names_are_measured_once_and_may_not_clash():
     metrics = ["loss", pl.metrics.loss, "norm@*", "norm@unembed.hook_in", "norm@blocks.*.hook_resid_post"]
     values = pl.measure(model, batch, metrics, reduce=None)
     assert len(values) == 10 and all(value.shape == (4,) for value in values.values())
-    with pytest.raises(ValueError, match="two measurements are named '<lambda>'"):
+    with pytest.raises(ValueError, match="two metrics are named '<lambda>'"):
         pl.measure(model, batch, [lambda t: torch.zeros(4), lambda t: torch.ones(4)])
 
     def loss(t):
         return torch.zeros(4)
 
     for both in ([loss, "loss"], ["loss", loss], ["loss", "loss", loss]):
-        with pytest.raises(ValueError, match="two measurements are named 'loss'"):
+        with pytest.raises(ValueError, match="two metrics are named 'loss'"):
             pl.measure(model, batch, both)
 
 

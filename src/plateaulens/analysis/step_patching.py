@@ -27,8 +27,8 @@ from plateaulens.batch import Batch
 from plateaulens.hooks import PATTERNS, active, device_of, has_raw_hooks, matching, n_layers, refuse_unwritable
 from plateaulens.interventions import Patch, intervene
 from plateaulens.metrics.measuring import mean_over_prompts, required_by, resolve
-from plateaulens.metrics.named import Metric
 from plateaulens.models.parameter_groups import graft, parameters_of
+from plateaulens.protocols import Metric
 from plateaulens.tracing.traces import Trace, trace
 
 SOURCE_BYTES = 2**30  # bytes of source activations or weights that are kept at once
@@ -97,7 +97,7 @@ def patch_across_steps(
     donor = run if donor is None else donor
     sources, targets = _steps(donor, sources, "source"), _steps(run, targets, "target")
     model = run.model(targets[0])
-    functions = resolve(model, metrics)
+    functions = resolve(model, metrics, batch.task)
     if not functions or (parts is None and not globs):
         raise ValueError("nothing to do: name at least one measurement in metrics= and one site in what=")
     sites = matching(model, globs)
@@ -165,7 +165,7 @@ def _patched(
         most = 1  # a site that prompts share cannot hold several sources
     batch = batch.to(device_of(model))
     suits = _AnswerRows.suits(model, batch, sites)
-    quick = [f for f in functions if suits and set(getattr(f, "reads", ("everything",))) <= QUICK]
+    quick = [f for f in functions if suits and set(getattr(f, "requires", ("everything",))) <= QUICK]
     rest = [f for f in functions if f not in quick]
     rows = _AnswerRows(model, batch) if quick else None
     for steps in (list(group)[i : i + most] for i in range(0, len(group), most)):

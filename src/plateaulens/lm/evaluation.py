@@ -34,8 +34,8 @@ from plateaulens.lm.hub import HubSource
 from plateaulens.lm.source import LocalSource, few
 from plateaulens.lm.suite import Checkpoints
 from plateaulens.lm.weight_audit import Audit
-from plateaulens.metrics.measuring import measure, named
-from plateaulens.metrics.named import Metric, requires
+from plateaulens.metrics.measuring import measure, named_metric
+from plateaulens.protocols import Metric, requires
 from plateaulens.tracing.traces import FINAL, Trace
 
 # What is measured of a language model unless told otherwise.
@@ -151,7 +151,9 @@ def evaluate(
     prompts = suite.prompts() if prompts is None else prompts
     metrics = [metrics] if isinstance(metrics, str) else list(LANGUAGE_METRICS if metrics is None else metrics)
     for measurement in metrics:
-        named(measurement)  # an unknown one is found out before anything is written
+        named_metric(
+            measurement, getattr(prompts, "task", None)
+        )  # an unknown one is found out before anything is written
         if getattr(measurement, "__name__", "") == "<lambda>":
             raise ValueError("a survey is known by the names of its measurements, and a lambda has none; use def")
     chosen = list(dict.fromkeys(suite.steps if steps is None else steps))

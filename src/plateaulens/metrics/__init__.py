@@ -3,9 +3,7 @@
 from plateaulens.metrics import functional
 from plateaulens.metrics.measuring import default_metrics, measure, resolve
 from plateaulens.metrics.named import (
-    DEFAULT_METRICS,
     METRICS,
-    Metric,
     accuracy,
     alpha_1,
     alpha_1_halves,
@@ -19,22 +17,20 @@ from plateaulens.metrics.named import (
     entropy,
     exact_match,
     loss,
-    masked_loss,
-    masked_size,
     metric_at,
     ngram_metric,
-    observed_loss,
     part_accuracy,
     part_collapse,
     position_accuracy,
     prediction_entropy,
     repetition,
-    requires,
     sequence_log_prob,
     softmax_progress,
     tf_accuracy,
     tf_exact_match,
 )
+from plateaulens.protocols import Metric, requires
+from plateaulens.tasks.base import DEFAULT_METRICS
 
 __all__ = [
     "METRICS",
@@ -55,10 +51,7 @@ __all__ = [
     "exact_match",
     "functional",
     "loss",
-    "masked_loss",
-    "masked_size",
     "measure",
-    "observed_loss",
     "ngram_metric",
     "part_accuracy",
     "part_collapse",

@@ -7,7 +7,7 @@ looks at one layer, `distinct@N` and `rep@N` at the generated n-grams.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,27 +17,24 @@ from plateaulens._registry import unknown
 from plateaulens.batch import Batch
 from plateaulens.hooks import matching, n_layers, sites
 from plateaulens.metrics.named import (
-    DEFAULT_METRICS,
-    MATRIX_METRICS,
     METRICS,
     NGRAM_METRICS,
     STATE_METRICS,
-    Metric,
-    attention_progress,
     attention_progress_at,
     metric_at,
     ngram_metric,
 )
+from plateaulens.protocols import HookedModel, Metric
 from plateaulens.tracing.traces import FINAL, trace
 
 RESIDUAL = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_resid_post")
 
 
 def measure(
-    model: Any,
+    model: HookedModel,
     batch: Batch | Iterable[Batch],
-    metrics: Sequence[Metric | str],
-    reduce: str | None = "mean",
+    metrics: Sequence[Metric | str] | str,
+    reduce: Literal["mean"] | None = "mean",
 ) -> dict[str, Tensor]:
     """Each measurement of `metrics` by name: the mean over prompts, or with `reduce=None` one value a prompt.
 
@@ -50,9 +47,10 @@ def measure(
     """
     if reduce not in ("mean", None):
         raise ValueError(f"reduce must be 'mean' or None, got {reduce!r}")
-    functions = resolve(model, metrics)
+    batches = [batch] if isinstance(batch, Batch) else list(batch)
+    functions = resolve(model, metrics, batches[0].task if batches else None)
     requires = required_by(functions)
-    traces = (trace(model, b, requires) for b in ([batch] if isinstance(batch, Batch) else batch))
+    traces = (trace(model, b, requires) for b in batches)
     values: dict[str, list[Tensor]] = {}
     short: list[Tensor] = []
     for t in traces:
@@ -66,7 +64,7 @@ def measure(
 
 def required_by(functions: Sequence[Metric], more: Sequence[str] = ()) -> list[str] | None:
     """What measurements read together, and more; None, everything, when one does not say."""
-    stated = [getattr(f, "reads", None) for f in functions]
+    stated = [getattr(f, "requires", None) for f in functions]
     return None if None in stated else list(dict.fromkeys([*more, *(n for names in stated for n in names or ())]))
 
 
@@ -89,83 +87,93 @@ def mean_over_prompts(values: Float[Tensor, "batch ..."], short: Bool[Tensor, " 
     return values[~(values.isnan() & short)].mean(0) if short.any() else values.mean(0)
 
 
-def default_metrics(batch: Batch, model: Any) -> list[Metric | str]:
-    """What a run records unless told otherwise: `DEFAULT_METRICS` (or the task's own) and what the task itself names.
+def default_metrics(batch: Batch, model: HookedModel) -> list[Metric | str]:
+    """Names of the metrics that `record` measures unless told otherwise: `Task.default_metrics` of the batch's task.
 
-    The task's maps belong to the last layers of a deeper model. Attention progress is left out for a task
-    without an optimal map, and for a model with fewer layers than there are maps.
+    The task's attention maps belong to the last layers of a deeper model, so that `attention_progress@LAYER` moves with
+    them. Attention progress is left out for a task without an optimal map, and for a model with fewer layers than maps.
 
     Raises:
-        ValueError: for prompts, and for a task that does not say.
+        ValueError: for prompts of language models, and for a task without default metrics.
     """
-    if not hasattr(batch.task, "standard"):
+    if not hasattr(batch.task, "default_metrics"):
         whose = "these prompts have" if batch.task is None else f"{batch.task!r} has"
-        raise ValueError(f"{whose} no standard measurements; say which in metrics=[...]")
-    if batch.task.default_metrics is not None:
-        return [*batch.task.default_metrics, *batch.task.metrics]
+        raise ValueError(f"{whose} no default metrics; pass metrics=[...]")
     maps = batch.task.optimal_attention(batch[:1])
-    deeper = n_layers(model) - len(maps) if maps is not None else -1
-    metrics: list[Metric | str] = [m for m in DEFAULT_METRICS if deeper >= 0 or m is not attention_progress]
-    for name in batch.task.metrics:
-        metric, _, where = name.partition("@")
+    first = n_layers(model) - len(maps) if maps is not None else -1
+    names: list[Metric | str] = []
+    for name in batch.task.default_metrics:
+        metric, at, where = name.partition("@")
         if metric != "attention_progress":
-            metrics.append(name)
-        elif deeper >= 0:
+            names.append(name)
+        elif first >= 0:
             layer, colon, route = where.partition(":")
-            metrics.append(f"{metric}@{int(layer) + deeper}{colon}{route}")
-    return metrics
+            names.append(f"{metric}@{int(layer) + first}{colon}{route}" if at else name)
+    return names
 
 
-def named(measurement: Metric | str) -> Metric:
-    """A measurement by name; functions pass through.
+def named_metric(metric: Metric | str, task: Any = None) -> Metric:
+    """The metric of a name; functions are returned as they are.
+
+    Args:
+        metric: a name, or a function of a `Trace`.
+        task: its own metrics (`Task.metrics`) come first.
 
     Raises:
         ValueError: for an unknown name.
     """
-    if not isinstance(measurement, str):
-        return measurement
-    name, _, where = measurement.partition("@")
-    if where and name in STATE_METRICS:
+    if not isinstance(metric, str):
+        return metric
+    known = {**METRICS, **getattr(task, "metrics", {})}
+    name, _, where = metric.partition("@")
+    if not where:
+        if name in NGRAM_METRICS:
+            raise unknown("metric", metric, [f"{ngram}@2" for ngram in NGRAM_METRICS])
+        if name not in known:
+            raise unknown("metric", name, [*known, *(f"{state}@*" for state in STATE_METRICS)])
+        return known[name]
+    if name in STATE_METRICS:
         return metric_at(name, where)
     if name in NGRAM_METRICS and where.isascii() and where.isdigit():
         return ngram_metric(name, int(where))
-    layer, _, route = where.partition(":")
-    if name == "attention_progress" and layer.isascii() and layer.isdigit():
+    if name == "attention_progress":
+        layer, _, route = where.partition(":")
+        if not (layer.isascii() and layer.isdigit()):
+            raise unknown("metric", metric, ["attention_progress@0", "attention_progress@0:alternative"])
         return attention_progress_at(int(layer), route or "optimal")
-    if name == "attention_progress" and where:
-        raise unknown("measurement", measurement, ["attention_progress@0", "attention_progress@0:alternative"])
     if name in NGRAM_METRICS:
-        raise unknown("measurement", measurement, [f"{metric}@2" for metric in NGRAM_METRICS])
-    if where:
-        raise unknown("measurement at a site", name, [*STATE_METRICS, *NGRAM_METRICS, "attention_progress"])
-    if name not in (known := METRICS | MATRIX_METRICS):
-        raise unknown("measurement", name, [*known, *(f"{metric}@*" for metric in STATE_METRICS)])
-    return known[name]
+        raise unknown("metric", metric, [f"{ngram}@2" for ngram in NGRAM_METRICS])
+    raise unknown("metric at a site", name, [*STATE_METRICS, *NGRAM_METRICS, "attention_progress"])
 
 
-def resolve(model: Any, metrics: Sequence[Metric | str]) -> list[Metric]:
+def resolve(model: HookedModel, metrics: Sequence[Metric | str] | str, task: Any = None) -> list[Metric]:
     """The functions that `metrics` stands for on this model, each once.
 
-    `NAME@GLOB` is every site that the glob matches, `NAME@*` every residual site. One name alone needs no list.
+    `NAME@GLOB` is every site that the glob matches, `NAME@*` every residual site. A single name needs no list.
+
+    Args:
+        model: the model to be measured.
+        metrics: names, or functions of a `Trace`.
+        task: its own metrics (`Task.metrics`) come first.
 
     Raises:
-        ValueError: for an unknown name, or two functions of one name.
+        ValueError: for an unknown name, or two different functions of one name.
     """
-    found: dict[str, Metric] = {}
-    ours: set[str] = set()  # what is made for a name is made anew each time, and is the same
-    for m in [metrics] if isinstance(metrics, str) else metrics:
-        name, _, where = m.partition("@") if isinstance(m, str) else ("", "", "")
+    functions: dict[str, Metric] = {}
+    built: set[str] = set()  # functions built for a name are built anew each time, and are the same
+    for metric in [metrics] if isinstance(metrics, str) else metrics:
+        name, _, where = metric.partition("@") if isinstance(metric, str) else ("", "", "")
         if name in STATE_METRICS and any(c in where for c in "*?["):
-            where_to = residual_sites(model) if where == "*" else matching(model, [where])
-            functions = [metric_at(name, site) for site in where_to]
+            sites_there = residual_sites(model) if where == "*" else matching(model, [where])
+            chosen = [metric_at(name, site) for site in sites_there]
         else:
-            functions = [named(m)]
-        for f in functions:
-            if found.setdefault(f.__name__, f) is not f and not (isinstance(m, str) and f.__name__ in ours):
-                raise ValueError(f"two measurements are named {f.__name__!r}; give their functions different names")
-        if isinstance(m, str):
-            ours.update(f.__name__ for f in functions)
-    return list(found.values())
+            chosen = [named_metric(metric, task)]
+        for f in chosen:
+            if functions.setdefault(f.__name__, f) is not f and not (isinstance(metric, str) and f.__name__ in built):
+                raise ValueError(f"two metrics are named {f.__name__!r}; give the functions different names")
+        if isinstance(metric, str):
+            built.update(f.__name__ for f in chosen)
+    return list(functions.values())
 
 
 def residual_sites(model: Any) -> list[str]:

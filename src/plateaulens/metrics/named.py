@@ -8,96 +8,58 @@ those of n-grams. Each gives one value or one row a prompt, `attention_progress_
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from plateaulens._registry import look_up
 from plateaulens.hooks import PATTERNS, pattern_at
-from plateaulens.metrics import functional as metrics
-from plateaulens.tasks import MatrixBatch
+from plateaulens.metrics import functional
+from plateaulens.protocols import Metric, requires
 from plateaulens.tracing.traces import FINAL, Trace
-
-Metric = Callable[[Trace], Tensor]
-
-
-def requires(*names: str) -> Callable[[Metric], Metric]:
-    """State what a measurement needs of the trace: hook names or globs, and what it has without hooks.
-
-    That is "outputs", "answer_outputs", "answer_entropy" and "generated". The entropy is taken while a model answers,
-    so that no logits need be kept for it.
-    """
-
-    def mark(function: Metric) -> Metric:
-        function.requires = names  # type: ignore[attr-defined]
-        return function
-
-    return mark
 
 
 @requires("outputs")
 def loss(t: Trace) -> Float[Tensor, " batch"]:
-    """Mean next-token cross-entropy in nats over all scored targets, random prompt tokens included.
+    """Mean next-token cross-entropy in nats over all targets of the loss mask, random prompt tokens included.
 
-    Of a scalar read-out, mean squared error over all cells (arXiv 2410.22244).
+    A task whose loss is another one has its own metric of this name (`Task.metrics`); ask for "loss" by name.
     """
     t.truth("loss")
-    if isinstance(t.batch, MatrixBatch):
-        return (t.outputs - t.batch.values).square().mean(-1)
-    return metrics.cross_entropy(t.outputs, t.batch.targets, t.batch.loss_mask)
-
-
-@requires("outputs")
-def observed_loss(t: Trace) -> Float[Tensor, " batch"]:
-    """Mean squared error over the cells that are shown (arXiv 2410.22244, L_obs)."""
-    return metrics.mean_over_cells(*_squared_errors(t, "observed_loss", hidden=False))
-
-
-@requires("outputs")
-def masked_loss(t: Trace) -> Float[Tensor, " batch"]:
-    """Mean squared error over the hidden cells (arXiv 2410.22244, L_mask)."""
-    return metrics.mean_over_cells(*_squared_errors(t, "masked_loss", hidden=True))
-
-
-@requires("outputs")
-def masked_size(t: Trace) -> Float[Tensor, " batch"]:
-    """Mean magnitude of what is said of the hidden cells: about 0 while they are not completed."""
-    return metrics.mean_over_cells(t.outputs.abs(), _squared_errors(t, "masked_size", hidden=True)[1])
-
-
-def _squared_errors(t: Trace, name: str, hidden: bool) -> tuple[Float[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-    if not isinstance(t.batch, MatrixBatch):
-        raise ValueError(f"{name} is of matrices, whose cells are answered in one pass; measure loss")
-    return (t.outputs - t.batch.values).square(), t.batch.observed != hidden
+    if t.outputs.ndim < 3:
+        raise ValueError(
+            f"loss is of next-token logits, and {t.batch.task!r} has a loss of its own; measure 'loss' by name"
+        )
+    return functional.cross_entropy(t.outputs, t.batch.targets, t.batch.loss_mask)
 
 
 @requires("answer_outputs")
 def answer_loss(t: Trace) -> Float[Tensor, " batch"]:
     """Mean cross-entropy in nats over the answer tokens only."""
-    return metrics.cross_entropy(t.answer_outputs, t.truth("answer_loss"), t.valid)
+    return functional.cross_entropy(t.answer_outputs, t.truth("answer_loss"), t.valid)
 
 
 @requires("answer_outputs")
 def tf_accuracy(t: Trace) -> Float[Tensor, " batch"]:
     """Share of right answer tokens with teacher forcing."""
-    return metrics.accuracy(t.answer_outputs.argmax(-1), t.truth("tf_accuracy"), t.valid)
+    return functional.accuracy(t.answer_outputs.argmax(-1), t.truth("tf_accuracy"), t.valid)
 
 
 @requires("generated")
 def accuracy(t: Trace) -> Float[Tensor, " batch"]:
     """Share of right answer tokens under greedy decoding (arXiv 2506.13688)."""
-    return metrics.accuracy(t.generated, t.truth("accuracy"), t.valid)
+    return functional.accuracy(t.generated, t.truth("accuracy"), t.valid)
 
 
 @requires("generated")
 def exact_match(t: Trace) -> Float[Tensor, " batch"]:
     """Whether the whole answer is right under greedy decoding (arXiv 2505.03997)."""
-    return metrics.exact_match(t.generated, t.truth("exact_match"), t.valid)
+    return functional.exact_match(t.generated, t.truth("exact_match"), t.valid)
 
 
 @requires("answer_outputs")
 def tf_exact_match(t: Trace) -> Float[Tensor, " batch"]:
     """Whether the whole answer is right with teacher forcing."""
-    return metrics.exact_match(t.answer_outputs.argmax(-1), t.truth("tf_exact_match"), t.valid)
+    return functional.exact_match(t.answer_outputs.argmax(-1), t.truth("tf_exact_match"), t.valid)
 
 
 @requires("generated")
@@ -110,19 +72,19 @@ def position_accuracy(t: Trace) -> Float[Tensor, "batch out"]:
 @requires("generated")
 def repetition(t: Trace) -> Float[Tensor, " batch"]:
     """Repetition frequency rho of the generated answer: share of equal neighbors (arXiv 2506.13688)."""
-    return metrics.repetition_frequency(t.generated, t.valid)
+    return functional.repetition_frequency(t.generated, t.valid)
 
 
 @requires("generated")
 def entropy(t: Trace) -> Float[Tensor, " batch"]:
     """Entropy in nats of the token values within the generated answer (arXiv 2506.13688)."""
-    return metrics.sequence_entropy(t.generated, t.valid)
+    return functional.sequence_entropy(t.generated, t.valid)
 
 
 @requires("answer_entropy")
 def prediction_entropy(t: Trace) -> Float[Tensor, " batch"]:
     """Entropy in nats of the next-token distribution, mean over the rows that predict the answer."""
-    return metrics.mean_over_answer(t.answer_entropy, t.valid)
+    return functional.mean_over_answer(t.answer_entropy, t.valid)
 
 
 def ngram_metric(metric: str, n: int) -> Metric:
@@ -145,35 +107,35 @@ def ngram_metric(metric: str, n: int) -> Metric:
 
 
 NGRAM_METRICS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
-    "distinct": metrics.distinct_ngrams,
-    "rep": metrics.ngram_repetition,
+    "distinct": functional.distinct_ngrams,
+    "rep": functional.ngram_repetition,
 }
 
 
 @requires("answer_outputs")
 def sequence_log_prob(t: Trace) -> Float[Tensor, " batch"]:
     """Log p(the whole true answer), in nats: progress far below one right answer in a hundred is visible."""
-    return metrics.sequence_log_prob(t.answer_outputs, t.truth("sequence_log_prob"), t.valid)
+    return functional.sequence_log_prob(t.answer_outputs, t.truth("sequence_log_prob"), t.valid)
 
 
 @requires("generated")
 def alpha_1(t: Trace) -> Float[Tensor, " batch"]:
     """Share of generated answers equal to the first one (arXiv 2506.13688, Repeat tasks)."""
-    return metrics.first_share(t.generated, t.valid)
+    return functional.first_share(t.generated, t.valid)
 
 
 @requires("generated")
 def alpha_1_halves(t: Trace) -> Float[Tensor, "batch half"]:
     """The same within the first and within the second half of the answer (arXiv 2506.13688, Repeat_4)."""
     halves = zip(t.generated.tensor_split(2, 1), t.valid.tensor_split(2, 1), strict=True)
-    return torch.stack([metrics.first_share(tokens, valid) for tokens, valid in halves], -1)
+    return torch.stack([functional.first_share(tokens, valid) for tokens, valid in halves], -1)
 
 
 @requires("generated")
 def count_check(t: Trace) -> Float[Tensor, " batch"]:
     """Share of answer values that occur as often as in the true answer (arXiv 2506.13688, permutation)."""
     generated = t.generated.masked_fill(~t.valid, -1)
-    return metrics.count_check(generated, t.truth("count_check"), t.batch.task.answer_values)
+    return functional.count_check(generated, t.truth("count_check"), t.batch.task.answer_values)
 
 
 @requires("generated")
@@ -181,7 +143,7 @@ def part_accuracy(t: Trace) -> Float[Tensor, "batch part"]:
     """Accuracy of each of the task's `parts`."""
     columns = t.generated, t.truth("part_accuracy"), t.valid
     parts = [list(positions) for positions in t.batch.task.parts.values()]
-    return torch.stack([metrics.accuracy(*(column[:, part] for column in columns)) for part in parts], -1)
+    return torch.stack([functional.accuracy(*(column[:, part] for column in columns)) for part in parts], -1)
 
 
 @requires(FINAL)
@@ -194,20 +156,20 @@ def part_collapse(t: Trace) -> Float[Tensor, "batch part"]:
     for positions in t.batch.task.parts.values():
         earlier = torch.zeros_like(pairs)
         earlier[:, list(positions)] = True
-        values.append(metrics.mean_cosine_of(hidden, pairs & earlier))
+        values.append(functional.mean_cosine_of(hidden, pairs & earlier))
     return torch.stack(values, -1)
 
 
 # At sites.
 
 STATE_METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "collapse": metrics.mean_pairwise_cosine,
-    "norm": metrics.mean_norm,
-    "stable_rank": metrics.stable_rank,
-    "effective_rank": metrics.effective_rank,
-    "participation_ratio": metrics.participation_ratio,
-    "anisotropy": metrics.anisotropy,
-    "centered_anisotropy": metrics.centered_anisotropy,
+    "collapse": functional.mean_pairwise_cosine,
+    "norm": functional.mean_norm,
+    "stable_rank": functional.stable_rank,
+    "effective_rank": functional.effective_rank,
+    "participation_ratio": functional.participation_ratio,
+    "anisotropy": functional.anisotropy,
+    "centered_anisotropy": functional.centered_anisotropy,
 }
 
 
@@ -262,21 +224,21 @@ def attention_progress(t: Trace) -> Float[Tensor, " batch"]:
     code does. With several maps the value is their mean.
     """
     patterns = _by_layer(t, "hook_pattern")
-    return torch.stack([metrics.attention_progress(patterns[i], omega) for i, omega in _attended(t).items()]).mean(0)
+    return torch.stack([functional.attention_progress(patterns[i], omega) for i, omega in _attended(t).items()]).mean(0)
 
 
 @requires(PATTERNS)
 def attention_progress_global(t: Trace) -> Float[Tensor, ""]:
     """The same share with sums over the batch taken before dividing."""
     patterns, maps = _by_layer(t, "hook_pattern"), _attended(t)
-    return torch.stack([metrics.attention_progress_global(patterns[i], omega) for i, omega in maps.items()]).mean()
+    return torch.stack([functional.attention_progress_global(patterns[i], omega) for i, omega in maps.items()]).mean()
 
 
 @requires("blocks.*.attn.hook_attn_scores")
 def softmax_progress(t: Trace) -> Float[Tensor, " batch"]:
     """Attention progress of the causal softmax of the scores: comparable between linear and softmax attention."""
-    patterns = {layer: metrics.softmax_pattern(scores) for layer, scores in _by_layer(t, "hook_attn_scores").items()}
-    return torch.stack([metrics.attention_progress(patterns[i], omega) for i, omega in _attended(t).items()]).mean(0)
+    patterns = {layer: functional.softmax_pattern(scores) for layer, scores in _by_layer(t, "hook_attn_scores").items()}
+    return torch.stack([functional.attention_progress(patterns[i], omega) for i, omega in _attended(t).items()]).mean(0)
 
 
 @requires(PATTERNS)
@@ -286,7 +248,7 @@ def attention_sink(t: Trace) -> Float[Tensor, " batch"]:
     here, last = torch.arange(t.length, device=out.device), out[:, :1]
     rows, keys = (out[..., None] == here).any(1), (last - 2 < here) & (here <= last)
     sinks = rows[:, :, None] & keys[:, None, :]
-    return torch.stack([metrics.attention_progress(pattern, sinks) for pattern in patterns]).mean(0)
+    return torch.stack([functional.attention_progress(pattern, sinks) for pattern in patterns]).mean(0)
 
 
 def attention_progress_at(layer: int, route: str = "optimal") -> Metric:
@@ -302,7 +264,7 @@ def attention_progress_at(layer: int, route: str = "optimal") -> Metric:
         maps = _attended(t, route)
         if layer not in maps:
             raise ValueError(f"{t.batch.task!r} has no {route} map for layer {layer}, only for {sorted(maps)}")
-        return metrics.attention_progress(t.cache[pattern_at(layer)], maps[layer])
+        return functional.attention_progress(t.cache[pattern_at(layer)], maps[layer])
 
     measured.__name__ = f"attention_progress@{layer}" + ("" if route == "optimal" else f":{route}")
     return measured
@@ -352,7 +314,3 @@ METRICS: dict[str, Metric] = {
         attention_sink,
     )
 }
-# Of matrices, which are answered in one pass by a number for each cell.
-MATRIX_METRICS: dict[str, Metric] = {f.__name__: f for f in (observed_loss, masked_loss, masked_size)}
-# What a run of a sequence task records unless told otherwise.
-DEFAULT_METRICS = (loss, answer_loss, accuracy, position_accuracy, repetition, collapse, attention_progress, entropy)

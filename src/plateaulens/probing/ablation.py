@@ -209,7 +209,7 @@ def ablate_feature(
         warnings.warn(f"{why}, which is left out", stacklevel=2)
         del drawn["orthogonal"]
 
-    functions = resolve(model, metrics)
+    functions = resolve(model, metrics, batch.task)
 
     def values(change: EditDirections | None) -> Float[Tensor, "measurement example"]:
         edits = [] if change is None else _edits(change, places.positions, where, factor)

@@ -14,7 +14,7 @@ from typing import Any
 from plateaulens.batch import Batch
 from plateaulens.hooks import active, device_of
 from plateaulens.interventions import from_json, intervene
-from plateaulens.metrics.named import Metric
+from plateaulens.protocols import Metric
 from plateaulens.metrics.measuring import measure, resolve, default_metrics
 from plateaulens.runs.run import Run
 from plateaulens.tasks import Task
@@ -71,7 +71,8 @@ def record(
         ValueError: for a bad schedule or an unknown measurement, before anything is written.
         FileExistsError: when the folder is not empty.
     """
-    functions = resolve(training.model, default_metrics(eval_batch, training.model) if metrics is None else metrics)
+    metrics = default_metrics(eval_batch, training.model) if metrics is None else metrics
+    functions = resolve(training.model, metrics, eval_batch.task)
     plan = Plan(training.t, training.cfg.steps if until is None else until, _schedule(every), _schedule(save_every))
     if not plan.start <= plan.end <= training.cfg.steps:
         raise ValueError(
@@ -135,7 +136,7 @@ def resume(
             raise ValueError(f"{run.path} trained a task of your own; pass training=train(model, task, cfg)")
         training = train(run.new_model(device or run.config["device"]), run.task, run.train_config)
     try:
-        functions = resolve(training.model, metrics or kept["metrics"])
+        functions = resolve(training.model, metrics or kept["metrics"], training.task)
     except ValueError as error:
         raise ValueError(f"{error}; measurements of your own are passed again: resume(path, metrics=[...])") from error
     state = run.rewind()

@@ -4,6 +4,7 @@ A task is a frozen dataclass. It samples batches, says where attention must look
 the easy ones, and what the loss is before and after the task is understood.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from plateaulens.batch import Batch
+from plateaulens.protocols import Metric
 
 Maps = tuple[Bool[Tensor, "#batch query key"] | None, ...]
 
@@ -24,6 +26,18 @@ def generator(seed: int | torch.Generator, device: torch.device | str) -> torch.
         return seed
     return torch.Generator(device=device).manual_seed(seed)
 
+
+# What `record` measures of a sequence task unless told otherwise.
+DEFAULT_METRICS = (
+    "loss",
+    "answer_loss",
+    "accuracy",
+    "position_accuracy",
+    "repetition",
+    "collapse",
+    "attention_progress",
+    "entropy",
+)
 
 KINDS = ("binary", "labels", "integer", "real", "classes")
 NUMBERS = ("integer", "real")  # what is regressed
@@ -64,7 +78,6 @@ class Task:
     """
 
     batch_type: ClassVar[type[Batch]] = Batch
-    default_metrics: ClassVar[tuple[str, ...] | None] = None  # what a run records, where it is not what all tasks do
 
     @property
     def prompt_len(self) -> int:
@@ -92,9 +105,14 @@ class Task:
         return self.n_ctx - 1
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        """Names of measurements worth recording for this task, beside the standard ones."""
-        return ()
+    def default_metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that `record` measures unless told otherwise."""
+        return DEFAULT_METRICS
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """Metrics that only this task has, by name; one of a general metric's name replaces it."""
+        return {}
 
     @property
     def depth(self) -> int:

@@ -2,7 +2,7 @@
 
 Leading axes are kept, so that functions broadcast over batches, steps or seeds, and none waits for the device. Most
 reduce their last axes to a value of each example; `cosine_matrix`, `softmax_pattern` and `disconnected` give a map, and
-`attention_progress_global`, `anisotropy` and `mean_over_cells` need a batch axis: they look across the examples.
+`attention_progress_global` and `anisotropy` need a batch axis: they look across the examples.
 """
 
 from plateaulens.metrics.functional.attention import attention_progress, attention_progress_global, softmax_pattern
@@ -25,7 +25,6 @@ from plateaulens.metrics.functional.outputs import (
     exact_match,
     first_share,
     mean_over_answer,
-    mean_over_cells,
     ngram_repetition,
     prediction_entropy,
     repetition_frequency,
@@ -50,7 +49,6 @@ __all__ = [
     "mean_cosine_of",
     "mean_norm",
     "mean_over_answer",
-    "mean_over_cells",
     "mean_pairwise_cosine",
     "ngram_repetition",
     "participation_ratio",

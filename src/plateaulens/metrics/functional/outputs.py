@@ -32,14 +32,6 @@ def _log_p(
     return wide(logits).log_softmax(-1).gather(-1, tokens.clamp(min=0)[..., None])[..., 0]
 
 
-def mean_over_cells(values: Float[Tensor, "batch cell"], cells: Bool[Tensor, "batch cell"]) -> Float[Tensor, " batch"]:
-    """Each row's share in the mean of `values` over the chosen cells of all rows: the mean of what is returned.
-
-    Rows with more cells weigh more (arXiv 2410.22244 averages over all cells of a batch).
-    """
-    return values.where(cells, 0.0).sum(-1) * (len(cells) / cells.sum())
-
-
 def accuracy(
     predicted: Int[Tensor, "*batch out"], answers: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]
 ) -> Float[Tensor, "*batch"]:

@@ -22,12 +22,12 @@ from plateaulens.analysis.checkpoint_steps import map_checkpoints
 from plateaulens.batch import Batch
 from plateaulens.hooks import device_of, n_layers
 from plateaulens.interventions import AblateHeads, Patch, intervene
-from plateaulens.metrics import functional as metrics
 from plateaulens.metrics.measuring import measure
-from plateaulens.metrics.named import requires
 from plateaulens.models.parameter_groups import graft
 from plateaulens.papers.matrix_completion.head_atlas import cells_of, matrices_of
+from plateaulens.protocols import requires
 from plateaulens.tasks.matrices.completion import MatrixBatch
+from plateaulens.tasks.matrices.metrics import mean_over_cells
 from plateaulens.tracing.traces import Trace, trace
 
 LOSSES = ("loss", "observed_loss", "masked_loss")
@@ -219,7 +219,7 @@ def _filled(batch: MatrixBatch, token: Tensor) -> tuple[MatrixBatch, float]:
 def _copied(value: float) -> Callable[[Trace], Tensor]:
     @requires("outputs")
     def copied_loss(t: Trace) -> Float[Tensor, " batch"]:
-        return metrics.mean_over_cells((t.outputs - value).square(), ~t.batch.observed)  # type: ignore[attr-defined]
+        return mean_over_cells((t.outputs - value).square(), ~t.batch.observed)  # type: ignore[attr-defined]
 
     return copied_loss
 

@@ -12,10 +12,10 @@ import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
 
-from plateaulens.metrics import functional as metrics
 from plateaulens.papers.matrix_completion.nuclear_norm import complete_by_nuclear_norm
 from plateaulens.tasks.base import generator
 from plateaulens.tasks.matrices.completion import MatrixBatch, MatrixCompletion
+from plateaulens.tasks.matrices.metrics import mean_over_cells
 from plateaulens.tracing.traces import trace
 
 PASS = 1024  # matrices at once
@@ -80,7 +80,7 @@ def _losses(model: Any, task: MatrixCompletion, batch: MatrixBatch, seed: int) -
     rows = []
     for outputs in (said, completed):
         error = (outputs - truth).square()
-        apart = [metrics.mean_over_cells(error, cells).mean() for cells in (torch.ones_like(shown), shown, ~shown)]
+        apart = [mean_over_cells(error, cells).mean() for cells in (torch.ones_like(shown), shown, ~shown)]
         rows.append([*map(float, apart), mean_nuclear_norm(outputs.unflatten(1, size))])
     by = zip(("loss", "observed_loss", "masked_loss", "size"), zip(*rows))
     return xr.Dataset(

@@ -59,8 +59,8 @@ class StringTask(Task):
         return self.n_answer + 2 - self.answer_only
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        return ("exact_match",)
+    def default_metrics(self) -> tuple[str, ...]:
+        return (*super().default_metrics, "exact_match")
 
     def published_chance(self) -> float | None:
         """The loss at the dashed "random" line of the paper's figures (released code), which score `=` too."""

@@ -5,6 +5,7 @@ batch = task.sample(256, seed=0)
 task.loss(model(batch.inputs), batch)        # squared error of every cell, shown and hidden
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from math import comb
@@ -16,8 +17,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from plateaulens.batch import Batch
+from plateaulens.protocols import Metric
 from plateaulens.tasks.base import Feature, Task, generator, require
 from plateaulens.tasks.matrices.entries import MASK, Entries, Matrices, in_double
+from plateaulens.tasks.matrices.metrics import METRICS
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +87,14 @@ class _InOnePass(Task):
     """Every cell is answered at its own position, by its value."""
 
     batch_type: ClassVar[type[Batch]] = MatrixBatch
-    default_metrics: ClassVar[tuple[str, ...]] = ("loss", "observed_loss", "masked_loss", "masked_size")
+
+    @property
+    def default_metrics(self) -> tuple[str, ...]:
+        return tuple(METRICS)
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        return METRICS
 
     @property
     def n_targets(self) -> int:

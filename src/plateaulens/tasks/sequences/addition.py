@@ -86,8 +86,8 @@ class Addition(Task):
         return range(self.n + 1) if self.reverse else range(self.n, -1, -1)
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        return ("part_accuracy",)
+    def default_metrics(self) -> tuple[str, ...]:
+        return (*super().default_metrics, "part_accuracy")
 
     @property
     def partial_positions(self) -> tuple[int, ...]:

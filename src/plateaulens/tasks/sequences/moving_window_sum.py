@@ -121,8 +121,8 @@ class WindowMix(ModularTask):
         return (output_map([tuple(w) for w in self.windows], self.prompt_len - 1, self.n_targets),)
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        return "part_accuracy", "part_collapse"
+    def default_metrics(self) -> tuple[str, ...]:
+        return (*super().default_metrics, "part_accuracy", "part_collapse")
 
     @property
     def parts(self) -> dict[str, tuple[int, ...]]:

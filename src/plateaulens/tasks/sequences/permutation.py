@@ -55,9 +55,10 @@ class Permutation(Task):
         return self.compose + 1
 
     @property
-    def metrics(self) -> tuple[str, ...]:
+    def default_metrics(self) -> tuple[str, ...]:
         layers = [f"attention_progress@{layer}" for layer in range(self.depth)]
-        return ("count_check", *layers, *(f"{name}:alternative" for name in layers if self.compose == 1))
+        alternative = [f"{name}:alternative" for name in layers if self.compose == 1]
+        return (*super().default_metrics, "count_check", *layers, *alternative)
 
     def sample(self, n: int, *, seed: int | torch.Generator, device: torch.device | str = "cpu") -> Batch:
         rng = generator(seed, device)

@@ -54,8 +54,8 @@ class PrefixSum(ModularTask):
         return (output_map(rows, self.prompt_len - 1, self.n_targets),)
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        return ("tf_accuracy",)
+    def default_metrics(self) -> tuple[str, ...]:
+        return (*super().default_metrics, "tf_accuracy")
 
     @property
     def partial_positions(self) -> tuple[int, ...]:

@@ -48,8 +48,8 @@ class Repeat(ModularTask):
         return (output_map([(0,)] * self.n, self.prompt_len - 1, self.n_targets),)
 
     @property
-    def metrics(self) -> tuple[str, ...]:
-        return ("alpha_1", *(("alpha_1_halves", "part_accuracy") if self.k > 1 else ()))
+    def default_metrics(self) -> tuple[str, ...]:
+        return (*super().default_metrics, "alpha_1", *(("alpha_1_halves", "part_accuracy") if self.k > 1 else ()))
 
     @property
     def parts(self) -> dict[str, tuple[int, ...]]:
