@@ -23,7 +23,7 @@ from torch import Tensor
 
 from plateaulens._signals import without_gradients
 from plateaulens.analysis.checkpoint_steps import chosen_steps
-from plateaulens.batch import Batch
+from plateaulens.batch import TENSOR_FIELDS, Batch
 from plateaulens.hooks import PATTERNS, active, device_of, has_raw_hooks, matching, n_layers, refuse_unwritable
 from plateaulens.interventions import Patch, intervene
 from plateaulens.metrics.measuring import mean_over_prompts, required_by, resolve
@@ -169,7 +169,7 @@ def _patched(
     rest = [f for f in functions if f not in quick]
     rows = _AnswerRows(model, batch) if quick else None
     for steps in (list(group)[i : i + most] for i in range(0, len(group), most)):
-        columns = {name: getattr(batch, name).repeat(len(steps), 1) for name in ("tokens", "out", "scored")}
+        columns = {name: getattr(batch, name).repeat(len(steps), 1) for name in TENSOR_FIELDS}
         stacked = replace(batch, **columns)
         means: Means = {}
         with intervene(model, *(Patch(site, torch.cat([group[step][site] for step in steps])) for site in sites)):

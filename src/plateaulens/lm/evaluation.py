@@ -29,7 +29,7 @@ from torch import Tensor
 
 from plateaulens._io import plain, read_tensors, versions, write_json, write_tensors
 from plateaulens._registry import build
-from plateaulens.batch import Batch, Decoding
+from plateaulens.batch import TENSOR_FIELDS, Batch, Decoding
 from plateaulens.lm.hub import HubSource
 from plateaulens.lm.source import LocalSource, few
 from plateaulens.lm.suite import Checkpoints
@@ -117,7 +117,7 @@ class EvaluatedCheckpoints:
         """The prompts, without a task."""
         kept = read_tensors(self.path / "prompts.safetensors")
         decoding = build(Decoding, self.config["decoding"], "decoding")
-        return Batch(kept["tokens"], kept["out"], kept["scored"], None, self.config["n_new"], decoding)
+        return Batch(*(kept[name] for name in TENSOR_FIELDS), None, self.config["n_new"], decoding)
 
     def __repr__(self) -> str:
         return f"EvaluatedCheckpoints({str(self.path)!r}, {self.name}, {len(self.steps)} steps)"
@@ -263,7 +263,7 @@ def _open(path: Path, suite: Any, prompts: Batch, metrics: Sequence[Metric | str
         "pattern": getattr(suite.source, "pattern", None) if isinstance(suite, Checkpoints) else None,
         "trained": about.get("created") if isinstance(about, dict) else None,
     }
-    columns = {name: getattr(prompts, name).cpu() for name in ("tokens", "out", "scored")}
+    columns = {name: getattr(prompts, name).cpu() for name in TENSOR_FIELDS}
     if (path / "evaluation.json").is_file() and (found := EvaluatedCheckpoints(path)).steps:
         for name, value in json.loads(json.dumps(config)).items():
             if found.config.get(name) != value:
