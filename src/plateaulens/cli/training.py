@@ -81,7 +81,7 @@ def train(
     small: bool,
     every: int,
     save_every: int,
-    eval_batch: int,
+    eval_size: int,
     device: str,
     scale: float | None,
     from_step: int,
@@ -119,8 +119,8 @@ def train(
         frozen=frozen,
         optimal=donor is not None,
     )
-    if eval_batch < 1:
-        raise ValueError(f"--eval-size needs at least 1 prompt, got {eval_batch}")
+    if eval_size < 1:
+        raise ValueError(f"--eval-size needs at least 1 prompt, got {eval_size}")
     usable(device)
     folder = out or Path("runs") / f"{task}-{seed}"
     if (folder / "run.json").is_file() and not overwrite:
@@ -132,7 +132,7 @@ def train(
             seed=seed,
             donor=None if donor is None else pl.Run(donor),
             device=device,
-            eval_batch=learner.sample(eval_batch, seed=1, device=device),
+            eval_batch=learner.sample(eval_size, seed=1, device=device),
             every=every,
             save_every=save_every,
             overwrite=overwrite,
