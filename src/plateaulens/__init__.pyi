@@ -11,6 +11,9 @@ from .analysis import (
     Plateau as Plateau,
 )
 from .analysis import (
+    PlateauRule as PlateauRule,
+)
+from .analysis import (
     activation_patching as activation_patching,
 )
 from .analysis import (

@@ -10,40 +10,9 @@ import pytest
 import plateaulens as pl
 from plateaulens.analysis.checkpoint_steps import evenly
 from plateaulens.analysis.checkpoint_traces import CheckpointTraces
-from plateaulens.analysis.plateau import first_crossing
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 CURVE = pd.DataFrame({"loss": [3.0, 2.4, 2.05, 2.0, 2.0, 1.9, 1.0, 0.1]}, index=range(0, 80, 10))
-
-
-def test_plateau_of_a_known_curve():
-    plateau = pl.find_plateau(CURVE, level=2.0, floor=0.0)
-    assert (plateau.start, plateau.end, plateau.drop, plateau.width) == (20, 50, 70, 30)
-
-
-def test_plateau_that_has_not_ended_yet():
-    plateau = pl.find_plateau(CURVE.iloc[:5], level=2.0, floor=0.0)
-    assert (plateau.start, plateau.end, plateau.drop, plateau.width) == (20, None, None, None)
-
-
-def test_a_recording_that_began_after_the_drop_has_no_plateau():
-    late = pl.find_plateau(
-        pd.DataFrame({"loss": [1.2, 1.1, 1.0, 1.0]}, index=[300, 310, 320, 330]), level=2.0, floor=1.0
-    )
-    assert (late.start, late.end, late.drop) == (None, None, None)
-
-
-def test_plateau_without_levels_says_what_to_do():
-    with pytest.raises(ValueError, match="pass level= and floor="):
-        pl.find_plateau(CURVE)
-
-
-def test_first_crossing_waits_for_a_row_of_measurements():
-    series = pd.Series([1, 3, 1, np.nan, 3, 3, 1], index=[0, 5, 10, 12, 15, 20, 25], dtype=float)
-    assert first_crossing(series, 2.0) == 5
-    assert first_crossing(series, 2.0, running=2) == 15
-    assert first_crossing(series, 2.0, running=3) is None
-    assert first_crossing(series, 2.0, above=False, running=1) == 0
 
 
 def test_dynamics_shades_the_plateau_and_draws_the_levels():

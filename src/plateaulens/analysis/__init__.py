@@ -10,7 +10,7 @@ from plateaulens.analysis.hessian import largest_hessian_eigenvalue, sharpness
 from plateaulens.analysis.onset import OnsetOrder, Onsets, onset_order, onsets
 from plateaulens.analysis.paired_differences import PairedDifference, paired_by_seed, paired_difference
 from plateaulens.analysis.patching import activation_patching, normalized, path_patching
-from plateaulens.analysis.plateau import Plateau, find_plateau, first_crossing
+from plateaulens.analysis.plateau import Plateau, PlateauRule, find_plateau, first_crossing
 from plateaulens.analysis.step_patching import patch_across_steps
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Onsets",
     "PairedDifference",
     "Plateau",
+    "PlateauRule",
     "activation_patching",
     "trace_checkpoints",
     "find_plateau",
