@@ -89,7 +89,7 @@ def straight(folder):
 
 
 @pytest.fixture(scope="module")
-def uninterruptible(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     # Imports first, in the parent: children that each spend seconds on them would be killed before any work.
@@ -98,8 +98,8 @@ def uninterruptible(tmp_path_factory):
     torch.set_num_threads(threads)
 
 
-def killed_until_finished(folder, whole, sig, seed):
-    expected, seconds = whole
+def killed_until_finished(folder, uninterrupted, sig, seed):
+    expected, seconds = uninterrupted
     moments, kills = random.Random(seed), 0
     while not child(folder / "run", moments.uniform(0.02, 0.6) * seconds, sig):
         kills += 1
@@ -116,19 +116,19 @@ def compare(found, expected):
 
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_and_resumed_until_finished(tmp_path, whole, sig, seed):
-    killed_until_finished(tmp_path, whole, sig, seed)
+def test_killed_and_resumed_until_finished(tmp_path, uninterrupted, sig, seed):
+    killed_until_finished(tmp_path, uninterrupted, sig, seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("seed", range(3, 18))
-def test_killed_and_resumed_many_more_times(tmp_path, whole, sig, seed):
-    killed_until_finished(tmp_path, whole, sig, seed)
+def test_killed_and_resumed_many_more_times(tmp_path, uninterrupted, sig, seed):
+    killed_until_finished(tmp_path, uninterrupted, sig, seed)
 
 
-def test_the_uninterrupted_run_holds_what_it_should(whole):
-    (files, _), _ = whole
+def test_the_uninterrupted_run_holds_what_it_should(uninterrupted):
+    (files, _), _ = uninterrupted
     assert {f"checkpoints/{t:06d}.safetensors" for t in [*range(0, 60, 7), 60]} < set(files)
     assert files["metrics.jsonl"].count(b"\n") == 21
 
@@ -204,7 +204,7 @@ def job(name, donor):
 
 
 @pytest.fixture(scope="module")
-def donor(whole, tmp_path_factory):
+def donor(uninterrupted, tmp_path_factory):
     training = pl.train(build(seed=3), TASK, TRAINS["adam constant"])
     return pl.record(training, tmp_path_factory.mktemp("donor") / "run", EVAL_BATCH, progress=False)
 

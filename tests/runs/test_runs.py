@@ -58,7 +58,7 @@ def test_the_folder_explains_itself(tmp_path):
     assert config["record"] | {"metrics": []} == {"start": 0, "end": 12, "every": 3, "save_every": 5, "metrics": []}
     rows = [json.loads(line) for line in files["metrics.jsonl"].decode().splitlines()]
     assert [row["step"] for row in rows] == [0, 3, 6, 9, 12]
-    default_metrics = {f.__name__ for f in pl.metrics.DEFAULT_METRICS}
+    default_metrics = set(pl.metrics.DEFAULT_METRICS)
     assert [set(row) for row in rows] == [default_metrics | {"step"}] + [default_metrics | {"step", "train_loss"}] * 4
 
 
@@ -433,7 +433,7 @@ def test_a_run_under_an_intervention_on_ones_own_task_is_resumed(tmp_path):
         with pl.intervene(model, pl.ScaleAttention(task, factor=3.0)):
             pl.record(pl.train(model, task, CFG), tmp_path / "cut", eval_batch, metrics, every=1, save_every=5, progress=False)
     run = pl.resume(tmp_path / "cut", training=pl.train(build(), task, CFG), progress=False)
-    assert run.finished and run.config["interventions"][0]["what"]["by"] == 3.0
+    assert run.finished and run.config["interventions"][0]["what"]["factor"] == 3.0
 
 
 def test_a_measurement_of_ones_own_is_asked_for(tmp_path):

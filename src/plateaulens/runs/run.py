@@ -38,7 +38,7 @@ from plateaulens.tasks import TASKS, Task, task_from_json, task_to_json
 from plateaulens.training.config import TrainConfig
 from plateaulens._signals import defer_sigint
 
-LEFT = re.compile(r"(held|tensors/[0-9a-f]{64}|state/\d{6,})\.safetensors|((tensors|state)/)?\.[^/]+\.partial")
+LEFT = re.compile(r"(eval_batch|tensors/[0-9a-f]{64}|state/\d{6,})\.safetensors|((tensors|state)/)?\.[^/]+\.partial")
 PACKAGES = ("plateaulens", "torch", "transformer-lens", "numpy")
 
 
