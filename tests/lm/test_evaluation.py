@@ -140,7 +140,7 @@ def test_a_folder_of_another_survey_is_refused(suite, prompts, tmp_path):
     before = contents(path)
     other = pl.Batch.prompts([row.tolist()[:3] for row in prompts.tokens], 8, prompts.decoding)
     cases = [
-        (dict(prompts=prompts, metrics=["collapse"]), "holds a survey with watch"),
+        (dict(prompts=prompts, metrics=["collapse"]), "holds a survey with metrics"),
         (dict(prompts=other, metrics=WATCH), "other prompts"),
         (dict(prompts=pl.Batch.prompts([[1]], 5), metrics=WATCH), "with n_new 8, not 5"),
         (dict(prompts=prompts, metrics=WATCH, steps=[3]), "no checkpoint of step 3"),
@@ -190,7 +190,7 @@ def test_defaults_are_a_hundred_questions_and_every_layer(suite, tmp_path):
 def test_what_will_be_fetched_is_said_first(suite, prompts, tmp_path, capsys):
     pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, [0, 1])
     said = capsys.readouterr()
-    assert f"{suite.name}: 2 steps (0, 1) of up to" in said.answer_positions + said.err
+    assert f"{suite.name}: 2 steps (0, 1) of up to" in said.out + said.err
 
 
 def test_a_reported_step_is_warned_of_before_it_is_measured(suite, prompts, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import plateaulens as pl
 from loopback_hub import Hub, online
-from plateaulens.lm import audit, loading
+from plateaulens.lm import loading, weight_audit
 from plateaulens.lm.suite import SLACK
 
 WATCH = ["collapse", "repetition"]
@@ -26,7 +26,7 @@ WEIGHTS = "model.safetensors"
 def hub(suite_folder, monkeypatch, tmp_path):
     """Pythia's names for the small suite, OLMo's for the same, and one whose step 1 serves step 128's weights."""
     monkeypatch.setenv("PLATEAULENS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(audit, "_told", set())
+    monkeypatch.setattr(weight_audit, "_told", set())
     step = {s: suite_folder / f"step{s}" for s in (0, 1, 16, 128)}
     names = {f"step{s}": folder for s, folder in step.items()}
     olmo = {"stage1-step0-tokens0B": step[0], "stage1-step150-tokens1B": step[16], "stage1-step600-tokens3B": step[128]}
@@ -234,7 +234,7 @@ def test_a_branch_with_anothers_weights_is_warned_of_with_the_evidence(hub, prom
     assert found.duplicates[0].steps == (1, 128) and found.duplicates[0].main and not hub.requests("/resolve/")
     with pytest.warns(UserWarning, match=r"step 1: serves the weights of main.*sha256"):
         pl.lm.evaluate(opened("org/wrong"), tmp_path / "s", prompts, WATCH, [1], progress=False)
-    audit._told.clear()
+    weight_audit._told.clear()
     with pytest.warns(UserWarning, match=r"step 1: serves the weights of main.*sha256"):
         list(opened("org/wrong").walk([1]))
 

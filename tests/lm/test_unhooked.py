@@ -71,7 +71,7 @@ def test_a_weight_that_only_the_bridge_has_is_heeded(name, bridge):
 
 
 def test_a_weight_that_both_have_is_changed_in_both(bridge):
-    bridge.blocks[0].mlp.answer_positions.weight.data.mul_(2.0)
+    bridge.blocks[0].mlp.out.weight.data.mul_(2.0)
     plain = unhooked(bridge).original_model
     tokens = prompts().tokens[:, :3]
     torch.testing.assert_close(plain(tokens).logits, bridge(tokens), rtol=1e-5, atol=1e-5)

@@ -282,7 +282,7 @@ def test_both_models_have_the_same_scales():
         ),
         (
             lambda: pl.plots.side_by_side(frame_of(loss=2.0), frame_of(collapse=np.nan, loss=1.0), ["collapse"]),
-            r"^the run has no collapse, the survey has no collapse; both have \['loss'\]$",
+            r"^the run has no collapse, the evaluation has no collapse; both have \['loss'\]$",
         ),
         (lambda: pl.plots.side_by_side(frame_of(), frame_of(), []), "no metric to draw; both have"),
         (lambda: pl.plots.side_by_side(frame_of(), frame_of(), align="steps"), "'steps'; did you mean 'step'"),

@@ -239,5 +239,5 @@ def test_prompts_need_something_to_generate_and_one_length():
     batch = TASK.sample(2, seed=0)
     out = batch.answer_positions.clone()
     out[1] += 1
-    with pytest.raises(ValueError, match="batch.by_length"):
+    with pytest.raises(ValueError, match="batch.split_by_length"):
         pl.Batch(batch.tokens, out.clamp(max=9), batch.loss_mask).prompt_len  # noqa: B018

@@ -124,17 +124,17 @@ def side_by_side(
         ValueError: for no metric, one that one of the two does not have, or an unknown `align`.
     """
     look_up("alignment", align, {"step": None})
-    frames = {"run": frame(run), "evaluated": frame(evaluated)}
+    frames = {"run": frame(run), "evaluation": frame(evaluated)}
     has = {side: [str(c) for c in columns.dropna(axis=1, how="all")] for side, columns in frames.items()}
     lacking = [f"the {side} has no {name}" for name in metrics for side in has if name not in has[side]]
     if lacking or not metrics:
-        common = [name for name in has["run"] if name in has["evaluated"]]
+        common = [name for name in has["run"] if name in has["evaluation"]]
         raise ValueError(f"{', '.join(lacking) or 'no metric to draw'}; both have {common}")
     curves = {side: [_curve(columns, name) for name in metrics] for side, columns in frames.items()}
     steps = sorted({int(step) for row in curves.values() for curve in row for step in curve.index})
     figure, n = go.Figure(), len(metrics)
     ranges: list[list[float]] = [[] for _ in metrics]
-    for i, (side, what) in enumerate({"run": run, "evaluated": evaluated}.items()):
+    for i, (side, what) in enumerate({"run": run, "evaluation": evaluated}.items()):
         start, end = (0.54, 1.0) if i else (0.0, 0.46)
         axes = step_axes(figure, steps, (start, end), panel=i + 1, room=10)
         for row, curve in enumerate(curves[side]):
