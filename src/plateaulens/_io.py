@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary file, then give it its name in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -29,14 +29,14 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
 def write_json(path: Path, values: Any) -> None:
     """Plain values as indented JSON, whole or not at all."""
-    write_whole(path, lambda p: p.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n"))
+    write_atomically(path, lambda p: p.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n"))
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Tensors as safetensors with a hash of their bytes, whole or not at all."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = save(plain, metadata={"sha256": _hash(plain)})  # save_file leaves temporaries of its own when killed
-    write_whole(path, lambda p: p.write_bytes(data))
+    write_atomically(path, lambda p: p.write_bytes(data))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def move_away(path: Path) -> None:
+def move_aside(path: Path) -> None:
     """Rename what is in the way to the first free `PATH.old-N`."""
     path.rename(next(p for i in range(1, 10_000) if not (p := path.with_name(f"{path.name}.old-{i}")).exists()))
 

@@ -19,7 +19,7 @@ from plateaulens._registry import unknown
 
 _OWN: "WeakKeyDictionary[nn.Module, list[tuple[Any, int]]]" = WeakKeyDictionary()
 # TransformerLens refuses hooks on these until a flag of the config is set.
-GATED = {
+CONFIG_FLAGS = {
     "hook_attn_in": "use_attn_in",
     "hook_q_input": "use_split_qkv_input",
     "hook_k_input": "use_split_qkv_input",
@@ -27,11 +27,11 @@ GATED = {
     "hook_mlp_in": "use_hook_mlp_in",
     "hook_result": "use_attn_result",
 }
-PATTERNS = "blocks.*.attn.hook_pattern"
+PATTERN_HOOKS = "blocks.*.attn.hook_pattern"
 MAPS = ("hook_pattern", "hook_attn_scores")  # [batch head query key]
 
 
-def sites(model: Any) -> set[str]:
+def hook_names(model: Any) -> set[str]:
     """Every hook name that the model can fire as it is configured, aliases included.
 
     Raises:
@@ -41,13 +41,13 @@ def sites(model: Any) -> set[str]:
         raise TypeError(
             f"{type(model).__name__} has no TransformerLens hooks; wrap it in a TransformerBridge to trace or intervene"
         )
-    off = tuple(name for name, flag in GATED.items() if not getattr(model.cfg, flag, False))
+    off = tuple(name for name, flag in CONFIG_FLAGS.items() if not getattr(model.cfg, flag, False))
     return {name for name in model.hook_dict if not name.endswith(off)}
 
 
-def matching(model: Any, globs: list[str]) -> list[str]:
+def match_hooks(model: Any, globs: list[str]) -> list[str]:
     """The sites that the names or globs stand for; a name that matches nothing raises with the nearest."""
-    known = sites(model)
+    known = hook_names(model)
     found: dict[str, None] = {}
     for glob in globs:
         hits = [glob] if glob in known else sorted(name for name in known if fnmatchcase(name, glob))
@@ -57,12 +57,12 @@ def matching(model: Any, globs: list[str]) -> list[str]:
     return list(found)
 
 
-def pattern_at(layer: int) -> str:
+def pattern_hook(layer: int) -> str:
     """The hook of a layer's attention maps."""
-    return PATTERNS.replace("*", str(layer))
+    return PATTERN_HOOKS.replace("*", str(layer))
 
 
-def is_map(site: str) -> bool:
+def is_attention_map(site: str) -> bool:
     """Whether a site holds attention maps."""
     return site.rsplit(".", 1)[-1] in MAPS
 
@@ -77,12 +77,12 @@ def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def is_native(model: Any) -> bool:
+def is_native_bridge(model: Any) -> bool:
     """Whether the model is a native bridge, where some edits do nothing."""
     return type(getattr(model, "original_model", None)).__name__ == "NativeModel"
 
 
-def refuse_unwritable(model: Any, site: str) -> None:
+def check_writable(model: Any, site: str) -> None:
     """Raise unless an edit at `site` really acts on this model.
 
     Raises:
@@ -90,16 +90,18 @@ def refuse_unwritable(model: Any, site: str) -> None:
             whose edits are discarded or reach only half of what the name says.
     """
     name = site.rsplit(".", 1)[-1] if site != "rotary_emb.hook_in" else site
-    if name in GATED and site in model.hook_dict and not getattr(model.cfg, GATED[name], False):
-        raise ValueError(f"{site} is computed only with cfg.{GATED[name]}; model.set_{GATED[name]}(True) turns it on")
-    matching(model, [site])
+    if name in CONFIG_FLAGS and site in model.hook_dict and not getattr(model.cfg, CONFIG_FLAGS[name], False):
+        raise ValueError(
+            f"{site} is computed only with cfg.{CONFIG_FLAGS[name]}; model.set_{CONFIG_FLAGS[name]}(True) turns it on"
+        )
+    match_hooks(model, [site])
     if not hasattr(model, "original_model"):
         return
     dead = {
         "hook_resid_mid": "it reaches the MLP and misses the skip",
         "rotary_emb.hook_in": "only its type is looked at",
     }
-    if is_native(model):
+    if is_native_bridge(model):
         dead["hook_attn_scores"] = "the scores are only shown, edit hook_pattern"
         if not hasattr(native_attention(), "accepts_pattern_fn"):
             dead["hook_pattern"] = "TransformerLens 3.9 discards it"
@@ -115,7 +117,7 @@ def native_attention() -> Any:
 
 
 @contextmanager
-def own_hooks(model: nn.Module, values: list[Any], hooks: list[tuple[str, Any]]) -> Iterator[None]:
+def attach_interventions(model: nn.Module, values: list[Any], hooks: list[tuple[str, Any]]) -> Iterator[None]:
     """Attach hooks that know absolute positions, and remember them as ours while they are on."""
     stack = _OWN.setdefault(model, [])
     entries = [(value, 0) for value in values]
@@ -161,12 +163,12 @@ def past_length(kwargs: Mapping[str, Any]) -> int:
     return int(cache.length if hasattr(cache, "length") else cache[0].past_keys.shape[1])  # ours, or 3.9's
 
 
-def active(model: Any) -> list[Any]:
+def active_interventions(model: Any) -> list[Any]:
     """The interventions that are on, outermost first."""
     return [value for value, _ in _OWN.get(model, [])]
 
 
-def has_raw_hooks(model: Any) -> bool:
+def has_user_hooks(model: Any) -> bool:
     """Whether somebody else's hooks sit on the model."""
     attached = sum(len(point.fwd_hooks) for point in model.hook_dict.values())
     return attached > sum(count for _, count in _OWN.get(model, []))

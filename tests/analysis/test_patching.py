@@ -11,7 +11,7 @@ from transformer_lens import patching as theirs
 
 import plateaulens as pl
 from plateaulens.analysis.patching import normalized
-from plateaulens.hooks import has_raw_hooks
+from plateaulens.hooks import has_user_hooks
 from plateaulens.interventions import intervene
 
 D_VOCAB, LENGTH = 20, 4
@@ -429,7 +429,7 @@ def test_the_model_is_left_as_it_was(model):
 
     with pytest.raises(RuntimeError, match="boom"):
         quiet(pl.activation_patching, model, *batches(), metric=tripping)
-    assert not has_raw_hooks(model) and torch.equal(logits_of(model, tokens), before)
+    assert not has_user_hooks(model) and torch.equal(logits_of(model, tokens), before)
 
 
 def test_it_composes_with_interventions():

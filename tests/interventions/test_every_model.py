@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import plateaulens as pl
-from plateaulens.hooks import active, refuse_unwritable, sites
+from plateaulens.hooks import active_interventions, check_writable, hook_names
 from plateaulens.interventions import INTERVENTIONS, from_json
 from plateaulens.models.parameter_groups import PARTS, parameters_of
 
@@ -118,7 +118,7 @@ def test_it_does_what_the_edit_by_hand_does(model, tokens, name):
         changed = logits(model, tokens)
     torch.testing.assert_close(changed, expected, rtol=1e-5, atol=1e-5)
     assert (changed - plain).abs().max() > 1e-3, "the case must change something"
-    assert torch.equal(logits(model, tokens), plain) and not active(model)
+    assert torch.equal(logits(model, tokens), plain) and not active_interventions(model)
 
 
 def test_resampling_gives_everyone_another_ones_activation(model, tokens):
@@ -164,10 +164,10 @@ def test_every_intervention_is_tried():
 def test_every_site_that_is_not_refused_acts(model, tokens):
     """What an edit reaches: all sites of a model, one by one."""
     plain = logits(model, tokens)
-    for site in sorted(sites(model)):
+    for site in sorted(hook_names(model)):
         with torch.no_grad():
             try:
-                refuse_unwritable(model, site)
+                check_writable(model, site)
                 steer = pl.Steer(site, torch.ones(1).expand(value_at(model, tokens, site).shape[-1]))
                 with pl.intervene(model, steer):
                     changed = logits(model, tokens)
@@ -184,7 +184,7 @@ def test_every_site_that_is_not_refused_acts(model, tokens):
 def test_the_middle_of_the_residual_stream_is_refused_where_the_skip_is_missed(request, kind):
     bridge = request.getfixturevalue(kind)[1] if kind == "olmo2" else pl.to_tl(ours("softmax"))
     if not hasattr(bridge, "original_model"):
-        return refuse_unwritable(bridge, "blocks.0.hook_resid_mid")  # 3.9's HookedTransformer: it acts, as above
+        return check_writable(bridge, "blocks.0.hook_resid_mid")  # 3.9's HookedTransformer: it acts, as above
     with pytest.raises(ValueError, match="misses the skip"), pl.intervene(bridge, pl.Ablate("blocks.0.hook_resid_mid")):
         pass
 
@@ -269,7 +269,7 @@ def test_what_cannot_act_says_so():
     for change, prompts, message in cases:
         with pytest.raises(ValueError, match=message), pl.intervene(model, change):
             model(prompts.inputs)
-        assert not active(model)
+        assert not active_interventions(model)
     for wrong in (
         lambda: pl.AblateHeads([(0, 0)], "median"),
         lambda: pl.AblateHeads([]),

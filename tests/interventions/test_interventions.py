@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import plateaulens as pl
-from plateaulens.hooks import active, has_raw_hooks, refuse_unwritable
+from plateaulens.hooks import active_interventions, check_writable, has_user_hooks
 from plateaulens.interventions import from_json
 
 PATTERN = "blocks.0.attn.hook_pattern"
@@ -91,7 +91,7 @@ def test_a_tensor_of_another_shape_raises(shape, message):
     model, batch = build(), SMALL.sample(4, seed=0)
     with pytest.raises(ValueError, match=message), pl.intervene(model, pl.FixAttention(torch.rand(shape))):
         model(batch.inputs)
-    assert not hooks_of(model) and not active(model)
+    assert not hooks_of(model) and not active_interventions(model)
 
 
 @pytest.mark.parametrize("shape", [(8,), (1, 1, 1, 8, 8)])
@@ -142,16 +142,16 @@ def test_missing_sites_and_maps_raise_on_entering():
 
     with pytest.raises(ValueError, match="optimal map"), pl.intervene(model, pl.ScaleAttention(Blind(n=4), factor=2.0)):
         pass
-    assert not hooks_of(model) and not active(model)
+    assert not hooks_of(model) and not active_interventions(model)
 
 
 def test_hooks_are_gone_after_an_exception():
     model, batch = build(), SMALL.sample(2, seed=0)
     plain = model(batch.inputs)
     with pytest.raises(RuntimeError, match="boom"), pl.intervene(model, pl.ScaleAttention(SMALL, factor=2.0)):
-        assert hooks_of(model) and active(model)
+        assert hooks_of(model) and active_interventions(model)
         raise RuntimeError("boom")
-    assert not hooks_of(model) and not active(model) and torch.equal(model(batch.inputs), plain)
+    assert not hooks_of(model) and not active_interventions(model) and torch.equal(model(batch.inputs), plain)
 
 
 def test_nested_interventions_act_in_order_and_leave_one_by_one():
@@ -162,9 +162,9 @@ def test_nested_interventions_act_in_order_and_leave_one_by_one():
     plain = seen()
     with pl.intervene(model, flat):
         with pl.intervene(model, two):
-            assert active(model) == [flat, two] and not has_raw_hooks(model)
+            assert active_interventions(model) == [flat, two] and not has_user_hooks(model)
             doubled = seen()
-        assert active(model) == [flat]
+        assert active_interventions(model) == [flat]
         assert torch.equal(seen(), torch.ones(3, 2, 8, 8).tril())
     expected = torch.ones(8, 8).tril()
     expected[omega[0]] = 2.0
@@ -172,7 +172,7 @@ def test_nested_interventions_act_in_order_and_leave_one_by_one():
     assert torch.equal(doubled, expected.expand(3, 2, -1, -1))
     with pl.intervene(model, two, flat):
         assert torch.equal(seen(), torch.ones(3, 2, 8, 8).tril())
-    assert torch.equal(seen(), plain) and not active(model)
+    assert torch.equal(seen(), plain) and not active_interventions(model)
 
 
 def test_json_and_back():
@@ -244,13 +244,13 @@ def native():
 @pytest.mark.parametrize("site", ["blocks.0.attn.hook_attn_scores", "blocks.0.hook_resid_mid"])
 def test_edits_that_cannot_act_on_a_native_bridge_are_refused(site):
     with pytest.raises(ValueError, match="cannot act on this bridge.*pl.Transformer"):
-        refuse_unwritable(native(), site)
-    refuse_unwritable(build(), site)
+        check_writable(native(), site)
+    check_writable(build(), site)
 
 
 def test_an_unknown_site_gives_the_nearest():
     with pytest.raises(ValueError, match="did you mean .*hook_attn_scores"):
-        refuse_unwritable(build(), "blocks.0.attn.hook_atn_scores")
+        check_writable(build(), "blocks.0.attn.hook_atn_scores")
 
 
 def test_a_map_of_another_task_or_an_empty_pattern_is_refused():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import plateaulens as pl
-from plateaulens.hooks import sites
+from plateaulens.hooks import hook_names
 
 TASK = pl.tasks.MovingWindowSum(n=5, k=2, p=7)
 PROMPTS = torch.randint(0, 50, (5, 6), generator=torch.Generator().manual_seed(1))
@@ -90,7 +90,7 @@ def test_a_trace_keeps_what_the_model_did():
     t = pl.trace(model, batch)
     logits, cache = model.run_with_cache(batch.inputs)
     torch.testing.assert_close(t.outputs, logits)
-    assert set(t.cache) == sites(model)
+    assert set(t.cache) == hook_names(model)
     for name in ("blocks.1.attn.hook_pattern", "blocks.0.mlp.hook_post", "ln_final.hook_scale"):
         torch.testing.assert_close(t.cache[name], cache[name])
     assert torch.equal(t.at_answers(t.outputs), t.outputs[:, 5:])
@@ -140,7 +140,7 @@ def test_measure_refuses_what_has_no_meaning():
 
 def test_a_plain_function_gets_everything():
     def norm(t):
-        assert set(t.cache) == sites(model) and t.generated.shape == (4, 5) and t.outputs.shape == (4, 10, 8)
+        assert set(t.cache) == hook_names(model) and t.generated.shape == (4, 5) and t.outputs.shape == (4, 10, 8)
         return t.cache["blocks.0.hook_resid_mid"].norm(dim=-1).mean(-1)
 
     model, batch = build(), TASK.sample(4, seed=2)

@@ -23,7 +23,7 @@ import transformer_lens
 import plateaulens as pl
 from plateaulens._io import read_tensors
 from plateaulens._signals import defer_sigint, uninterruptible
-from plateaulens.hooks import active
+from plateaulens.hooks import active_interventions
 
 TASK = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
 CFG = pl.TrainConfig(steps=6, batch_size=8, lr=1e-3)
@@ -58,7 +58,7 @@ def marks(model):
             n: [len(h) for h in (p.fwd_hooks, p.bwd_hooks, p._forward_hooks)] for n, p in model.hook_dict.items()
         },
         "pre-hooks": {n: len(m._forward_pre_hooks) for n, m in modules.items() if m._forward_pre_hooks},
-        "interventions": active(model),
+        "interventions": active_interventions(model),
         "learns": [p.requires_grad for p in model.parameters()],
         "gradients": torch.is_grad_enabled(),
     }

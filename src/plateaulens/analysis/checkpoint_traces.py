@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from plateaulens.analysis.checkpoint_steps import chosen_steps
 from plateaulens.batch import Batch
-from plateaulens.hooks import PATTERNS
+from plateaulens.hooks import PATTERN_HOOKS
 from plateaulens.metrics.functional.geometry import cosine_matrix
 from plateaulens.metrics.functional.precision import wide
 from plateaulens.tracing.traces import FINAL, trace
@@ -43,7 +43,7 @@ def trace_checkpoints(run: Any, batch: Batch, steps: Sequence[int] | None = None
     steps = chosen_steps(run, steps)
     patterns, cosines, answers = [], [], []
     for step in steps:
-        t = trace(run.model(step), batch, [PATTERNS, FINAL, "generated"])
+        t = trace(run.model(step), batch, [PATTERN_HOOKS, FINAL, "generated"])
         maps = t.pattern()
         patterns.append(np.stack([wide(maps[layer]).mean(0).cpu().numpy() for layer in range(t.n_layers)]))
         cosine, both = cosine_matrix(t.at_answers(t.cache[FINAL])), t.valid[:, :, None] & t.valid[:, None]

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from plateaulens._registry import look_up
 from plateaulens.batch import Batch
-from plateaulens.hooks import device_of, n_layers, refuse_unwritable, sites
+from plateaulens.hooks import check_writable, device_of, hook_names, n_layers
 from plateaulens.interventions import Intervention, Patch, intervene
 from plateaulens.metrics.functional.outputs import cross_entropy
 from plateaulens.tracing.traces import Trace, trace
@@ -206,7 +206,7 @@ def _names(model: Any, site: str) -> list[str]:
 
     names = [get_act_name(site, layer) for layer in range(n_layers(model))]
     for name in names:
-        refuse_unwritable(model, name)
+        check_writable(model, name)
     return names
 
 
@@ -237,9 +237,9 @@ def _arrivals(model: Any, receivers: Sequence[Any] | str) -> tuple[dict[str, lis
         layer, part, head = receiver
         look_up("input of a head", part, dict.fromkeys("qkv"))
         # A norm over all heads' queries (OLMo-2) would let one head's move the others': take them after it.
-        normed = f"blocks.{layer}.attn.hook_{part}_normed" in sites(model)
+        normed = f"blocks.{layer}.attn.hook_{part}_normed" in hook_names(model)
         site = f"blocks.{layer}.attn.hook_{'rot_' if normed else ''}{part}"
-        refuse_unwritable(model, site)
+        check_writable(model, site)
         arrivals.setdefault(site, []).append(head)
         labels.append(f"L{layer}H{head}.{part}")
     if not arrivals:

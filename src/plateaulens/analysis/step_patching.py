@@ -24,7 +24,15 @@ from torch import Tensor
 from plateaulens._signals import without_gradients
 from plateaulens.analysis.checkpoint_steps import chosen_steps
 from plateaulens.batch import TENSOR_FIELDS, Batch
-from plateaulens.hooks import PATTERNS, active, device_of, has_raw_hooks, matching, n_layers, refuse_unwritable
+from plateaulens.hooks import (
+    PATTERN_HOOKS,
+    active_interventions,
+    check_writable,
+    device_of,
+    has_user_hooks,
+    match_hooks,
+    n_layers,
+)
 from plateaulens.interventions import Patch, intervene
 from plateaulens.metrics.measuring import mean_over_prompts, required_by, resolve
 from plateaulens.models.parameter_groups import graft, parameters_of
@@ -92,7 +100,7 @@ def patch_across_steps(
 
     if what is not None and parts is not None:
         raise ValueError("give what= (activations) or parts= (weights), not both")
-    what = PATTERNS if what is None else what
+    what = PATTERN_HOOKS if what is None else what
     globs = [] if parts is not None else [what] if isinstance(what, str) else list(what)
     donor = run if donor is None else donor
     sources, targets = _steps(donor, sources, "source"), _steps(run, targets, "target")
@@ -100,9 +108,9 @@ def patch_across_steps(
     functions = resolve(model, metrics, batch.task)
     if not functions or (parts is None and not globs):
         raise ValueError("nothing to do: name at least one measurement in metrics= and one site in what=")
-    sites = matching(model, globs)
+    sites = match_hooks(model, globs)
     for site in sites:
-        refuse_unwritable(model, site)
+        check_writable(model, site)
     if parts is not None:
         parameters_of(model, parts)
     plain = trace(model, batch, required_by(functions, sites))
@@ -116,7 +124,7 @@ def patch_across_steps(
     def read(step: int) -> Any:
         """What is kept of a source: its activations, or with `parts` the model itself."""
         source = donor.model(step)
-        if parts is None and donor is not run and matching(source, globs) != sites:
+        if parts is None and donor is not run and match_hooks(source, globs) != sites:
             raise ValueError(f"{what!r} names other sites in the donor than in the run; name each site in full")
         seen = trace(source, batch, sites if step in alone else required_by(functions, sites))
         if step not in alone:
@@ -191,7 +199,12 @@ class _AnswerRows:
     @staticmethod
     def suits(model: Any, batch: Batch, sites: list[str]) -> bool:
         """Whether every site lies behind, and nobody else's hooks or interventions are on the model."""
-        if not hasattr(model, "kv_cache") or model.kv_cache(1) is None or active(model) or has_raw_hooks(model):
+        if (
+            not hasattr(model, "kv_cache")
+            or model.kv_cache(1) is None
+            or active_interventions(model)
+            or has_user_hooks(model)
+        ):
             return False
         last = f"blocks.{n_layers(model) - 1}."
         behind = (*(last + name for name in BEHIND), "ln_final.*", "unembed.*")

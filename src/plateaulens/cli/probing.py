@@ -213,11 +213,11 @@ def _known(batch: Any, feature: str) -> str:
 def _one_state(model: Any, batch: Any, site: str) -> None:
     """Raise unless the model has a hook of this name with a vector at each position, of which directions are."""
     from plateaulens._registry import unknown
-    from plateaulens.hooks import sites
+    from plateaulens.hooks import hook_names
     from plateaulens.tracing.traces import trace
 
-    if site not in sites(model):
-        raise unknown("hook", site, sites(model))
+    if site not in hook_names(model):
+        raise unknown("hook", site, hook_names(model))
     if (found := trace(model, batch[:1], [site]).cache[site]).ndim != 3:
         raise ValueError(
             f"directions are of one state a position, and {site} is {list(found.shape)}; take another site"

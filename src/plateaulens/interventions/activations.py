@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from plateaulens._registry import look_up
-from plateaulens.hooks import device_of, matching
+from plateaulens.hooks import device_of, match_hooks
 from plateaulens.interventions.attention import batch_mean
 from plateaulens.interventions.base import Call, Edit, Intervention
 from plateaulens.interventions.positions import only, rows
@@ -31,7 +31,7 @@ class _AtSite(Intervention):
                     raise ValueError(f"{name} are indices from 0 on, at least one; got {list(chosen)}")
 
     def edits(self, model: Any) -> dict[str, Edit]:
-        return {site: self._edit(site) for site in matching(model, [self.site])}
+        return {site: self._edit(site) for site in match_hooks(model, [self.site])}
 
     def _edit(self, site: str) -> Edit:
         def edit(tensor: Tensor, call: Call) -> Tensor:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from plateaulens._registry import look_up
-from plateaulens.hooks import AttentionPattern, device_of, n_layers, pattern_at
+from plateaulens.hooks import AttentionPattern, device_of, n_layers, pattern_hook
 from plateaulens.interventions.base import Call, Edit, Intervention
 from plateaulens.interventions.positions import only, rows
 from plateaulens.tasks import Task
@@ -34,7 +34,7 @@ class ScaleAttention(Intervention):
     renormalize: bool = False
 
     def edits(self, model: Any) -> dict[str, Edit]:
-        return {pattern_at(layer): self._edit(omega) for layer, omega in _maps_by_layer(self.task, model).items()}
+        return {pattern_hook(layer): self._edit(omega) for layer, omega in _maps_by_layer(self.task, model).items()}
 
     def _edit(self, omega: "_Map") -> Edit:
         def scale(pattern: Tensor, call: Call) -> Tensor:
@@ -61,7 +61,7 @@ class OptimalAttention(Intervention):
     total: float = 1.0
 
     def edits(self, model: Any) -> dict[str, Edit]:
-        return {pattern_at(layer): self._edit(omega) for layer, omega in _maps_by_layer(self.task, model).items()}
+        return {pattern_hook(layer): self._edit(omega) for layer, omega in _maps_by_layer(self.task, model).items()}
 
     def _edit(self, omega: "_Map") -> Edit:
         def fix(pattern: Tensor, call: Call) -> Tensor:
@@ -106,7 +106,7 @@ class FixAttention(Intervention):
 
     def edits(self, model: Any) -> dict[str, Edit]:
         return {
-            pattern_at(layer): self._edit(full.to(device_of(model)), pattern_at(layer))
+            pattern_hook(layer): self._edit(full.to(device_of(model)), pattern_hook(layer))
             for layer, full in self.held.maps.items()
         }
 
@@ -158,7 +158,7 @@ class AblateHeads(Intervention):
         by_layer: dict[int, list[int]] = {}
         for layer, head in self.heads:
             by_layer.setdefault(layer, []).append(head)
-        return {pattern_at(layer): self._edit(heads, layer, bidirectional) for layer, heads in by_layer.items()}
+        return {pattern_hook(layer): self._edit(heads, layer, bidirectional) for layer, heads in by_layer.items()}
 
     def _edit(self, heads: list[int], layer: int, bidirectional: bool) -> Edit:
         def ablate(pattern: Tensor, call: Call) -> Tensor:
@@ -170,7 +170,7 @@ class AblateHeads(Intervention):
                 seen = torch.ones_like(pattern)
                 seen = seen if bidirectional else seen.tril(pattern.shape[-1] - pattern.shape[-2])
                 new = seen / seen.sum(-1, keepdim=True)
-            return only(new, pattern, call, pattern_at(layer), heads, None)
+            return only(new, pattern, call, pattern_hook(layer), heads, None)
 
         return ablate
 
@@ -195,7 +195,7 @@ class _Map:
         if not partial:
             omega = omega.clone()
             omega[:, [self.task.prompt_len - 1 + output for output in self.task.partial_positions]] = False
-        return rows(omega[:, None].expand(len(pattern), -1, -1, -1), pattern, call, pattern_at(0)).expand_as(pattern)
+        return rows(omega[:, None].expand(len(pattern), -1, -1, -1), pattern, call, pattern_hook(0)).expand_as(pattern)
 
     def _whole(self, call: Call) -> Bool[Tensor, "batch query key"]:
         if self.constant is not None:

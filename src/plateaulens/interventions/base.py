@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from plateaulens._io import digest
 from plateaulens._registry import look_up
 from plateaulens._signals import uninterruptible
-from plateaulens.hooks import AttentionPattern, call_hooks, own_hooks, past_length, refuse_unwritable
+from plateaulens.hooks import AttentionPattern, attach_interventions, call_hooks, check_writable, past_length
 from plateaulens.tasks import TASKS, Task, task_from_json, task_to_json
 
 
@@ -98,7 +98,7 @@ def _applied(model: Any, interventions: Sequence[Intervention]) -> Iterator[None
     hooks = []
     for i, intervention in enumerate(interventions):
         for site, edit in intervention.edits(model).items():
-            refuse_unwritable(model, site)
+            check_writable(model, site)
             silent[i, site] = True
             hooks.append((site, _hook(intervention, (i, site), edit, silent, calls)))
     frozen = {i: found for i, intervention in enumerate(interventions) if (found := intervention.frozen(model))}
@@ -112,7 +112,7 @@ def _applied(model: Any, interventions: Sequence[Intervention]) -> Iterator[None
     with ExitStack() as stack:
         stack.enter_context(_no_gradient([p for found in frozen.values() for p in found]))
         stack.enter_context(call_hooks(model, lambda kwargs: calls.begin(past_length(kwargs)), on_tokens))
-        stack.enter_context(own_hooks(model, list(interventions), hooks))
+        stack.enter_context(attach_interventions(model, list(interventions), hooks))
         yield
     if left := [f"{interventions[i]!r} at {where}" for (i, where), did_not in silent.items() if did_not]:
         if calls.count:

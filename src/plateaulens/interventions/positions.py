@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from plateaulens.hooks import is_map
+from plateaulens.hooks import is_attention_map
 from plateaulens.interventions.base import Call
 
 BY_HEAD = ("hook_q", "hook_k", "hook_v", "hook_z", "hook_result", "hook_rot_q", "hook_rot_k")  # [batch pos head ...]
@@ -21,7 +21,7 @@ def rows(full: Tensor, tensor: Tensor, call: Call, site: str) -> Tensor:
     Raises:
         ValueError: when `full` covers fewer positions than the model runs on.
     """
-    if is_map(site):
+    if is_attention_map(site):
         query, key = tensor.shape[-2:]
         if key > full.shape[-1]:
             raise ValueError(
@@ -49,16 +49,16 @@ def only(
     """
     if heads is None and positions is None:
         return new
-    head, pos = (1, 2) if is_map(site) else (2, 1)
+    head, pos = (1, 2) if is_attention_map(site) else (2, 1)
     chosen = torch.ones((1,) * old.ndim, dtype=torch.bool, device=old.device)
     if heads is not None:
-        if not is_map(site) and site.rsplit(".", 1)[-1] not in BY_HEAD:
+        if not is_attention_map(site) and site.rsplit(".", 1)[-1] not in BY_HEAD:
             raise ValueError(f"{site} has no head axis; leave heads out, or edit attn.hook_z")
         if not all(0 <= h < old.shape[head] for h in heads):
             raise ValueError(f"{site} has heads 0..{old.shape[head] - 1}, got {list(heads)}")
         chosen = chosen & _along(torch.arange(old.shape[head], device=old.device), heads, head, old.ndim)
     if positions is not None:
-        start = old.shape[-1] - old.shape[-2] if is_map(site) else call.start
+        start = old.shape[-1] - old.shape[-2] if is_attention_map(site) else call.start
         if not any(start <= position < start + old.shape[pos] for position in positions):
             return old  # nothing of this call, and `intervene` counts it as such
         here = torch.arange(start, start + old.shape[pos], device=old.device)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plateaulens._signals import without_gradients
 from plateaulens.batch import Batch
-from plateaulens.hooks import active, has_raw_hooks
+from plateaulens.hooks import active_interventions, has_user_hooks
 from plateaulens.lm.unhooked import PADDING, TOKENS, batch_by_length, unhooked
 from plateaulens.tracing.decoding import Generation, Reading, decode, remembers
 from plateaulens.tracing.next_token import gumbel_noise
@@ -36,7 +36,7 @@ def generate(
             site without positions on its second axis.
     """
     cached, reading = remembers(model), Reading(tuple(sites), logits, entropy)
-    if active(model) or has_raw_hooks(model):
+    if active_interventions(model) or has_user_hooks(model):
         return _decode_batch(model, batch, cached, reading)
     lengths, plain = (batch.answer_positions[:, 0] + 1).tolist(), unhooked(model, sites) if cached else None
     if next(model.parameters()).dtype == torch.float64:  # whose mask is -inf to Hugging Face's softmax in float32
@@ -61,7 +61,7 @@ def _decode_batch(model: Any, batch: Batch, cached: bool, reading: Reading) -> G
     lengths = (batch.answer_positions[:, 0] + 1).tolist()
     longest, mask, tokens = max(lengths), None, batch.tokens[:, : max(lengths)]
     if min(lengths) < longest:
-        if active(model) or has_raw_hooks(model):
+        if active_interventions(model) or has_user_hooks(model):
             batch.prompt_len  # noqa: B018 (raises: prompts of unequal length)
         tokens = torch.stack([F.pad(row[:n], (longest - n, 0)) for row, n in zip(tokens, lengths, strict=True)])
         mask = torch.stack([(torch.arange(longest) >= longest - n).long() for n in lengths]).to(tokens.device)

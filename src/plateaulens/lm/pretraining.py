@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plateaulens._io import move_away, read_tensors, versions, write_json, write_tensors, write_whole
+from plateaulens._io import move_aside, read_tensors, versions, write_atomically, write_json, write_tensors
 from plateaulens._signals import defer_sigint
 from plateaulens.lm.loading import without_bars
 from plateaulens.lm.text import Text, python_documentation
@@ -159,7 +159,7 @@ def _in_the_way(out: Path) -> bool:
 def _make_way(out: Path) -> None:
     """Rename what is in the way; remove the state of a pre-training of which nothing else is left."""
     if _in_the_way(out):
-        move_away(out)
+        move_aside(out)
     shutil.rmtree(out / ".state", ignore_errors=True)
 
 
@@ -244,7 +244,7 @@ def _log(path: Path, step: Step, loss: Tensor) -> None:
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     earlier = [line for line in lines if json.loads(line)["step"] < step.t]
     values = {"step": step.t, "loss": loss.item(), "train_loss": None if step.loss is None else step.loss.item()}
-    write_whole(path, lambda p: p.write_text("".join([*earlier, json.dumps(values) + "\n"])))
+    write_atomically(path, lambda p: p.write_text("".join([*earlier, json.dumps(values) + "\n"])))
 
 
 def _save(folder: Path, model: nn.Module, tokenizer: Any, dtype: torch.dtype) -> None:

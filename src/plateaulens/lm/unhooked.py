@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from plateaulens.hooks import active, has_raw_hooks, is_native
+from plateaulens.hooks import active_interventions, has_user_hooks, is_native_bridge
 
 PADDING = 256  # tokens: about what one more pass costs
 TOKENS = 2**14  # in one pass, for the sake of memory
@@ -154,7 +154,7 @@ def unhooked(model: Any, sites: Sequence[str] = ()) -> Unhooked | None:
     ones, differs from the original.
     """
     inner = getattr(model, "original_model", None)
-    if inner is None or is_native(model) or active(model) or has_raw_hooks(model):
+    if inner is None or is_native_bridge(model) or active_interventions(model) or has_user_hooks(model):
         return None
     modules = {*model.modules(), *inner.modules()}
     if any(map(_changed, modules)):

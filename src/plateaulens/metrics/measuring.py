@@ -15,7 +15,7 @@ from torch import Tensor
 
 from plateaulens._registry import unknown
 from plateaulens.batch import Batch
-from plateaulens.hooks import matching, n_layers, sites
+from plateaulens.hooks import hook_names, match_hooks, n_layers
 from plateaulens.metrics.named import (
     METRICS,
     NGRAM_METRICS,
@@ -164,7 +164,7 @@ def resolve(model: HookedModel, metrics: Sequence[Metric | str] | str, task: Any
     for metric in [metrics] if isinstance(metrics, str) else metrics:
         name, _, where = metric.partition("@") if isinstance(metric, str) else ("", "", "")
         if name in STATE_METRICS and any(c in where for c in "*?["):
-            sites_there = residual_sites(model) if where == "*" else matching(model, [where])
+            sites_there = residual_sites(model) if where == "*" else match_hooks(model, [where])
             chosen = [metric_at(name, site) for site in sites_there]
         else:
             chosen = [named_metric(metric, task)]
@@ -182,5 +182,5 @@ def residual_sites(model: Any) -> list[str]:
     Models whose attention and MLP run in parallel (GPT-NeoX) have no place between the two.
     """
     names = [f"blocks.{layer}.{name}" for layer in range(n_layers(model)) for name in RESIDUAL] + [FINAL]
-    known = sites(model)
+    known = hook_names(model)
     return [name for name in names if name in known]

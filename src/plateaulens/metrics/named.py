@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from plateaulens._registry import look_up
-from plateaulens.hooks import PATTERNS, pattern_at
+from plateaulens.hooks import PATTERN_HOOKS, pattern_hook
 from plateaulens.metrics import functional
 from plateaulens.protocols import Metric, requires
 from plateaulens.tracing.traces import FINAL, Trace
@@ -216,7 +216,7 @@ The task's partial-solution outputs are left out.
 # Attention.
 
 
-@requires(PATTERNS)
+@requires(PATTERN_HOOKS)
 def attention_progress(t: Trace) -> Float[Tensor, " batch"]:
     """Share of attention on the task's optimal map (APM), per sample (arXiv 2506.13688).
 
@@ -227,7 +227,7 @@ def attention_progress(t: Trace) -> Float[Tensor, " batch"]:
     return torch.stack([functional.attention_progress(patterns[i], omega) for i, omega in _attended(t).items()]).mean(0)
 
 
-@requires(PATTERNS)
+@requires(PATTERN_HOOKS)
 def attention_progress_global(t: Trace) -> Float[Tensor, ""]:
     """The same share with sums over the batch taken before dividing."""
     patterns, maps = _by_layer(t, "hook_pattern"), _attended(t)
@@ -241,7 +241,7 @@ def softmax_progress(t: Trace) -> Float[Tensor, " batch"]:
     return torch.stack([functional.attention_progress(patterns[i], omega) for i, omega in _attended(t).items()]).mean(0)
 
 
-@requires(PATTERNS)
+@requires(PATTERN_HOOKS)
 def attention_sink(t: Trace) -> Float[Tensor, " batch"]:
     """Share of the answers' attention on the prompt's last two tokens, mean over layers (arXiv 2506.13688, code)."""
     patterns, out = _by_layer(t, "hook_pattern").values(), t.batch.answer_positions
@@ -259,12 +259,12 @@ def attention_progress_at(layer: int, route: str = "optimal") -> Metric:
     """
     look_up("route", route, ROUTES)
 
-    @requires(pattern_at(layer))
+    @requires(pattern_hook(layer))
     def measured(t: Trace) -> Float[Tensor, " batch"]:
         maps = _attended(t, route)
         if layer not in maps:
             raise ValueError(f"{t.batch.task!r} has no {route} map for layer {layer}, only for {sorted(maps)}")
-        return functional.attention_progress(t.cache[pattern_at(layer)], maps[layer])
+        return functional.attention_progress(t.cache[pattern_hook(layer)], maps[layer])
 
     measured.__name__ = f"attention_progress@{layer}" + ("" if route == "optimal" else f":{route}")
     return measured

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from plateaulens._registry import unknown
-from plateaulens.hooks import active, is_native
+from plateaulens.hooks import active_interventions, is_native_bridge
 
 # Globs over parameter names: of `Transformer`, of 3.9's `HookedTransformer`, of native bridges.
 _PARTS: dict[str, tuple[str, ...]] = {
@@ -52,7 +52,7 @@ def parameters_of(model: nn.Module, parts: str | Sequence[str]) -> dict[str, nn.
             Face models, which keep copies of their weights.
     """
     inner = getattr(model, "original_model", None)
-    if inner is not None and not is_native(model):
+    if inner is not None and not is_native_bridge(model):
         raise ValueError(
             f"the bridge of a {type(inner).__name__} keeps copies of its weights, so changing them here would not act; "
             "change the Hugging Face module and build a new bridge"
@@ -80,7 +80,7 @@ def graft(model: Any, donor: nn.Module, parts: str | Sequence[str]) -> Any:
         ValueError: for an unknown part, a donor whose parts differ in name or shape, or while interventions are
             active on the model.
     """
-    if on := active(model):  # a copy would keep what they freeze and some of their hooks for ever
+    if on := active_interventions(model):  # a copy would keep what they freeze and some of their hooks for ever
         raise ValueError(f"cannot graft while {on} is active on the model; leave the `with intervene(...)` first")
     copy = deepcopy(model)
     if hasattr(copy, "reset_hooks"):

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from plateaulens.batch import Batch
-from plateaulens.hooks import matching
+from plateaulens.hooks import match_hooks
 from plateaulens.probing.fitting import ProbeDataset, ProbeSplit, copies, states_at
 from plateaulens.probing.results import Probes, answered
 from plateaulens.probing.solvers import logistic
@@ -269,7 +269,7 @@ def _probed(
     shuffled: bool,
     pooled: bool,
 ) -> list[Probes]:
-    names = matching(model, [sites] if isinstance(sites, str) else list(sites))
+    names = match_hooks(model, [sites] if isinstance(sites, str) else list(sites))
     states = states_at(model, batch, questions, names)
     return [
         answered(q, tuple(names), x, s, shuffled, pooled) for q, x, s in zip(questions, states, starts, strict=True)

@@ -8,14 +8,14 @@ import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
-from plateaulens._io import write_whole
+from plateaulens._io import write_atomically
 
 
 def write_page(path: Path, template: str, figures: Mapping[str, go.Figure], **values: Any) -> Path:
     """Render `template` with its figures into `path`, whole or not at all."""
     page = Environment(loader=PackageLoader("plateaulens.report"), autoescape=True).get_template(template)
     html = page.render(figures={name: _json(f) for name, f in figures.items()}, plotly=get_plotlyjs(), **values)
-    write_whole(path, lambda p: p.write_text(html, encoding="utf-8"))
+    write_atomically(path, lambda p: p.write_text(html, encoding="utf-8"))
     return path
 
 

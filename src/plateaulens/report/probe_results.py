@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 import xarray as xr
 
 from plateaulens import plots
-from plateaulens._io import write_whole
+from plateaulens._io import write_atomically
 from plateaulens.analysis.plateau import Plateau, find_plateau
 from plateaulens.probing.ablation import Ablation
 from plateaulens.probing.probes import quiet_or_loud
@@ -176,7 +176,7 @@ def _telling(table: pd.DataFrame, measurement: str = "exact_match") -> str:
 def _keep(run: Run, name: Path, data: xr.Dataset, options: dict[str, Any]) -> Path:
     data = data.assign_attrs({f"option_{key}": str(value) for key, value in options.items()})
     path = run.path / name.parent / f"{name.name}.nc"
-    write_whole(path, lambda p: data.to_netcdf(p, engine="scipy", format="NETCDF3_64BIT"))
+    write_atomically(path, lambda p: data.to_netcdf(p, engine="scipy", format="NETCDF3_64BIT"))
     found = _read(run, path)
     return write_page(
         path.with_suffix(".html"),

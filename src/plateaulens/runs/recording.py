@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from plateaulens._signals import defer_sigint
 from plateaulens.batch import Batch
-from plateaulens.hooks import active, device_of
+from plateaulens.hooks import active_interventions, device_of
 from plateaulens.interventions import from_json, intervene
+from plateaulens.metrics.measuring import default_metrics, measure, resolve
 from plateaulens.protocols import Metric
-from plateaulens.metrics.measuring import measure, resolve, default_metrics
 from plateaulens.runs.run import Run
 from plateaulens.tasks import Task
 from plateaulens.training.loop import Step, Training, train
-from plateaulens._signals import defer_sigint
 
 Schedule = int | Collection[int]
 
@@ -78,8 +78,10 @@ def record(
         raise ValueError(
             f"cannot record until step {plan.end}: the training is at {plan.start} of {training.cfg.steps} steps"
         )
-    measure(training.model, eval_batch[:2], functions)  # what cannot be measured is found out before anything is written
-    on = active(training.model)
+    measure(
+        training.model, eval_batch[:2], functions
+    )  # what cannot be measured is found out before anything is written
+    on = active_interventions(training.model)
     run = Run.create(
         path,
         task=training.task,

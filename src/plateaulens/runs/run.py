@@ -29,14 +29,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from plateaulens._io import move_aside, plain, read_tensors, versions, write_atomically, write_json, write_tensors
 from plateaulens._registry import build
+from plateaulens._signals import defer_sigint
 from plateaulens.batch import TENSOR_FIELDS, Batch, Decoding
-from plateaulens._io import move_away, plain, read_tensors, versions, write_json, write_tensors, write_whole
 from plateaulens.models.config import ModelConfig
 from plateaulens.models.transformer import Transformer
 from plateaulens.tasks import TASKS, Task, task_from_json, task_to_json
 from plateaulens.training.config import TrainConfig
-from plateaulens._signals import defer_sigint
 
 LEFT = re.compile(r"(eval_batch|tensors/[0-9a-f]{64}|state/\d{6,})\.safetensors|((tensors|state)/)?\.[^/]+\.partial")
 PACKAGES = ("plateaulens", "torch", "transformer-lens", "numpy")
@@ -102,7 +102,7 @@ class Run:
                     f"{path} is not empty; choose another folder, `plateaulens resume {path}`, "
                     "or overwrite=True (--overwrite in a shell)"
                 )
-            move_away(path)
+            move_aside(path)
         for left in _files(path):  # of a training whose create was killed
             left.unlink()
         cfg = getattr(model, "cfg", None)
@@ -184,7 +184,7 @@ class Run:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= last]
         if kept != lines:  # a run that is whole is only read
-            write_whole(path, lambda p: p.write_text("".join(kept)))
+            write_atomically(path, lambda p: p.write_text("".join(kept)))
         self._last, self._trimmed = self._last_step(), True
 
     def _last_step(self) -> int:
@@ -262,7 +262,9 @@ class Run:
             ValueError: when none was kept.
         """
         if not self.has_eval_batch:
-            raise ValueError(f"{self.path} keeps no evaluation batch; pass eval_batch= to Run.create, or sample one: run.task")
+            raise ValueError(
+                f"{self.path} keeps no evaluation batch; pass eval_batch= to Run.create, or sample one: run.task"
+            )
         eval_batch = _read(self.path / "eval_batch.safetensors")
         decoding = build(Decoding, self.config.get("decoding", {}), "decoding")
         kind = Batch if self.task is None else self.task.batch_type

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from plateaulens._signals import uninterruptible, without_gradients
 from plateaulens.batch import GREEDY, Batch, Decoding
-from plateaulens.hooks import active, has_raw_hooks, is_map, is_native
+from plateaulens.hooks import active_interventions, has_user_hooks, is_attention_map, is_native_bridge
 from plateaulens.tracing.next_token import choose, token_entropy
 
 
@@ -69,9 +69,13 @@ def greedy_decode(model: Any, batch: Batch) -> Int[Tensor, "batch out"]:
 
 def remembers(model: Any) -> bool:
     """Whether decoding may use a key-value cache: ours, or that of a Hugging Face model; never under raw hooks."""
-    theirs = hasattr(model, "original_model") and not is_native(model) and not getattr(model.cfg, "is_stateful", False)
+    theirs = (
+        hasattr(model, "original_model")
+        and not is_native_bridge(model)
+        and not getattr(model.cfg, "is_stateful", False)
+    )
     causal = getattr(model.cfg, "attention_dir", "causal") == "causal"
-    return (hasattr(model, "kv_cache") or theirs) and causal and not has_raw_hooks(model)
+    return (hasattr(model, "kv_cache") or theirs) and causal and not has_user_hooks(model)
 
 
 def decode(
@@ -118,7 +122,11 @@ def _caller(model: Any, n: int, mask: Int[Tensor, "batch pos"] | None, cached: b
         return lambda tokens, fresh: model(fresh, past_kv_cache=own)
     options: dict[str, Any] = {}
     theirs = getattr(getattr(model, "original_model", None), "forward", None)
-    if theirs is not None and "logits_to_keep" in inspect.signature(theirs).parameters and not active(model):
+    if (
+        theirs is not None
+        and "logits_to_keep" in inspect.signature(theirs).parameters
+        and not active_interventions(model)
+    ):
         options["logits_to_keep"] = 1  # a read-out of every position costs more than a small model
     if not cached:
         return lambda tokens, fresh: model(tokens, **options)
@@ -143,7 +151,7 @@ def logits_of(outputs: Any) -> Float[Tensor, "batch pos *d_vocab"]:
 
 def _last_row(name: str, n: int, rows: list[Tensor]) -> Callable[..., None]:
     def save(tensor: Tensor, hook: Any) -> None:
-        if tensor.ndim < 3 or len(tensor) != n or is_map(name):
+        if tensor.ndim < 3 or len(tensor) != n or is_attention_map(name):
             shape = list(tensor.shape)
             raise ValueError(f"{name} is {shape}, not a state a prompt and position; take another site")
         rows.append(tensor[:, -1].detach().clone())

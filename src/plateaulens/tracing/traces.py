@@ -12,7 +12,15 @@ from torch import Tensor
 
 from plateaulens._signals import uninterruptible, without_gradients
 from plateaulens.batch import Batch
-from plateaulens.hooks import AttentionPattern, device_of, is_map, matching, n_layers, pattern_at, sites
+from plateaulens.hooks import (
+    AttentionPattern,
+    device_of,
+    hook_names,
+    is_attention_map,
+    match_hooks,
+    n_layers,
+    pattern_hook,
+)
 from plateaulens.tracing.decoding import greedy_decode, logits_of
 from plateaulens.tracing.next_token import token_entropy
 
@@ -91,7 +99,7 @@ class Trace:
 
         They remember their prompts: of unequal ones what all have, up to the end of the shortest.
         """
-        names = {layer: pattern_at(layer) for layer in range(self.n_layers)}
+        names = {layer: pattern_hook(layer) for layer in range(self.n_layers)}
         maps = {layer: self.cache[name] for layer, name in names.items() if name in self.cache}
         return AttentionPattern(maps, self.batch.shared_prompt)
 
@@ -121,15 +129,15 @@ def trace(model: Any, batch: Batch, requires: Sequence[str] | None = None) -> Tr
     """
     batch = batch.to(device_of(model))
     decoded = ["generated"] if batch.is_decoded else []
-    wanted = ["outputs", *decoded, *sites(model)] if requires is None else list(requires)
+    wanted = ["outputs", *decoded, *hook_names(model)] if requires is None else list(requires)
     if "generated" in wanted and not batch.is_decoded:
         raise ValueError(f"{batch.task!r} is answered in one pass and generates nothing; measure its losses")
-    names = matching(model, [name for name in wanted if name not in OWN])
+    names = match_hooks(model, [name for name in wanted if name not in OWN])
     has_truth, near_ties = not batch.n_new, None
     if batch.n_new:
         from plateaulens.lm.generation import generate  # here: no trace of a task needs language models
 
-        rows_only = "outputs" not in wanted and not any(map(is_map, names))
+        rows_only = "outputs" not in wanted and not any(map(is_attention_map, names))
         asked = {name: rows_only and name in wanted for name in OWN}
         own = generate(
             model, batch, names if rows_only else (), logits=asked["answer_outputs"], entropy=asked["answer_entropy"]

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from plateaulens._signals import defer_sigint
-from plateaulens.hooks import active, device_of
+from plateaulens.hooks import active_interventions, device_of
 from plateaulens.training.config import TrainConfig
 from plateaulens.training.optimizers import build_optimizers, lr_factor, memory_of
 
@@ -112,7 +112,7 @@ class Training:
         Raises:
             ValueError: while interventions are active on the model.
         """
-        if on := active(self.model):
+        if on := active_interventions(self.model):
             raise ValueError(f"cannot fork while {on} is active on the model; leave the `with intervene(...)` first")
         self.model.zero_grad()
         model = deepcopy(self.model)

@@ -17,7 +17,7 @@ from torch import Tensor
 from plateaulens._registry import look_up
 from plateaulens._signals import without_gradients
 from plateaulens.batch import Batch
-from plateaulens.hooks import PATTERNS
+from plateaulens.hooks import PATTERN_HOOKS
 from plateaulens.tasks.matrices.completion import MatrixBatch, MatrixCompletion
 from plateaulens.tracing.traces import trace
 
@@ -49,7 +49,7 @@ def head_atlas(model: Any, batch: Batch, queries: str = "masked") -> xr.Dataset:
         ValueError: for other batches, an unknown kind of queries, or matrices without such a cell.
     """
     asked = cells_of(matrices_of(batch), queries).float()
-    t = trace(model, batch, [PATTERNS])
+    t = trace(model, batch, [PATTERN_HOOKS])
     asked, seen = asked.to(t.batch.tokens.device), t.batch.observed  # type: ignore[attr-defined]
     members = categories(t.batch)  # type: ignore[arg-type]
     member = torch.stack(list(members.values()), 1).float()

@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 
 import plateaulens as pl
-from plateaulens._io import write_whole
+from plateaulens._io import write_atomically
 from plateaulens.papers.quiet_features.recipes import RECIPES
 from plateaulens.probing.ablation import Ablation, Directions
 from plateaulens.probing.edit_directions import METHODS, FitData
@@ -107,7 +107,7 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
     """What `make` returned, from its file if there is one."""
     if not path.is_file():
         found = make()
-        write_whole(path, lambda partial: partial.write_bytes(pickle.dumps(found)))
+        write_atomically(path, lambda partial: partial.write_bytes(pickle.dumps(found)))
     return pickle.loads(path.read_bytes())
 
 
