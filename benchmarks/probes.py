@@ -23,11 +23,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 import plateaulens as pl
-from plateaulens.papers.quiet_features.recipes import RECIPES
+from plateaulens.papers.quiet_features.recipes import SMALL_RECIPES
 from plateaulens.probing.fitting import ProbeDataset, ProbeSplit, states_at
 from plateaulens.probing.solvers import LinearProbe, logistic
 
-RECIPE, STEPS = RECIPES["binary-addition"], (0, 92, 96)
+RECIPE, STEPS = SMALL_RECIPES["binary-addition"], (0, 92, 96)
 C, TESTS = 100.0, 1000
 WIDTHS = (5, 7, 8, 8, 8, 8, 8, 8, 8, 13, 10)
 

@@ -20,9 +20,8 @@ import torch
 from bench import seconds
 
 import plateaulens as pl
-from plateaulens.models.config import transformer_pp
-from plateaulens.papers.abrupt_learning.recipes import RECIPES
-from plateaulens.papers.quiet_features.recipes import PAPER_SIZES, schedule
+from plateaulens.papers.abrupt_learning import recipes as abrupt_learning
+from plateaulens.papers.quiet_features import recipes as quiet_features
 
 
 def looped(task: pl.tasks.Task) -> list[int]:
@@ -58,7 +57,7 @@ def looped(task: pl.tasks.Task) -> list[int]:
 def plateau_tasks(rounds: int) -> None:
     """The table of arXiv 2506.13688."""
     print(f"{'task':16} {'sample ms':>10} {'step ms':>9} {'loop ms':>9} {'sample/step':>12} {'loop/sample':>12}")
-    for name, recipe in RECIPES.items():
+    for name, recipe in abrupt_learning.RECIPES.items():
         step = stepping(recipe.model_config(), recipe.task, recipe.train)
         rows = []
         for i in range(rounds):
@@ -73,8 +72,9 @@ def plateau_tasks(rounds: int) -> None:
 def quiet_tasks(rounds: int) -> None:
     """The table of arXiv 2505.03997."""
     print(f"\n{'task':16} {'sample ms':>10} {'step ms':>9} {'sample/step':>12} {'1024 / 64':>12}")
-    for name, task in PAPER_SIZES.items():
-        step = stepping(pl.ModelConfig.for_task(task, **transformer_pp(d_model=64, n_layers=4)), task, schedule(1000))
+    for name, recipe in quiet_features.RECIPES.items():
+        task = recipe.task
+        step = stepping(recipe.model_config(), task, quiet_features.schedule(1000))
         rows = []
         for i in range(rounds):
             sample, many = sampling(task, 64, 10 * i), sampling(task, 1024, 10 * i)

@@ -58,7 +58,7 @@ BAD = {
     "later than the end": (["train", "mws", "--scale-attention", "2", "--from-step", "400"], "steps-1=399"),
     "no largest entry": (["train", "matrix", "--limit", "inf"], "finite"),
     "a part that is not there": (["train", "mws", "--freeze", "atn"], "did you mean 'attn'"),
-    "from, but which parts": (["train", "mws", "--from", "."], "say which: frozen"),
+    "from, but which parts": (["train", "mws", "--from", "."], "name these parts: frozen"),
     "from what is no run": (["train", "mws", "--freeze", "attn", "--from", "."], "is not a run"),
     "momentum of adam": (["train", "mws", "--momentum", "0.9"], "momentum belongs to sgd and muon"),
     "rate of muon's rest": (["train", "mws", "--adam-lr", "0.1"], "adam_lr belongs to muon"),

@@ -98,7 +98,8 @@ def test_the_other_device_keeps_its_tensors_apart():
 
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_is_drawn_scored_and_explained_there(name):
-    task = SMALL.get(name) or quiet.PAPER_SIZES.get(name) or TASKS[name]()
+    recipe = quiet.RECIPES.get(name)
+    task = SMALL.get(name) or (recipe.task if recipe else TASKS[name]())
 
     def work(device):
         batch = task.sample(3, seed=0, device=device)

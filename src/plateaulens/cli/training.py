@@ -99,9 +99,8 @@ def train(
     from plateaulens.papers.matrix_completion import recipes as matrices
     from plateaulens.papers.quiet_features import recipes as quiet
 
-    table = plateau.SMALL if small else plateau.RECIPES
-    known = {name: table[name] for name in plateau.GROUPS["tasks"]} | quiet.RECIPES | matrices.RECIPES
-    task = f"{task}-small" if small and task in matrices.RECIPES else task
+    abrupt, *others = (papers.SMALL_RECIPES if small else papers.RECIPES for papers in (plateau, quiet, matrices))
+    known = {name: abrupt[name] for name in plateau.GROUPS["tasks"]} | others[0] | others[1]
     task = "binary-addition" if task == "addition" and given["bits"] is not None else task
     recipe = look_up("task", task, known)
     values = given_values(given)

@@ -195,16 +195,15 @@ def test_the_step_before_is_the_last_on_the_plateau_and_before_the_other():
 
 
 def test_the_tables_of_the_docs_are_made_from_runs(tmp_path, monkeypatch, capsys):
-    script = vars(tables)
-    rows = dict(line.rsplit(maxsplit=1) for line in script["curves"]([RUN]).splitlines()[1:])
+    rows = dict(line.rsplit(maxsplit=1) for line in tables.curves([RUN]).splitlines()[1:])
     assert rows["loss leaves"].strip() == "3900" and rows["drop"].strip() == "4550"
-    at = RUN.metrics.loc[1000:3000].masked_loss.median()
-    assert float(rows["masked_loss, plateau"]) == pytest.approx(at, abs=1e-4)
-    short = replace(script["RECIPE"], train=replace(script["RECIPE"].train, steps=2))
-    monkeypatch.setitem(script["smaller"].__globals__, "RECIPE", short)
-    script["smaller"](tmp_path, 1)
+    on_plateau = RUN.metrics.loc[1000:3000].masked_loss.median()
+    assert float(rows["masked_loss, plateau"]) == pytest.approx(on_plateau, abs=1e-4)
+    short = replace(tables.RECIPE, train=replace(tables.RECIPE.train, steps=2))
+    monkeypatch.setattr(tables, "RECIPE", short)
+    tables.smaller(tmp_path, 1)
     out = capsys.readouterr().out
-    assert all(name in out for name in script["SMALLER"]) and len(list((tmp_path / "smaller").iterdir())) == 3
+    assert all(name in out for name in tables.SMALLER) and len(list((tmp_path / "smaller").iterdir())) == 3
 
 
 def test_the_shell_prints_tables_and_writes_a_page(run):

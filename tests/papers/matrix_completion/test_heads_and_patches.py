@@ -335,7 +335,7 @@ def test_over_steps_asks_every_checkpoint(run):
 
 
 def test_figures_show_the_numbers(run):
-    model, plots = run.model(4), pl.plots
+    model, plots = run.model(4), pl.papers.matrix_completion.plots
     atlas, batch = head_atlas(model, BATCH), replace(TASK, mask="row").sample(4, seed=0)
     maps = plots.head_maps(atlas)
     assert [note.text for note in maps.layout.annotations[:2]] == [

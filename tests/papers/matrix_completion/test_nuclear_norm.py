@@ -131,7 +131,7 @@ def test_a_matrix_does_not_depend_on_its_companions(monkeypatch):
     x[::3], seen[1::5] = 1e6 * x[::3], False
     alone = torch.cat([complete_by_nuclear_norm(*pair) for pair in zip(x.split(1), seen.split(1))])
     together = complete_by_nuclear_norm(x, seen)
-    monkeypatch.setattr("plateaulens.papers.matrix_completion.nuclear_norm.HELD", 3 * 49**2)
+    monkeypatch.setattr("plateaulens.papers.matrix_completion.nuclear_norm.SYSTEM_ENTRIES", 3 * 49**2)
     for z in (together, complete_by_nuclear_norm(x, seen)):
         torch.testing.assert_close(z, alone, rtol=1e-8, atol=1e-9)
 

@@ -29,7 +29,14 @@ from plateaulens.papers.matrix_completion.embedding_structure import (
 from plateaulens.papers.matrix_completion.head_atlas import head_atlas
 from plateaulens.papers.matrix_completion.nuclear_norm import complete_by_nuclear_norm
 from plateaulens.papers.matrix_completion.out_of_distribution import evaluate_ood
-from plateaulens.papers.matrix_completion.recipes import COMPONENTS, PARTS, RECIPES, components, train_components
+from plateaulens.papers.matrix_completion.recipes import (
+    COMPONENTS,
+    PARTS,
+    RECIPES,
+    SMALL_RECIPES,
+    components,
+    train_components,
+)
 from plateaulens.papers.recipe import Recipe
 from plateaulens.probing.fitting import ProbeSplit
 from plateaulens.probing.probes import probe, probe_checkpoints
@@ -328,7 +335,7 @@ def test_permuted_positions_are_permuted_weights(model, batch):
 
 
 def test_every_parameter_belongs_to_one_part():
-    model = pl.Transformer(RECIPES["matrix-small"].model_config())
+    model = pl.Transformer(SMALL_RECIPES["matrix"].model_config())
     owned = [name for part in PARTS for name in parameters_of(model, part)]
     assert sorted(owned) == sorted(dict(model.named_parameters()))
     for name, recipe in components(RECIPES["matrix"]).items():
@@ -408,6 +415,6 @@ def test_matrices_that_do_not_fit_the_model_are_refused(model):
     coarse = replace(TASK, precision=0.2, limit=2.0)  # as many tokens, of other values
     assert coarse.d_vocab == TASK.d_vocab and evaluate_ood(model, {"unsaid": coarse}, n=8).loss.notnull().all()
     with pytest.raises(ValueError, match="tokens of other values"):
-        evaluate_ood(model, {"said": coarse}, n=8, learnt=TASK)
+        evaluate_ood(model, {"said": coarse}, n=8, learned=TASK)
     with pytest.raises(ValueError, match="got no task"):
         evaluate_ood(model, {})

@@ -44,8 +44,8 @@ def test_a_flat_stretch_is_found_and_a_decay_has_none():
 def test_its_tables_are_of_the_runs_and_calls_go_on(monkeypatch, tmp_path, capsys):
     """Of a tiny addition everything is trained, probed and ablated once; a second call only reads."""
     name, task = "binary-addition", pl.tasks.BinaryAddition(bits=3)
-    tiny = replace(papers.RECIPES[name], task=task, model=transformer_pp(8, 2), train=papers.schedule(4, 1e-2, 8))
-    monkeypatch.setitem(script.RECIPES, name, tiny)
+    tiny = replace(papers.SMALL_RECIPES[name], task=task, model=transformer_pp(8, 2), train=papers.schedule(4, 1e-2, 8))
+    monkeypatch.setitem(script.SMALL_RECIPES, name, tiny)
     monkeypatch.setitem(script.LOOKS, name, script.Look((0, 2, 4), ("carry",), level=1.7, every=2, eval_batch=16))
     monkeypatch.setattr(script, "REFERENCE", {0: ("2.2", "0", ".3/.4/.4", ""), 4: ("2.1", "0", ".1/.1/.1", "")})
     monkeypatch.setattr(script, "EDITS", (("hyperplane", "best"), ("mean_difference", "0")))

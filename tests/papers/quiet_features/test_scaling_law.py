@@ -33,12 +33,18 @@ def test_budgets_pay_for_the_steps_of_the_papers_table(d, layers, batch, steps):
 
 
 def test_lengths_are_those_of_the_paper():
-    assert (
-        mean_length(quiet.PAPER_SIZES["binary-addition"]) == 52
-        and mean_length(quiet.PAPER_SIZES["multiplication"]) == 67
-    )
+    tasks = {name: recipe.task for name, recipe in quiet.RECIPES.items()}
+    assert mean_length(tasks["binary-addition"]) == 52 and mean_length(tasks["multiplication"]) == 67
     for name, length in {"subarray": 94.9, "activities": 40.2, "bfs": 69.4, "path": 61.9, "mst": 77.4}.items():
-        assert mean_length(quiet.PAPER_SIZES[name], n=2000) == pytest.approx(length, rel=0.015)
+        assert mean_length(tasks[name], n=2000) == pytest.approx(length, rel=0.015)
+
+
+@pytest.mark.parametrize("name", quiet.RECIPES)
+def test_recipes_of_paper_size_cost_1e13_operations(name):
+    recipe = quiet.RECIPES[name]
+    sizes = dict(d_model=64, n_layers=4, batch_size=64, length=mean_length(recipe.task))
+    assert (recipe.model["d_model"], recipe.model["n_layers"], recipe.train.batch_size) == (64, 4, 64)
+    assert recipe.train.steps == steps_for(1e13, **sizes)
 
 
 def test_the_grid_is_the_papers():
@@ -67,7 +73,7 @@ def test_two_phases_are_found_where_they_are():
     flat = two_phases({1e9: 0.66, 1e10: 0.65, 1e11: 0.65, 1e12: 0.64})
     assert flat.transition is None
     assert two_phases({1e9: 0.5, 1e10: 0.5, 1e11: 0.01}).transition == 1e11  # however flat
-    assert set(PAPER_DECADES) <= set(quiet.PAPER_SIZES)
+    assert set(PAPER_DECADES) <= set(quiet.RECIPES)
     for losses in ({1e9: 1.0, 1e10: 0.5}, {1e9: 1.0, 1e10: 0.5, 1e11: 0.0}):
         with pytest.raises(ValueError, match="at least three"):
             two_phases(losses)

@@ -52,7 +52,7 @@ RECIPES: dict[str, Recipe] = {
     "repeat-2": _paper(Repeat(k=2), 200, "21"),
     "repeat-4": _paper(Repeat(k=4), 200, "22"),
 }
-SMALL: dict[str, Recipe] = {
+SMALL_RECIPES: dict[str, Recipe] = {
     "mws": _small(MovingWindowSum(n=8), 600, RECIPES["mws"]),
     "mix": _small(WindowMix(n=8, mix=((1, 1, 3), (2, 3, 5), (3, 5, 6))), 1500, RECIPES["mix"]),
     "prefix": _small(PrefixSum(n=8), 1000, RECIPES["prefix"]),
@@ -100,7 +100,7 @@ def _changed(like: Recipe, *, steps: int | None = None, **values: Any) -> Recipe
 
 CONTROL = "mws"
 RECIPES |= {name: _changed(RECIPES[CONTROL], **change) for name, change in _CHANGES.items()}
-SMALL |= {name: _changed(SMALL[CONTROL], **change) for name, change in _CHANGES.items()}
+SMALL_RECIPES |= {name: _changed(SMALL_RECIPES[CONTROL], **change) for name, change in _CHANGES.items()}
 GROUPS: dict[str, tuple[str, ...]] = {
     "tasks": tuple(name for name in RECIPES if name not in _CHANGES),
     "changes": (CONTROL, *_CHANGES),
@@ -119,13 +119,13 @@ def reproduce(
         names: of `RECIPES`, or of `GROUPS`; all tasks when empty.
         out: folder of the runs, `NAME-SEED`.
         seeds: how many.
-        small: the recipes of `SMALL`.
+        small: the recipes of `SMALL_RECIPES`.
         device: where to train.
 
     Raises:
         ValueError: for an unknown name, before anything is trained.
     """
-    table = SMALL if small else RECIPES
+    table = SMALL_RECIPES if small else RECIPES
     wanted = [name for given in (list(names) or ["tasks"]) for name in GROUPS.get(given, (given,))]
     recipes = {name: look_up("recipe", name, table) for name in wanted}
     if seeds < 1:

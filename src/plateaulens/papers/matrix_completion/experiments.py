@@ -241,7 +241,7 @@ def shift(s: ExperimentConfig) -> list[Section]:
     for name, tasks in sweeps.items():
         if not tasks:
             continue  # of one row there are no fewer
-        found = evaluate_ood(model, tasks, n=s.n, seed=s.seed, learnt=s.task)
+        found = evaluate_ood(model, tasks, n=s.n, seed=s.seed, learned=s.task)
         table = found[["loss", "observed_loss", "masked_loss", "size"]].to_dataframe().unstack("by")
         for more in ("zero_loss", "clipped"):
             table[more, ""] = found[more].to_series()

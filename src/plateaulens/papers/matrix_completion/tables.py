@@ -15,10 +15,10 @@ import pandas as pd
 
 import plateaulens as pl
 from plateaulens.papers.matrix_completion.experiments import EXPERIMENTS, ExperimentConfig, components
-from plateaulens.papers.matrix_completion.recipes import RECIPES, SMALL
+from plateaulens.papers.matrix_completion.recipes import SMALL_RECIPES
 
-RECIPE = RECIPES["matrix-small"]
-UNIFORM = replace(SMALL, factors="uniform")
+RECIPE = SMALL_RECIPES["matrix"]
+UNIFORM = replace(RECIPE.task, factors="uniform")
 SMALLER = {
     "3 x 3, rank 1, p_mask 0.2, batch 256, lr 2e-3": (replace(UNIFORM, rows=3, cols=3, p_mask=0.2), 256, 2e-3),
     "4 x 4, rank 1, p_mask 0.2, batch 256, lr 2e-3": (replace(UNIFORM, p_mask=0.2), 256, 2e-3),

@@ -19,7 +19,7 @@ import xarray as xr
 
 import plateaulens as pl
 from plateaulens._io import write_atomically
-from plateaulens.papers.quiet_features.recipes import RECIPES
+from plateaulens.papers.quiet_features.recipes import SMALL_RECIPES
 from plateaulens.probing.ablation import Ablation, Directions
 from plateaulens.probing.edit_directions import METHODS, FitData
 from plateaulens.probing.verdict import THIRDS, thirds
@@ -67,7 +67,7 @@ def of_count(bits: int, groups: int) -> float:
     return float((entropies * every).sum() / every.sum() / 3)
 
 
-CHANCE = RECIPES["binary-addition"].task.loss_plateau()
+CHANCE = SMALL_RECIPES["binary-addition"].task.loss_plateau()
 LOOKS: dict[str, Look] = {
     "binary-addition": Look((0, *range(16, 257, 16), 288, 320, 420), ("carry", "first_operand"), CHANCE),
     "multiplication": Look(
@@ -96,7 +96,7 @@ REFERENCE: dict[int, tuple[str, str, str, str]] = {
 
 def trained(folder: Path, name: str, seed: int) -> pl.Run:
     """The run of a recipe, finished if need be."""
-    look, recipe = LOOKS[name], RECIPES[name]
+    look, recipe = LOOKS[name], SMALL_RECIPES[name]
     options = {"every": look.every, "save_every": look.steps, "until": look.steps[-1]}
     options["metrics"] = ["loss", "exact_match"]
     eval_batch = recipe.task.sample(look.eval_batch, seed=1)
@@ -377,7 +377,7 @@ def main() -> None:
     for name in asked.only or LOOKS:
         look = LOOKS[name]
         runs = [trained(asked.folder, name, seed) for seed in range(asked.seeds)]
-        say(f"## {name}: {RECIPES[name].task!r}\n")
+        say(f"## {name}: {SMALL_RECIPES[name].task!r}\n")
         if not look.features:
             say(falling(runs))
             continue
