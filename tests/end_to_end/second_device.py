@@ -8,10 +8,9 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
-from test_every_model import CASES, ours
-from test_every_model import TASK as SUM
 
 import plateaulens as pl
+from helpers import INTERVENTION_CASES, WINDOW_SUM, small_transformer
 from plateaulens.metrics.named import STATE_METRICS
 from plateaulens.models.config import bert
 from plateaulens.papers.matrix_completion.ablation_and_patching import (
@@ -117,7 +116,7 @@ def test_training_there_is_training_here(optimizer):
     cfg = pl.TrainConfig(steps=4, batch_size=8, lr=1e-3, grad_clip=1.0, warmup=2, optimizer=optimizer, **more)
 
     def work(device):
-        training = pl.train(model_of(SUM, device), SUM, cfg)
+        training = pl.train(model_of(WINDOW_SUM, device), WINDOW_SUM, cfg)
         losses = [step.loss for step in training if step.loss is not None]
         assert all(p.device == device for p in training.model.parameters())
         return {"losses": torch.stack(losses), **training.model.state_dict()}
@@ -126,14 +125,14 @@ def test_training_there_is_training_here(optimizer):
 
 
 def test_a_run_is_recorded_and_goes_on_there(tmp_path):
-    cfg, eval_batch = pl.TrainConfig(steps=4, batch_size=8, lr=1e-3), SUM.sample(8, seed=1)
+    cfg, eval_batch = pl.TrainConfig(steps=4, batch_size=8, lr=1e-3), WINDOW_SUM.sample(8, seed=1)
 
     def work(device):
         path = tmp_path / device.type
         kind = dict(every=2, save_every=2, progress=False)
-        run = pl.record(pl.train(model_of(SUM, device), SUM, cfg), path, eval_batch, **kind)
+        run = pl.record(pl.train(model_of(WINDOW_SUM, device), WINDOW_SUM, cfg), path, eval_batch, **kind)
         assert run.config["device"].startswith(device.type) and run.model(2, device).W_E.device == device
-        more = pl.train(model_of(SUM, device, 1), SUM, replace(cfg, steps=6))
+        more = pl.train(model_of(WINDOW_SUM, device, 1), WINDOW_SUM, replace(cfg, steps=6))
         more.load_state_dict(run.rewind())
         for _ in more:
             pass
@@ -142,7 +141,9 @@ def test_a_run_is_recorded_and_goes_on_there(tmp_path):
     both(work)
 
 
-@pytest.mark.parametrize("task", [SUM, pl.tasks.Permutation(n=4), pl.tasks.PrefixSum(n=4, p=5), ADDITION], ids=repr)
+@pytest.mark.parametrize(
+    "task", [WINDOW_SUM, pl.tasks.Permutation(n=4), pl.tasks.PrefixSum(n=4, p=5), ADDITION], ids=repr
+)
 def test_every_measurement_there(task):
     batch = task.sample(8, seed=1)
     names = [
@@ -155,14 +156,14 @@ def test_every_measurement_there(task):
     both(lambda device: pl.measure(model_of(task, device), batch, names, reduce=None))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", INTERVENTION_CASES)
 def test_every_intervention_there(name):
     """Whatever tensors it was made with."""
-    batch = SUM.sample(3, seed=0)
+    batch = WINDOW_SUM.sample(3, seed=0)
 
     def work(device):
-        model = ours("softmax").to(device)
-        with pl.intervene(model, CASES[name][0]):
+        model = small_transformer("softmax").to(device)
+        with pl.intervene(model, INTERVENTION_CASES[name][0]):
             return pl.measure(model, batch, ["loss", "accuracy"], reduce=None)
 
     both(work)
@@ -170,9 +171,9 @@ def test_every_intervention_there(name):
 
 def test_interventions_act_in_training_there():
     def work(device):
-        model = model_of(SUM, device)
-        with pl.intervene(model, pl.OptimalAttention(SUM), pl.Freeze("mlp")):
-            training = pl.train(model, SUM, pl.TrainConfig(steps=3, batch_size=8, lr=1e-3))
+        model = model_of(WINDOW_SUM, device)
+        with pl.intervene(model, pl.OptimalAttention(WINDOW_SUM), pl.Freeze("mlp")):
+            training = pl.train(model, WINDOW_SUM, pl.TrainConfig(steps=3, batch_size=8, lr=1e-3))
             return torch.stack([step.loss for step in training if step.loss is not None])
 
     both(work)
@@ -236,10 +237,10 @@ def test_features_are_ablated_there(method):
 
 
 def test_activations_are_patched_there():
-    clean, corrupted = SUM.sample(6, seed=1), SUM.sample(6, seed=2)
+    clean, corrupted = WINDOW_SUM.sample(6, seed=1), WINDOW_SUM.sample(6, seed=2)
 
     def work(device):
-        model = model_of(SUM, device)
+        model = model_of(WINDOW_SUM, device)
         grid = pl.activation_patching(model, clean, corrupted, "resid_pre", progress=False)
         paths = pl.analysis.path_patching(model, clean, corrupted, [(1, "k", 0)], progress=False)
         return [grid, paths]
@@ -248,10 +249,10 @@ def test_activations_are_patched_there():
 
 
 def test_steps_are_patched_into_steps_there():
-    batch = SUM.sample(6, seed=1)
+    batch = WINDOW_SUM.sample(6, seed=1)
 
     def work(device):
-        run = run_of(SUM, device)
+        run = run_of(WINDOW_SUM, device)
         found = [
             pl.patch_across_steps(run, batch, what, ("tf_accuracy", "loss", "prediction_entropy"), progress=False)
             for what in (SITE, "blocks.1.attn.hook_z")

@@ -4,33 +4,27 @@ import pytest
 import torch
 
 import plateaulens as pl
+from helpers import INTERVENTION_CASES, RESID, VECTOR, WINDOW_SUM, small_transformer
 from plateaulens.hooks import active_interventions, check_writable, hook_names
 from plateaulens.interventions import INTERVENTIONS, from_json
 from plateaulens.models.parameter_groups import PARTS, parameters_of
 
-TASK = pl.tasks.MovingWindowSum(n=4, k=2, p=5)  # 9 tokens, 8 targets, prompt 5
-PATTERN, Z, RESID = "blocks.1.attn.hook_pattern", "blocks.1.attn.hook_z", "blocks.1.hook_resid_pre"
 KINDS = ("linear", "softmax", "tl", "neox", "olmo2")
-
-
-def ours(attention="linear", seed=0, task=TASK, **fields):
-    sizes = dict(d_model=16, n_heads=2, n_layers=2, init_scale=10.0) | fields
-    return pl.Transformer(pl.ModelConfig.for_task(task, attention=attention, seed=seed, **sizes))
 
 
 @pytest.fixture(params=KINDS)
 def model(request):
-    """One model of each kind: ours, TransformerLens's own (native bridge on 4, HookedTransformer on 3.9), bridges."""
+    """One model of each kind: ours, TransformerLens's (native bridge on 4, HookedTransformer on 3.9), bridges."""
     if request.param in ("linear", "softmax"):
-        return ours(request.param)
+        return small_transformer(request.param)
     if request.param == "tl":
-        return pl.to_tl(ours("softmax"))
+        return pl.to_tl(small_transformer("softmax"))
     return request.getfixturevalue(request.param)[1]
 
 
 @pytest.fixture
 def tokens():
-    return TASK.sample(3, seed=0).inputs
+    return WINDOW_SUM.sample(3, seed=0).inputs
 
 
 def logits(model, tokens):
@@ -51,68 +45,9 @@ def value_at(model, tokens, site):
     return seen[0]
 
 
-def put(index, value):
-    def edit(tensor):
-        tensor[index] = value(tensor) if callable(value) else value
-        return tensor
-
-    return edit
-
-
-ALL, UNIFORM = slice(None), torch.ones(8, 8).tril() / torch.arange(1, 9)[:, None]
-OMEGA = TASK.optimal_attention()[0][0]
-SCALED = OMEGA.clone()
-SCALED[4] = False  # the partial solution's row
-VECTOR = torch.linspace(-1, 1, 16)
-UNITS = torch.linalg.qr(torch.randn(16, 2, generator=torch.Generator().manual_seed(0)))[0].T
-PLACES = torch.tensor([[1, 6], [7, -1], [4, 2]])  # of two directions, example by example
-
-
-def projected(x):
-    for example, places in enumerate(PLACES.tolist()):
-        for u, place in zip(UNITS, places):
-            if place >= 0:
-                x[example, place] -= (x[example, place] @ u - 3.0) * u
-    return x
-
-
-def rescaled(pattern):
-    scaled = torch.where(SCALED, pattern * 3, pattern)
-    return scaled * (pattern.sum(-1, keepdim=True) / scaled.sum(-1, keepdim=True))
-
-
-def optimal(pattern):
-    return torch.where(OMEGA.any(-1)[:, None], OMEGA / OMEGA.sum(-1, keepdim=True).clamp(min=1), pattern)
-
-
-CASES = {
-    "scale": (pl.ScaleAttention(TASK, factor=3.0), PATTERN, lambda a: torch.where(SCALED, a * 3, a)),
-    "scale, renormalized": (pl.ScaleAttention(TASK, factor=3.0, renormalize=True), PATTERN, rescaled),
-    "optimal": (pl.OptimalAttention(TASK), PATTERN, optimal),
-    "fix": (pl.FixAttention(UNIFORM, layer=1), PATTERN, lambda a: UNIFORM.expand_as(a)),
-    "uniform head": (pl.AblateHeads([(1, 1)], "uniform"), PATTERN, put((ALL, 1), UNIFORM)),
-    "mean head": (pl.AblateHeads([(1, 0)], "mean"), PATTERN, put((ALL, 0), lambda a: a[:, 0].mean(0))),
-    "no head": (pl.AblateHeads([(1, 0)], "zero"), Z, put((ALL, ALL, 0), 0.0)),
-    "zero": (pl.Ablate(Z, "zero", heads=[1], positions=[2, 5]), Z, put((ALL, [2, 5], 1), 0.0)),
-    "mean": (pl.Ablate(RESID, "mean"), RESID, put((ALL,), lambda x: x.mean(0))),
-    "mean at": (pl.Ablate(RESID, "mean", positions=[3]), RESID, put((ALL, 3), lambda x: x[:, 3].mean(0))),
-    "patch": (pl.Patch(RESID, torch.ones(3, 8, 16), positions=[6]), RESID, put((ALL, 6), 1.0)),
-    "patch for any": (pl.Patch(RESID, torch.ones(8, 16)), RESID, torch.ones_like),
-    "patch a head": (pl.Patch(Z, torch.ones(3, 8, 2, 8), heads=[0]), Z, put((ALL, ALL, 0), 1.0)),
-    "patch rows": (pl.Patch(PATTERN, UNIFORM, heads=[1], positions=[7]), PATTERN, put((ALL, 1, 7), UNIFORM[7])),
-    "steer": (pl.Steer(RESID, VECTOR, factor=2.0, positions=[1]), RESID, put((ALL, 1), lambda x: x[:, 1] + 2 * VECTOR)),
-    "steer a head": (
-        pl.Steer(Z, VECTOR[:8], heads=[1]),
-        Z,
-        put((ALL, ALL, 1), lambda z: z[:, :, 1] + VECTOR[:8]),
-    ),
-    "project": (pl.interventions.Project(RESID, PLACES, UNITS[:, None], torch.full((2, 1), 3.0)), RESID, projected),
-}
-
-
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", INTERVENTION_CASES)
 def test_it_does_what_the_edit_by_hand_does(model, tokens, name):
-    change, site, edit = CASES[name]
+    change, site, edit = INTERVENTION_CASES[name]
     plain, expected = logits(model, tokens), by_hand(model, tokens, site, edit)
     with pl.intervene(model, change):
         changed = logits(model, tokens)
@@ -132,7 +67,7 @@ def test_resampling_gives_everyone_another_ones_activation(model, tokens):
 
 
 def test_a_glob_is_every_site_it_matches():
-    model, batch = ours(), TASK.sample(3, seed=0)
+    model, batch = small_transformer(), WINDOW_SUM.sample(3, seed=0)
     both = "blocks.*.hook_mlp_out"
     with pl.intervene(model, pl.Ablate(both, "zero")):
         together = logits(model, batch.inputs)
@@ -149,15 +84,15 @@ def test_a_patch_from_another_run_is_what_the_other_run_had(model, tokens):
     torch.testing.assert_close(patched, logits(model, other))  # all that later layers see is the stream
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", INTERVENTION_CASES)
 def test_it_goes_to_json_and_back(name):
-    change = CASES[name][0]
+    change = INTERVENTION_CASES[name][0]
     back = from_json(change.to_json(), change.tensors())
     assert back == change and type(back) is type(change) and repr(back) == repr(change)
 
 
 def test_every_intervention_is_tried():
-    tried = {type(change).__name__ for change, _, _ in CASES.values()} | {"Freeze"}
+    tried = {type(change).__name__ for change, _, _ in INTERVENTION_CASES.values()} | {"Freeze"}
     assert tried == set(INTERVENTIONS)
 
 
@@ -182,7 +117,7 @@ def test_every_site_that_is_not_refused_acts(model, tokens):
 
 @pytest.mark.parametrize("kind", ["olmo2", "tl"])
 def test_the_middle_of_the_residual_stream_is_refused_where_the_skip_is_missed(request, kind):
-    bridge = request.getfixturevalue(kind)[1] if kind == "olmo2" else pl.to_tl(ours("softmax"))
+    bridge = request.getfixturevalue(kind)[1] if kind == "olmo2" else pl.to_tl(small_transformer("softmax"))
     if not hasattr(bridge, "original_model"):
         return check_writable(bridge, "blocks.0.hook_resid_mid")  # 3.9's HookedTransformer: it acts, as above
     with pytest.raises(ValueError, match="misses the skip"), pl.intervene(bridge, pl.Ablate("blocks.0.hook_resid_mid")):
@@ -193,7 +128,8 @@ def test_the_middle_of_the_residual_stream_is_refused_where_the_skip_is_missed(r
 
 DECODED = {
     **{
-        name: CASES[name][0] for name in ("scale", "optimal", "fix", "uniform head", "mean", "zero", "patch", "project")
+        name: INTERVENTION_CASES[name][0]
+        for name in ("scale", "optimal", "fix", "uniform head", "mean", "zero", "patch", "project")
     },
     "resample": pl.Ablate(RESID, "resample", positions=[5, 6, 7]),
     "steer at an answer": pl.Steer(RESID, 5 * VECTOR, positions=[6]),
@@ -203,22 +139,22 @@ DECODED = {
 @pytest.mark.parametrize("attention", ["linear", "softmax"])
 @pytest.mark.parametrize("name", DECODED)
 def test_cached_decoding_puts_every_edit_at_its_absolute_position(attention, name):
-    model, batch = ours(attention), TASK.sample(3, seed=0)
+    model, batch = small_transformer(attention), WINDOW_SUM.sample(3, seed=0)
     with pl.intervene(model, DECODED[name]):
         cached = pl.trace(model, batch, ["generated"]).generated
         tokens = batch.tokens[:, : batch.prompt_len]
-        for _ in range(TASK.n_out):
+        for _ in range(WINDOW_SUM.n_out):
             tokens = torch.cat([tokens, logits(model, tokens)[:, -1].argmax(-1, keepdim=True)], 1)
     assert torch.equal(cached, tokens[:, batch.prompt_len :])
 
 
 def test_a_key_value_cache_of_tl_is_counted():
-    tl = pl.to_tl(ours("softmax"))
+    tl = pl.to_tl(small_transformer("softmax"))
     if hasattr(tl, "original_model"):
         return  # bridges of TransformerLens 4 decode native models without a cache
     from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-    tokens = TASK.sample(3, seed=0).inputs
+    tokens = WINDOW_SUM.sample(3, seed=0).inputs
     steer = pl.Steer(RESID, 5 * VECTOR, positions=[6])
     cache = TransformerLensKeyValueCache.init_cache(tl.cfg, "cpu", 3)
     with pl.intervene(tl, steer), torch.no_grad():
@@ -232,7 +168,7 @@ def test_a_key_value_cache_of_tl_is_counted():
     "task", [pl.tasks.Permutation(n=4), pl.tasks.Histogram(n=4), pl.tasks.PrefixSum(n=4, p=5)], ids=repr
 )
 def test_maps_that_differ_from_prompt_to_prompt_follow_the_prompts(task):
-    model, batch = ours(task=task), task.sample(5, seed=1)
+    model, batch = small_transformer(task=task), task.sample(5, seed=1)
     plain = pl.trace(model, batch).pattern()
     maps = task.optimal_attention(batch)
     with pl.intervene(model, pl.ScaleAttention(task, factor=0.0)):
@@ -251,7 +187,7 @@ def test_maps_that_differ_from_prompt_to_prompt_follow_the_prompts(task):
 
 
 def test_what_cannot_act_says_so():
-    model, batch = ours(), TASK.sample(3, seed=0)
+    model, batch = small_transformer(), WINDOW_SUM.sample(3, seed=0)
     cases = [
         (pl.AblateHeads([(1, 0)], "mean"), batch[:1], "batch of one"),
         (pl.Ablate(RESID, "resample"), batch[:1], "batch of one"),
@@ -286,7 +222,7 @@ def test_what_cannot_act_says_so():
 
 @pytest.fixture(params=["linear", "tl"])
 def trainable(request):
-    return ours() if request.param == "linear" else pl.to_tl(ours("softmax"))
+    return small_transformer() if request.param == "linear" else pl.to_tl(small_transformer("softmax"))
 
 
 def test_the_parts_are_the_whole(trainable):
@@ -307,7 +243,11 @@ def test_the_parts_are_the_whole(trainable):
 
 @pytest.mark.parametrize("part", ["qk", "attn", "MLP", "KQOV"])
 def test_a_graft_has_the_donors_parts_and_its_own_rest(trainable, part):
-    donor = ours(seed=1) if isinstance(trainable, pl.Transformer) else pl.to_tl(ours("softmax", seed=1))
+    donor = (
+        small_transformer(seed=1)
+        if isinstance(trainable, pl.Transformer)
+        else pl.to_tl(small_transformer("softmax", seed=1))
+    )
     before = {n: p.clone() for n, p in trainable.named_parameters()}
     new = pl.graft(trainable, donor, part)
     inside = parameters_of(new, part)
@@ -317,7 +257,7 @@ def test_a_graft_has_the_donors_parts_and_its_own_rest(trainable, part):
         assert torch.equal(parameter, source[name])
         assert parameter.data_ptr() != source[name].data_ptr()
     assert all(torch.equal(p, before[n]) for n, p in trainable.named_parameters())
-    tokens = TASK.sample(2, seed=0).inputs
+    tokens = WINDOW_SUM.sample(2, seed=0).inputs
     assert (logits(new, tokens) - logits(trainable, tokens)).abs().max() > 1e-3
     everything = pl.graft(trainable, donor, ["*"])
     torch.testing.assert_close(logits(everything, tokens), logits(donor, tokens))
@@ -327,8 +267,10 @@ def test_frozen_parts_stay_and_the_rest_learns(trainable):
     cfg = pl.TrainConfig(steps=3, batch_size=4, weight_decay=0.1, optimizer="adamw")
     before = {n: p.clone() for n, p in parameters_of(trainable, ["*"]).items()}
     learnt = {n for n, p in trainable.named_parameters() if p.requires_grad}
-    assert learnt == {n for n, _ in trainable.named_parameters() if n != "unembed.b_U"}, "ours has no bias there"
-    training = pl.train(trainable, TASK, cfg)
+    assert learnt == {n for n, _ in trainable.named_parameters() if n != "unembed.b_U"}, (
+        "ours has no bias there"
+    )
+    training = pl.train(trainable, WINDOW_SUM, cfg)
     with pl.intervene(trainable, pl.Freeze(["qk", "embed"])):
         list(training.until(2))
     frozen = set(parameters_of(trainable, ["qk", "embed"]))
@@ -341,7 +283,7 @@ def test_frozen_parts_stay_and_the_rest_learns(trainable):
 
 
 def test_freezing_goes_to_json_and_says_when_it_did_nothing():
-    model, batch = ours(), TASK.sample(3, seed=0)
+    model, batch = small_transformer(), WINDOW_SUM.sample(3, seed=0)
     freeze = pl.Freeze("KQ")
     assert from_json(freeze.to_json()) == freeze == pl.Freeze(["KQ"]) != pl.Freeze("KQOV")
     with pytest.raises(ValueError, match="Freeze.*its parameters"), pl.intervene(model, freeze):
@@ -362,8 +304,8 @@ def test_weights_of_hugging_face_bridges_are_refused(neox):
 
 def test_a_graft_of_another_shape_is_refused():
     with pytest.raises(ValueError, match="cannot graft 'mlp'.*differs"):
-        pl.graft(ours(), ours(d_mlp=8), "mlp")
-    assert pl.graft(ours(), ours(d_mlp=8), "attn") is not None
+        pl.graft(small_transformer(), small_transformer(d_mlp=8), "mlp")
+    assert pl.graft(small_transformer(), small_transformer(d_mlp=8), "attn") is not None
     with pytest.raises(ValueError, match="cannot graft"):
-        pl.graft(ours(), ours(n_layers=1), "attn")
+        pl.graft(small_transformer(), small_transformer(n_layers=1), "attn")
     assert set(PARTS) >= {"qk", "ov", "attn", "mlp", "embed", "pos", "unembed", "norms"}

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_kill import child
 
 import plateaulens as pl
+from helpers import run_in_child
 from plateaulens.lm import evaluation, weight_audit
 
 WATCH = ["collapse", "repetition", "norm@blocks.*.hook_resid_post", "prediction_entropy"]
@@ -118,7 +118,7 @@ def test_killed_again_and_again_it_ends_in_the_same_files(sig, suite, prompts, t
 
     done, waits = False, torch.rand(40, generator=torch.Generator().manual_seed(0)) * 2 * seconds + 0.05
     for wait in [*waits.tolist()[:4], None]:
-        done = child(tmp_path / "cut", wait, sig, work)
+        done = run_in_child(tmp_path / "cut", wait, sig, work)
         kept = tmp_path / "cut" / "steps"
         for path in kept.glob("*.json"):  # whatever is there is whole
             assert json.loads(path.read_text())["step"] == int(path.stem)

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from test_kill import child
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from helpers import run_in_child
 from plateaulens.cli import main
 from plateaulens.lm import pretraining
 from plateaulens.lm.pretraining import pretrain, schedule
@@ -212,9 +212,9 @@ def test_killed_until_finished_it_has_the_bytes_of_one_that_was_not(tmp_path, te
         pretrain(path, text, train=replace(CFG, steps=40), **TINY)
 
     start = time.monotonic()
-    assert child(tmp_path / "whole", None, None, work)
+    assert run_in_child(tmp_path / "whole", None, None, work)
     seconds, moments, kills = time.monotonic() - start, random.Random(seed), 0
-    while not child(tmp_path / "killed", moments.uniform(0.1, 0.7) * seconds, signal.SIGKILL, work):
+    while not run_in_child(tmp_path / "killed", moments.uniform(0.1, 0.7) * seconds, signal.SIGKILL, work):
         kills += 1
         assert kills < 100, "no progress between kills"
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
@@ -294,7 +294,7 @@ def test_another_folder_is_left_alone_and_a_forgotten_state_is_not_taken(suite, 
 
 def test_the_tokenizer_is_the_same_each_time_and_in_another_process(tmp_path, suite):
     out = tmp_path / "tokenizer"
-    assert child(out, None, None, lambda path: pretraining._tokenized(story(), 300)[0].save_pretrained(path))
+    assert run_in_child(out, None, None, lambda path: pretraining._tokenized(story(), 300)[0].save_pretrained(path))
     assert (out / "tokenizer.json").read_bytes() == (suite / "step1" / "tokenizer.json").read_bytes()
 
 

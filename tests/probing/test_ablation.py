@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_ragged_answers import Backwards
 from torch import nn
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 import plateaulens as pl
+from helpers import ReverseRepeated
 from plateaulens.interventions import Project, from_json
 from plateaulens.probing import edit_directions as removals
 from plateaulens.probing.ablation import Directions, ablate_feature
@@ -190,7 +190,7 @@ def test_ablating_is_what_the_model_does_under_the_edits(quiet):
     assert again.values.equals(result.values) and again.table.equals(result.table)
 
 
-class Early(Backwards):
+class Early(ReverseRepeated):
     def features(self, batch, released=False):
         """Whether each letter of the answer is among the first two of the alphabet."""
         return {"early": pl.tasks.Feature((batch.answers[:, :4] < 2).long(), batch.answer_positions[:, :4])}
@@ -458,7 +458,7 @@ def test_a_feature_of_a_model_of_16_bits_is_removed(method):
 
 
 def test_the_edit_is_where_each_example_has_it_in_cached_decoding_too():
-    task = Backwards()
+    task = ReverseRepeated()
     batch = task.sample(40, seed=2)
     shape = dict(d_model=16, n_heads=2, n_layers=2, init_scale=10.0)
     positions = torch.cat([batch.answer_positions[:, :3], batch.answer_positions[:, :1]], 1)

@@ -1,21 +1,18 @@
 """A recording that is killed at any moment, again and again, ends in the bytes of one that was not."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import sys
-import threading
 import time
 from contextlib import nullcontext
 from functools import cache
 
 import pytest
 import torch
-from tqdm.auto import tqdm
 
 import plateaulens as pl
+from helpers import run_in_child
 from plateaulens.interventions import INTERVENTIONS
 from plateaulens.papers.recipe import Recipe
 
@@ -41,36 +38,6 @@ def work(path, cfg=CFG, changes=(), every=3, **model):
             pl.record(training, path, EVAL_BATCH, every=every, save_every=7, overwrite=True, progress=False)
 
 
-def child(path, wait, sig, work=work):
-    """Run `work` in a child and send `sig` after `wait` seconds; True when it finished by itself."""
-    sys.stdout.flush(), sys.stderr.flush()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            tqdm.set_lock(threading.RLock())  # the default one is all children's: killed with it, one stops the rest
-            work(path)
-            code = 0
-        except KeyboardInterrupt:
-            code = 3
-        except BaseException:  # noqa: B036 (the child must never return into pytest)
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    if wait is not None:
-        time.sleep(wait)
-        os.kill(pid, sig)
-    _, status = os.waitpid(pid, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return False
-    assert os.WEXITSTATUS(status) in (0, 3)
-    return os.WEXITSTATUS(status) == 0
-
-
 def contents(folder):
     files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
     configs = {name: json.loads(files.pop(name)) for name in [*files] if name.endswith("run.json")}
@@ -84,7 +51,7 @@ def contents(folder):
 def straight(folder):
     """The uninterrupted run, and how long it takes."""
     start = time.monotonic()
-    assert child(folder / "whole", None, None)
+    assert run_in_child(folder / "whole", None, None, work)
     return contents(folder / "whole"), time.monotonic() - start
 
 
@@ -101,7 +68,7 @@ def uninterrupted(tmp_path_factory):
 def killed_until_finished(folder, uninterrupted, sig, seed):
     expected, seconds = uninterrupted
     moments, kills = random.Random(seed), 0
-    while not child(folder / "run", moments.uniform(0.02, 0.6) * seconds, sig):
+    while not run_in_child(folder / "run", moments.uniform(0.02, 0.6) * seconds, sig, work):
         kills += 1
         assert kills < 200, "no progress between kills"
     compare(contents(folder / "run"), expected)
@@ -175,7 +142,9 @@ def the_changes():
         "Ablate resample": under(pl.Ablate(z, "resample", seed=4), **two),
         "Patch": under(pl.Patch(resid, seen.cache[resid][0], positions=[4, 6]), **two),
         "Steer": under(pl.Steer(resid, torch.linspace(-1, 1, 16), factor=0.5), **two),
-        "Project": under(pl.interventions.Project(resid, torch.tensor([[4, 6]]), torch.eye(16)[:2, None], torch.ones(2, 1)), **two),
+        "Project": under(
+            pl.interventions.Project(resid, torch.tensor([[4, 6]]), torch.eye(16)[:2, None], torch.ones(2, 1)), **two
+        ),
         "Freeze": under(pl.Freeze(["KQ", "blocks.0.mlp.*"])),
         "two changes": under(pl.ScaleAttention(TASK, factor=0.2), pl.Freeze("mlp")),
     }
@@ -218,15 +187,15 @@ def test_no_change_is_forgotten():
 def test_killed_three_times_and_resumed_to_the_same_bytes(tmp_path, donor, name):
     work = job(name, donor)
     start = time.monotonic()
-    assert child(tmp_path / "whole" / "run", None, None, work)
+    assert run_in_child(tmp_path / "whole" / "run", None, None, work)
     expected, seconds = contents(tmp_path / "whole"), time.monotonic() - start
     moments, kills, finished = random.Random(name), 0, 0
     while kills < 3:
-        if child(tmp_path / "killed" / "run", moments.uniform(0, 0.8) * seconds, signal.SIGKILL, work):
+        if run_in_child(tmp_path / "killed" / "run", moments.uniform(0, 0.8) * seconds, signal.SIGKILL, work):
             compare(contents(tmp_path / "killed"), expected)
             shutil.rmtree(tmp_path / "killed")
             kills, finished = 0, finished + 1
             assert finished < 50, "too quick to be killed three times"
         kills += any((tmp_path / "killed").rglob("run.json"))  # not one that struck before anything was written
-    assert child(tmp_path / "killed" / "run", None, None, work)
+    assert run_in_child(tmp_path / "killed" / "run", None, None, work)
     compare(contents(tmp_path / "killed"), expected)

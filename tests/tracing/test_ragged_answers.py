@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import plateaulens as pl
+from helpers import ReverseRepeated
 from plateaulens.lm import generation as generating
 from plateaulens.metrics import functional as metrics
 from plateaulens.metrics.named import STATE_METRICS
-from plateaulens.tasks.algorithms.string_task import StringTask
-from plateaulens.tasks.base import generator
 from plateaulens.tracing import decoding
 
 FINAL, RESID = "unembed.hook_in", "blocks.1.hook_resid_pre"
@@ -21,35 +20,7 @@ ONE_EXAMPLE = [metrics.mean_pairwise_cosine, metrics.mean_norm, metrics.stable_r
 ONE_EXAMPLE += [metrics.participation_ratio]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Backwards(StringTask):
-    """The input from its end on, over and over, until `n` letters are used up: a long input has a short answer."""
-
-    n: int = 6
-
-    @property
-    def symbols(self):
-        return "abcd"
-
-    @property
-    def n_answer(self):
-        return self.n - 1
-
-    @property
-    def n_ctx(self):
-        return self.n + 2
-
-    def sample(self, n, *, seed, device="cpu"):
-        rng = generator(seed, device)
-        length = torch.randint(1, self.n + 1, (n, 1), generator=rng)
-        letters, here = torch.randint(0, 4, (n, self.n), generator=rng), torch.arange(self.n)
-        answers = letters.gather(1, (length - 1 - here % length).clamp(min=0))
-        return self.assemble(
-            letters.masked_fill(here >= length, -1), answers[:, :-1].masked_fill(here[:-1] >= self.n - length, -1)
-        )
-
-
-TASKS = (Backwards(), Backwards(answer_only=True))
+TASKS = (ReverseRepeated(), ReverseRepeated(answer_only=True))
 
 
 def build(attention="linear", task=TASKS[0], seed=0, **fields):

@@ -64,8 +64,13 @@ def _built_in() -> list[str]:
 
 
 def _arc_easy() -> list[str]:
-    import datasets  # here: it takes seconds
-
+    try:
+        import datasets  # takes seconds
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "the prompts 'arc-easy' are read with the package datasets, which is not installed; run "
+            "`pip install plateaulens[prompts]`, or use 'built-in' or a text file"
+        ) from error
     try:
         questions = datasets.load_dataset("allenai/ai2_arc", "ARC-Easy", split="test")["question"]
     except OSError as error:
