@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from plateaulens._io import plain, read_tensors, versions, write_json, write_tensors
+from plateaulens._io import read_tensors, to_json_value, versions, write_json, write_tensors
 from plateaulens._registry import build
 from plateaulens.batch import TENSOR_FIELDS, Batch, Decoding
 from plateaulens.lm.hub import HubSource
@@ -216,7 +216,7 @@ def _near_ties(t: Trace) -> Tensor:
 def _measured(model: Any, prompts: Batch, metrics: Sequence[Metric | str]) -> dict[str, Any]:
     found = measure(model, prompts, [*metrics, _generated, _near_ties], reduce=None)
     said, near = found.pop("_generated"), found.pop("_near_ties")
-    values = {name: plain(tensor) for name, tensor in found.items()}
+    values = {name: to_json_value(tensor) for name, tensor in found.items()}
     return {"values": values, "generated": said.tolist(), "near_ties": int(near.sum())}
 
 

@@ -29,7 +29,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from plateaulens._io import move_aside, plain, read_tensors, versions, write_atomically, write_json, write_tensors
+from plateaulens._io import (
+    move_aside,
+    read_tensors,
+    to_json_value,
+    versions,
+    write_atomically,
+    write_json,
+    write_tensors,
+)
 from plateaulens._registry import build
 from plateaulens._signals import defer_sigint
 from plateaulens.batch import TENSOR_FIELDS, Batch, Decoding
@@ -142,7 +150,7 @@ class Run:
         step = index(step)  # of NumPy, too
         if step <= self._last:
             raise ValueError(f"step {step} is not above the last logged step {self._last} of {self.path}")
-        line = json.dumps({"step": step, **{name: plain(v) for name, v in values.items()}}, allow_nan=False)
+        line = json.dumps({"step": step, **{name: to_json_value(v) for name, v in values.items()}}, allow_nan=False)
         if not self._trimmed:  # a half line that a crash left must not run into this one
             self._trim(self._last)
         with defer_sigint():  # a line on disk that is not remembered would be written twice
