@@ -61,7 +61,7 @@ def by_hand(model: Any, batch: pl.Batch, metrics: Sequence[str]) -> dict[str, Te
         states.append(layers[-1])
         found["collapse"].append(mean_cosine(layers[-1]))
         if metrics != SHORT:
-            found["prediction_entropy"].append(pl.metrics.functional.prediction_entropy(torch.cat(out.logits), ALL[0]))
+            found["prediction_entropy"].append(pl.metrics.functional.token_entropy(torch.cat(out.logits)).mean())
             for i, layer in enumerate(layers[1:-1]):  # the last is behind the final norm
                 found[f"collapse@blocks.{i}.hook_resid_post"].append(mean_cosine(layer))
     values = {name: torch.stack(column) for name, column in found.items()}

@@ -1,10 +1,19 @@
 """Fixtures of several test files."""
 
+import jaxtyping
 import pytest
 import torch
 
 # To import these changes PyTorch for the process (see pretended_device.py); `make test` gives them one of their own.
 collect_ignore = ["pretended_device.py", "end_to_end/second_device.py"]
+
+
+@pytest.fixture
+def annotations_unchecked():
+    """Turn the checks of annotations off that the tests run with, to reach the package's own errors."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

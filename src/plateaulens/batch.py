@@ -110,7 +110,7 @@ class Batch:
         first = self.answer_positions[:, 0]
         if (first != first[0]).any():
             low, high = int(first.min()) + 1, int(first.max()) + 1
-            raise ValueError(f"rows have prompts of {low} to {high} tokens; take the batches of batch.split_by_length()")
+            raise ValueError(f"rows have prompts of {low} to {high} tokens; split them with batch.split_by_length()")
         return int(first[0]) + 1
 
     @property

@@ -11,6 +11,7 @@ from plateaulens.lm import generation as generating
 from plateaulens.lm.generation import generate
 from plateaulens.tracing import decoding
 from plateaulens.tracing import next_token as choosing
+from plateaulens.tracing.next_token import TokenChoice
 
 LENGTHS = [5, 11, 3, 5, 8, 1, 14]
 SITES = ["blocks.0.hook_resid_pre", "blocks.1.attn.hook_q", "blocks.1.hook_resid_post", "unembed.hook_in"]
@@ -96,12 +97,12 @@ def test_many_prompts_go_in_several_passes_and_come_back_in_their_order(neox, mo
 
 
 def calls(monkeypatch):
-    """The (rows, cached) of every decode."""
+    """The shape of the tokens of every decode, and whether it used a cache."""
     seen, decode = [], decoding.decode
 
-    def spy(model, tokens, count, cached, *rest):
-        seen.append((tokens.shape, cached))
-        return decode(model, tokens, count, cached, *rest)
+    def spy(model, tokens, count, *, use_cache, **rest):
+        seen.append((tokens.shape, use_cache))
+        return decode(model, tokens, count, use_cache=use_cache, **rest)
 
     monkeypatch.setattr(generating, "decode", spy)
     return seen
@@ -153,15 +154,16 @@ def test_in_float64_the_company_does_not_matter_either(neox):
 
 def test_scores_that_are_no_numbers_are_not_told_apart():
     nothing = torch.full((2, 50), torch.nan)
-    assert choosing.choose(nothing.clone(), pl.lm.Decoding(), None)[1].all()
+    assert choosing.choose(nothing.clone(), TokenChoice())[1].all()
     for k in (None, 1, 2, 49):
-        assert choosing.choose(nothing.clone(), pl.lm.Decoding(sample=True, top_k=k), torch.rand(2, 50))[1].all()
+        choice = TokenChoice(decoding=pl.lm.Decoding(sample=True, top_k=k), noise=torch.rand(2, 1, 50))
+        assert choosing.choose(nothing.clone(), choice)[1].all()
 
 
 def test_near_is_a_difference_of_logits_at_any_temperature_and_beyond_the_last_of_the_likeliest():
     def near_ties(*scores, noise, **decoding):
-        drawn = choosing.choose(torch.tensor([scores]), pl.lm.Decoding(sample=True, **decoding), torch.tensor([noise]))
-        return bool(drawn[1])
+        choice = TokenChoice(decoding=pl.lm.Decoding(sample=True, **decoding), noise=torch.tensor([[noise]]))
+        return bool(choosing.choose(torch.tensor([scores]), choice)[1])
 
     none = [0.0, 0.0, 0.0]
     assert near_ties(5.0, 4.9995, 0.0, noise=none, top_k=None, temperature=0.01)
@@ -175,11 +177,12 @@ def test_near_is_a_difference_of_logits_at_any_temperature_and_beyond_the_last_o
 def test_the_last_of_the_likeliest_is_unsure_only_where_another_could_have_its_place(k):
     scores = torch.arange(50.0).flip(0)[None].repeat(200, 1)
     noise = -torch.empty(200, 50).exponential_(generator=torch.Generator().manual_seed(0)).log()
-    decoding = pl.lm.Decoding(sample=True, top_k=k, temperature=20.0)  # all of them are drawn
-    token, near_ties = choosing.choose(scores.clone(), decoding, noise)
+    # At this temperature all of the k are drawn.
+    choice = TokenChoice(decoding=pl.lm.Decoding(sample=True, top_k=k, temperature=20.0), noise=noise[:, None])
+    token, near_ties = choosing.choose(scores.clone(), choice)
     assert set(token.flatten().tolist()) == set(range(k)) and not near_ties.any()
-    scores[:, k] = scores[:, k - 1] - choosing.NEAR / 2
-    token, near_ties = choosing.choose(scores.clone(), decoding, noise)
+    scores[:, k] = scores[:, k - 1] - choosing.NEAR_TIE_LOGITS / 2
+    token, near_ties = choosing.choose(scores.clone(), choice)
     assert near_ties[token[:, 0] == k - 1].all() and (k == 1 or not near_ties.all())
     better = noise[:, k] - 1 > noise[:, :k].max(1).values  # would be drawn, were it one of them
     assert better.any() and near_ties[better].all()
@@ -216,8 +219,8 @@ def test_sampling_follows_the_softmax(neox):
         counts = torch.zeros(50)
         for seed in range(draws):
             batch = pl.Batch.prompts(prompt, 1, pl.lm.Decoding(sample=True, seed=seed, **options))
-            noise = choosing.gumbel_noise(batch, [6], 50)[:, 0]
-            counts[choosing.choose(logits[None], batch.decoding, noise)[0]] += 1
+            choice = TokenChoice(decoding=batch.decoding, noise=choosing.gumbel_noise(batch, [6], 50))
+            counts[choosing.choose(logits[None], choice)[0]] += 1
         kept = p > 0
         assert counts[~kept].sum() == 0 and kept.sum() == (options["top_k"] or 50)
         assert chisquare(counts[kept].double(), p.double()[kept] / p.double().sum() * draws).pvalue > 1e-4
@@ -228,7 +231,7 @@ def test_sampling_follows_the_softmax(neox):
 def test_the_likeliest_and_the_next_are_found_in_blocks_as_in_one(d_vocab):
     """Few different scores, so that ties lie within a block and between them."""
     scores = torch.randint(0, 4, (200, d_vocab), generator=torch.Generator().manual_seed(d_vocab)).float()
-    token, best, second = choosing._likeliest(scores)
+    token, best, second = choosing._best_two(scores)
     assert token[:, 0].tolist() == scores.numpy().argmax(1).tolist()
     ranked = F.pad(scores, (0, 1), value=-torch.inf).sort(1, descending=True).values
     assert torch.equal(best, ranked[:, :1]) and torch.equal(second, ranked[:, 1:2])
@@ -238,7 +241,7 @@ def test_choosing_leaves_the_logits_as_they_were():
     logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0))
     for options in (pl.lm.Decoding(forbidden=(3, 7)), pl.lm.Decoding(forbidden=(3, 7), sample=True)):
         before = logits.clone()
-        choosing.choose(logits, options, torch.zeros(5, 50) if options.sample else None)
+        choosing.choose(logits, TokenChoice(decoding=options, noise=torch.zeros(5, 1, 50) if options.sample else None))
         assert torch.equal(logits, before)
 
 
@@ -257,7 +260,7 @@ def test_a_rank_that_rounding_could_change_is_a_near_tie():
     for favourite, near in ((0, False), (1, True), (2, True), (3, False)):
         noise = torch.zeros(1, 4)
         noise[0, favourite] = 20.0
-        assert bool(choosing.choose(logits, decoding, noise)[1]) == near
+        assert bool(choosing.choose(logits, TokenChoice(decoding=decoding, noise=noise[:, None]))[1]) == near
 
 
 @pytest.mark.parametrize("decoding", [{}, dict(sample=True, top_k=3)])
@@ -339,9 +342,9 @@ def test_hooks_of_the_callers_see_whole_sequences(neox):
 
 
 def test_a_site_without_a_row_a_prompt_is_refused(neox):
-    with pytest.raises(ValueError, match="take another site"):
+    with pytest.raises(ValueError, match="read another hook"):
         generate(neox[1], prompts(), ["blocks.0.attn.hook_pattern"])
-    with pytest.raises(ValueError, match="take another site"):
+    with pytest.raises(ValueError, match="read another hook"):
         decoding._last_row("rotary", 7, [])(torch.zeros(1, 5, 8), None)
 
 

@@ -235,24 +235,24 @@ def test_ngrams_are_their_loop(n):
             assert float(rep[b]) == pytest.approx(1 - len(set(grams)) / len(grams), abs=1e-6)
 
 
-def test_prediction_entropy_of_a_flat_and_of_a_certain_prediction():
-    flat, certain = torch.zeros(3, 2, 50), torch.zeros(3, 2, 50)
+def test_token_entropy_of_uniform_and_of_certain_predictions():
+    uniform, certain = torch.zeros(3, 1, 50), torch.zeros(3, 1, 50)
     certain[..., 7] = 1000.0
-    both, valid = torch.cat([flat[:, :1], certain[:, :1]], 1), torch.ones(3, 2, dtype=torch.bool)
-    torch.testing.assert_close(metrics.prediction_entropy(flat, valid), torch.full((3,), log(50)))
-    torch.testing.assert_close(metrics.prediction_entropy(certain, valid), torch.zeros(3))
-    torch.testing.assert_close(metrics.prediction_entropy(both, valid), torch.full((3,), log(50) / 2))
+    both, valid = torch.cat([uniform, certain], 1), torch.ones(3, 2, dtype=torch.bool)
+    entropy = metrics.token_entropy(both)
+    torch.testing.assert_close(entropy, torch.tensor([log(50), 0.0]).expand(3, 2))
+    torch.testing.assert_close(metrics.mean_over_answer(entropy, valid), torch.full((3,), log(50) / 2))
     valid[:, 1] = False
-    torch.testing.assert_close(metrics.prediction_entropy(both, valid), torch.full((3,), log(50)))
+    torch.testing.assert_close(metrics.mean_over_answer(entropy, valid), torch.full((3,), log(50)))
 
 
-@pytest.mark.parametrize("at_once", [1, 120, 10**6])
-def test_prediction_entropy_is_the_sum_over_the_vocabulary_however_many_rows_at_once(at_once, monkeypatch):
-    monkeypatch.setattr(metrics.outputs, "IN_CACHE", at_once)
-    logits, valid = torch.randn(3, 4, 50, generator=rng(0)) * 5, torch.ones(3, 4, dtype=torch.bool)
+@pytest.mark.parametrize("chunk", [1, 120, 10**6])
+def test_token_entropy_is_the_same_for_every_chunk_size(chunk, monkeypatch):
+    monkeypatch.setattr("plateaulens.tracing.next_token.CHUNK_LOGITS", chunk)
+    logits = torch.randn(3, 4, 50, generator=rng(0)) * 5
     logits[1, 2, :30] = -torch.inf
-    expected = torch.special.entr(logits.double().softmax(-1)).sum(-1).mean(-1).float()
-    torch.testing.assert_close(metrics.prediction_entropy(logits, valid), expected, rtol=1e-6, atol=1e-6)
+    expected = torch.special.entr(logits.double().softmax(-1)).sum(-1).float()
+    torch.testing.assert_close(metrics.token_entropy(logits), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_anisotropy_is_the_loop_over_other_examples():

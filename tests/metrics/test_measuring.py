@@ -202,7 +202,7 @@ def test_only_the_first_layer_of_the_histogram_has_a_map():
 
 
 REFUSED = [
-    ("alpah_1", "unknown measurement .* did you mean 'alpha_1'"),
+    ("alpah_1", "unknown metric .* did you mean 'alpha_1'"),
     ("nrom@*", "did you mean 'norm'"),
     ("norm@blocks.0.hook_resid_pots", "unknown hook .* did you mean .*blocks.0.hook_resid_post"),
     ("attention_progress@7", "did you mean .*blocks.1.attn.hook_pattern"),
@@ -316,7 +316,9 @@ def test_what_16_bits_hold_is_measured_in_32():
     task = pl.tasks.Permutation(n=4)
     model = build(task).bfloat16()
     t = pl.trace(model, task.sample(8, seed=0))
-    same_states = replace(t, cache={name: x.float() for name, x in t.cache.items()}, _outputs=t.outputs.float())
+    same_states = replace(
+        t, cache={name: x.float() for name, x in t.cache.items()}, _values={**t._values, "outputs": t.outputs.float()}
+    )
     for function in measuring.resolve(model, [*pl.metrics.METRICS, *(f"{name}@*" for name in STATE_METRICS)]):
         torch.testing.assert_close(function(t), function(same_states))
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import plateaulens as pl
 from helpers import ReverseRepeated
+from plateaulens.hooks import call_hooks
 from plateaulens.lm import generation as generating
 from plateaulens.metrics import functional as metrics
 from plateaulens.metrics.named import STATE_METRICS
@@ -89,7 +90,7 @@ def test_prompts_of_a_language_model_may_be_decoded_so_too(neox):
 
 def calls(model, batch):
     seen = []
-    with pl.hooked.call_hooks(model, lambda kwargs: None, lambda tokens: seen.append(tokens.shape[1])):
+    with call_hooks(model, lambda kwargs: None, lambda tokens: seen.append(tokens.shape[1])):
         pl.greedy_decode(model, batch)
     return seen
 

@@ -126,7 +126,7 @@ def test_positions_that_an_answer_lacks_do_not_count():
     assert pl.measure(build(), TASK.sample(2, seed=0), [ragged])["ragged"].tolist() == [0.5, 1.0]
 
 
-def test_measure_refuses_what_has_no_meaning():
+def test_measure_and_trace_raise_for_invalid_arguments(annotations_unchecked):
     model, batch = build(), TASK.sample(4, seed=2)
     with pytest.raises(ValueError, match="no batch"):
         pl.measure(model, [], [pl.metrics.loss])

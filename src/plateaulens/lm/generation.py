@@ -16,8 +16,8 @@ from plateaulens._signals import without_gradients
 from plateaulens.batch import Batch
 from plateaulens.hooks import active_interventions, has_user_hooks
 from plateaulens.lm.unhooked import PADDING, TOKENS, batch_by_length, unhooked
-from plateaulens.tracing.decoding import Generation, Reading, decode, remembers
-from plateaulens.tracing.next_token import gumbel_noise
+from plateaulens.tracing.decoding import Generation, Reading, decode, supports_cache
+from plateaulens.tracing.next_token import TokenChoice, gumbel_noise
 
 ROWS = 128  # prompts a pass
 
@@ -35,7 +35,7 @@ def generate(
         ValueError: for prompts of unequal length under an intervention or a hook of the caller's, and for a
             site without positions on its second axis.
     """
-    cached, reading = remembers(model), Reading(tuple(sites), logits, entropy)
+    cached, reading = supports_cache(model), Reading(tuple(sites), logits, entropy)
     if active_interventions(model) or has_user_hooks(model):
         return _decode_batch(model, batch, cached, reading)
     lengths, plain = (batch.answer_positions[:, 0] + 1).tolist(), unhooked(model, sites) if cached else None
@@ -66,7 +66,9 @@ def _decode_batch(model: Any, batch: Batch, cached: bool, reading: Reading) -> G
         tokens = torch.stack([F.pad(row[:n], (longest - n, 0)) for row, n in zip(tokens, lengths, strict=True)])
         mask = torch.stack([(torch.arange(longest) >= longest - n).long() for n in lengths]).to(tokens.device)
     noise = gumbel_noise(batch, lengths, int(model.cfg.d_vocab)) if batch.decoding.sample else None
-    return decode(model, tokens, batch.answer_positions.shape[1], cached, mask, reading, batch.decoding, noise)
+    choice = TokenChoice(decoding=batch.decoding, noise=noise)
+    count = batch.answer_positions.shape[1]
+    return decode(model, tokens, count, use_cache=cached, mask=mask, reading=reading, choice=choice)
 
 
 def _run_again(model: Any, prompt: Batch, found: Generation, i: int) -> None:
@@ -80,8 +82,8 @@ def _run_again(model: Any, prompt: Batch, found: Generation, i: int) -> None:
 
     def decode_from(k: int, count: int) -> Generation:
         tokens = torch.cat([prompt.tokens[:, :length], found.tokens[i : i + 1, :k]], 1)
-        draws = None if noise is None else noise[:, k : k + count]
-        return decode(model, tokens, count, False, None, reading, prompt.decoding, draws)
+        choice = TokenChoice(decoding=prompt.decoding, noise=None if noise is None else noise[:, k : k + count])
+        return decode(model, tokens, count, use_cache=False, reading=reading, choice=choice)
 
     for k in found.near_ties[i].nonzero()[:, 0].tolist():
         again = decode_from(k, 1)
@@ -110,4 +112,5 @@ def _join(passes: list[list[int]], parts: list[Generation]) -> Generation:
     rows = {name: join(lambda g, name=name: g.rows[name]) for name in parts[0].rows}
     logits = None if parts[0].logits is None else join(lambda g: g.logits)
     entropy = None if parts[0].entropy is None else join(lambda g: g.entropy)
-    return Generation(join(lambda g: g.tokens), rows, logits, entropy, join(lambda g: g.near_ties))
+    tokens, near_ties = join(lambda g: g.tokens), join(lambda g: g.near_ties)
+    return Generation(tokens=tokens, rows=rows, logits=logits, entropy=entropy, near_ties=near_ties)

@@ -1,11 +1,11 @@
-"""`trace`: one pass of a model over a batch, read through hooks.
+"""`trace`: one forward pass of a model over a batch, read through hooks.
 
 t = trace(model, eval_batch)                        # logits, activations, greedy answers
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -21,66 +21,68 @@ from plateaulens.hooks import (
     n_layers,
     pattern_hook,
 )
+from plateaulens.protocols import HookedModel
 from plateaulens.tracing.decoding import greedy_decode, logits_of
 from plateaulens.tracing.next_token import token_entropy
 
-OWN = ("outputs", "answer_outputs", "answer_entropy", "generated")  # what is read without a hook
+if TYPE_CHECKING:
+    from plateaulens.tracing.decoding import Generation
+
+FORWARD_OUTPUTS = ("outputs", "answer_outputs", "answer_entropy")  # results of the teacher-forced pass
+WITHOUT_HOOKS = (*FORWARD_OUTPUTS, "generated")  # what `requires` may name besides hooks
 FINAL = "unembed.hook_in"  # the residual stream after the final norm, on every kind of model
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Trace:
-    """What one model did with one batch; computed when it was made, so later hooks change nothing.
+    """Activations, logits and generated answers of one model on one batch, computed when `trace` was called.
 
     Attributes:
-        batch: the batch; prompts without an answer carry the generated one.
-        cache: activations by TransformerLens's hook names.
-        n_layers: layers of the model.
-        d_vocab: vocabulary of the model.
+        batch: The batch; prompts without an answer carry the generated one.
+        cache: Activations by TransformerLens's hook names.
+        n_layers: Number of layers of the model.
+        d_vocab: Vocabulary size of the model.
         has_truth: False for language-model prompts, which have no true answer.
-        near_ties: of language-model prompts, which tokens rounding could have changed (see `generate`).
+        near_ties: For language-model prompts, which generated tokens rounding could have changed.
     """
 
     batch: Batch
     cache: dict[str, Tensor]
-    _outputs: Float[Tensor, "batch pos *d_vocab"] | None
-    _generated: Int[Tensor, "batch out"] | None
     n_layers: int
     d_vocab: int
     has_truth: bool = True
-    _answer_outputs: Float[Tensor, "batch out d_vocab"] | None = None
-    _answer_entropy: Float[Tensor, "batch out"] | None = None
-    _rows_only: bool = False
     near_ties: Bool[Tensor, "batch out"] | None = None
+    _values: dict[str, Tensor] = field(default_factory=dict)  # by the names in WITHOUT_HOOKS
+    _answer_rows_only: bool = False  # the cache holds the positions that predict the answer, not all
 
     @property
     def outputs(self) -> Float[Tensor, "batch pos *d_vocab"]:
-        """Teacher-forced logits, or the numbers of a scalar read-out."""
-        return _present(self._outputs, "outputs")
+        """Teacher-forced logits, or the values of a scalar read-out [batch pos]."""
+        return self._value("outputs")
 
     @property
     def answer_outputs(self) -> Float[Tensor, "batch out d_vocab"]:
-        """Teacher-forced logits of the rows that predict answer tokens."""
-        if self._answer_outputs is not None:
-            return self._answer_outputs
-        return self.at_answers(_present(self._outputs, "answer_outputs"))
+        """Teacher-forced logits at the positions that predict answer tokens."""
+        if "outputs" in self._values:
+            return self.at_answers(self.outputs)
+        return self._value("answer_outputs")
 
     @property
     def answer_entropy(self) -> Float[Tensor, "batch out"]:
         """Entropy in nats of the distributions that predict answer tokens."""
-        if self._answer_entropy is not None:
-            return self._answer_entropy
+        if "answer_entropy" in self._values:
+            return self._value("answer_entropy")
         return token_entropy(self.answer_outputs)
 
     @property
     def generated(self) -> Int[Tensor, "batch out"]:
-        """Greedy answers; -1 where an example has fewer."""
-        return _present(self._generated, "generated")
+        """Generated answers (greedily, for tasks); -1 where an example has fewer tokens."""
+        return self._value("generated")
 
     @property
     def length(self) -> int:
-        """Positions that activations are kept of: all that the model ran on, or the rows that answer a prompt."""
-        return self.batch.answer_positions.shape[1] if self._rows_only else self.batch.inputs.shape[1]
+        """Number of positions in the cached activations: the whole input, or those that predict a prompt's answer."""
+        return self.batch.answer_positions.shape[1] if self._answer_rows_only else self.batch.inputs.shape[1]
 
     @property
     def valid(self) -> Bool[Tensor, "batch out"]:
@@ -88,85 +90,135 @@ class Trace:
         return self.batch.answer_positions >= 0
 
     def at_answers(self, x: Float[Tensor, "batch pos d"]) -> Float[Tensor, "batch out d"]:
-        """The rows of `x` that predict answer tokens."""
-        if self._rows_only:
+        """The rows of `x` at the positions that predict answer tokens."""
+        if self._answer_rows_only:
             return x
         index = self.batch.answer_positions.clamp(min=0)[..., None].expand(-1, -1, x.shape[-1])
         return x.gather(1, index)
 
     def pattern(self) -> AttentionPattern:
-        """The attention maps of every traced layer.
+        """Attention maps of every traced layer, with the prompts they belong to.
 
-        They remember their prompts: of unequal ones what all have, up to the end of the shortest.
+        Of prompts of unequal length, the tokens up to the end of the shortest are kept.
         """
         names = {layer: pattern_hook(layer) for layer in range(self.n_layers)}
         maps = {layer: self.cache[name] for layer, name in names.items() if name in self.cache}
         return AttentionPattern(maps, self.batch.shared_prompt)
 
-    def truth(self, what: str) -> Int[Tensor, "batch out"]:
-        """The true answers; raises for prompts that have none."""
+    def truth(self, metric: str) -> Int[Tensor, "batch out"]:
+        """The true answers; -1 where an example has fewer tokens.
+
+        Args:
+            metric: Name of the metric that needs them, for the error message.
+
+        Raises:
+            ValueError: If the prompts have no true answers.
+        """
         if not self.has_truth:
-            raise ValueError(f"{what} needs true answers, and these prompts have none; measure a task's batch")
+            raise ValueError(f"{metric} needs true answers, and these prompts have none; measure a task's batch")
         return self.batch.answers
+
+    def _value(self, name: str) -> Tensor:
+        if name not in self._values:
+            raise ValueError(f"this trace does not hold {name!r}; add it to `requires`, or leave `requires` out")
+        return self._values[name]
 
 
 @without_gradients
-def trace(model: Any, batch: Batch, requires: Sequence[str] | None = None) -> Trace:
-    """Run `model` on `batch` and keep what `reads` names.
+def trace(model: HookedModel, batch: Batch, requires: Sequence[str] | None = None) -> Trace:
+    """Run `model` on `batch` and keep what `requires` names.
 
-    Of language-model prompts, activations are kept at the rows that predict the answer, read while it is
-    generated. Attention maps and "outputs" belong to whole sequences: with one of them in `reads`, whole
-    activations are kept, and the prompts must be of one length.
+    For language-model prompts the model generates the answer first, and activations are kept at the positions that
+    predict it, read while it is generated. Attention maps and "outputs" belong to whole sequences: with one of them in
+    `requires`, activations of all positions are kept, and the prompts must have equal length.
 
     Args:
-        model: any hooked model.
-        batch: a task's batch, or `Batch.prompts(...)`, which the model then answers itself.
-        requires: hook names or globs, "outputs", "answer_outputs", "answer_entropy", "generated"; everything when None.
+        model: Any hooked model.
+        batch: A task's batch, or `Batch.prompts(...)`.
+        requires: Hook names or globs, "outputs", "answer_outputs", "answer_entropy", "generated"; everything when None.
 
     Raises:
-        ValueError: for a hook name that the model does not have (with the nearest names).
-        TypeError: when the model has no hooks.
+        ValueError: If the model has no hook of a given name (the message has the nearest names), or if "generated" is
+            asked of a task that is answered in one pass.
+        TypeError: If the model has no hooks.
     """
     batch = batch.to(device_of(model))
-    decoded = ["generated"] if batch.is_decoded else []
-    wanted = ["outputs", *decoded, *hook_names(model)] if requires is None else list(requires)
-    if "generated" in wanted and not batch.is_decoded:
+    if requires is None:
+        requires = ["outputs", *(["generated"] if batch.is_decoded else []), *hook_names(model)]
+    if "generated" in requires and not batch.is_decoded:
         raise ValueError(f"{batch.task!r} is answered in one pass and generates nothing; measure its losses")
-    names = match_hooks(model, [name for name in wanted if name not in OWN])
-    has_truth, near_ties = not batch.n_new, None
+    names = match_hooks(model, [name for name in requires if name not in WITHOUT_HOOKS])
     if batch.n_new:
-        from plateaulens.lm.generation import generate  # here: no trace of a task needs language models
+        return _trace_prompts(model, batch, requires, names)
+    values = {"generated": greedy_decode(model, batch)} if "generated" in requires else {}
+    return _trace_pass(model, batch, requires, names, values)
 
-        rows_only = "outputs" not in wanted and not any(map(is_attention_map, names))
-        asked = {name: rows_only and name in wanted for name in OWN}
-        own = generate(
-            model, batch, names if rows_only else (), logits=asked["answer_outputs"], entropy=asked["answer_entropy"]
-        )
-        generated, near_ties, batch = own.tokens, own.near_ties, batch.answered(own.tokens)
-        if rows_only:
-            sizes = n_layers(model), int(model.cfg.d_vocab)
-            return Trace(batch, own.rows, None, generated, *sizes, False, own.logits, own.entropy, True, near_ties)
-        batch.prompt_len  # noqa: B018 (raises: prompts of unequal length)
-    else:
-        generated = greedy_decode(model, batch) if "generated" in wanted else None
-    cache: dict[str, Tensor] = {}
-    outputs = None
-    if names or any(name in wanted for name in OWN[:3]):
-        hooks = [(name, _saver(cache, name)) for name in names]
-        with uninterruptible(model.hooks(fwd_hooks=hooks)):
-            outputs = logits_of(model(batch.inputs))
+
+def _trace_prompts(model: HookedModel, batch: Batch, requires: Sequence[str], names: list[str]) -> Trace:
+    """The trace of language-model prompts, which the model answers first."""
+    answer_rows_only = "outputs" not in requires and not any(map(is_attention_map, names))
+    generation = _generate(
+        model,
+        batch,
+        names if answer_rows_only else [],
+        logits=answer_rows_only and "answer_outputs" in requires,
+        entropy=answer_rows_only and "answer_entropy" in requires,
+    )
+    answered = batch.answered(generation.tokens)
+    if not answer_rows_only:
+        answered.prompt_len  # noqa: B018 (raises for prompts of unequal length)
+        values = {"generated": generation.tokens}
+        return _trace_pass(model, answered, requires, names, values, has_truth=False, near_ties=generation.near_ties)
+    read = {
+        "generated": generation.tokens,
+        "answer_outputs": generation.logits,
+        "answer_entropy": generation.entropy,
+    }
     return Trace(
-        batch, cache, outputs, generated, n_layers(model), int(model.cfg.d_vocab), has_truth, near_ties=near_ties
+        batch=answered,
+        cache=generation.rows,
+        n_layers=n_layers(model),
+        d_vocab=int(model.cfg.d_vocab),
+        has_truth=False,
+        near_ties=generation.near_ties,
+        _values={name: value for name, value in read.items() if value is not None},
+        _answer_rows_only=True,
     )
 
 
-def _present(value: Tensor | None, name: str) -> Tensor:
-    if value is None:
-        raise ValueError(f"this trace did not read {name!r}; add it to reads, or leave reads out")
-    return value
+def _generate(model: HookedModel, batch: Batch, names: Sequence[str], *, logits: bool, entropy: bool) -> "Generation":
+    """Generate answers of language-model prompts; imported here so that traces of tasks do not load `lm`."""
+    from plateaulens.lm.generation import generate
+
+    return generate(model, batch, names, logits=logits, entropy=entropy)
 
 
-def _saver(cache: dict[str, Tensor], name: str) -> Callable[..., None]:
+def _trace_pass(
+    model: HookedModel,
+    batch: Batch,
+    requires: Sequence[str],
+    names: list[str],
+    values: dict[str, Tensor],
+    has_truth: bool = True,
+    near_ties: Bool[Tensor, "batch out"] | None = None,
+) -> Trace:
+    """The trace of one pass over whole sequences, which is left out if nothing in `requires` needs it."""
+    cache: dict[str, Tensor] = {}
+    if names or any(name in requires for name in FORWARD_OUTPUTS):
+        with uninterruptible(model.hooks(fwd_hooks=[(name, _save_to(cache, name)) for name in names])):
+            values = {**values, "outputs": logits_of(model(batch.inputs))}
+    return Trace(
+        batch=batch,
+        cache=cache,
+        n_layers=n_layers(model),
+        d_vocab=int(model.cfg.d_vocab),
+        has_truth=has_truth,
+        near_ties=near_ties,
+        _values=values,
+    )
+
+
+def _save_to(cache: dict[str, Tensor], name: str) -> Callable[..., None]:
     def save(tensor: Tensor, hook: Any) -> None:
         cache[name] = tensor.detach()
 

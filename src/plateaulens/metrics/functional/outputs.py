@@ -8,7 +8,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from plateaulens.metrics.functional.precision import wide
-from plateaulens.tracing.next_token import token_entropy
 
 
 def mean_over_answer(values: Float[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]) -> Float[Tensor, "*batch"]:
@@ -76,13 +75,6 @@ def ngram_repetition(
 ) -> Float[Tensor, "*batch"]:
     """seq-rep-n: share of n-grams that were there before, 1 - distinct-n (seq-rep-n of arXiv 1908.04319)."""
     return 1 - distinct_ngrams(tokens, valid, n)
-
-
-def prediction_entropy(
-    logits: Float[Tensor, "*batch out d_vocab"], valid: Bool[Tensor, "*batch out"]
-) -> Float[Tensor, "*batch"]:
-    """Entropy in nats of the predicted distribution, mean over an answer's positions."""
-    return mean_over_answer(token_entropy(logits), valid)
 
 
 def sequence_entropy(tokens: Int[Tensor, "*batch out"], valid: Bool[Tensor, "*batch out"]) -> Float[Tensor, "*batch"]:
