@@ -96,10 +96,9 @@ def _best_two(scores: Float[Tensor, "batch d_vocab"]) -> tuple[Tensor, Tensor, T
     best, block = block_maxima.max(1, keepdim=True)
     best_block = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]]
     offset = best_block.max(1, keepdim=True).indices
-    others = [
-        x.scatter(1, i, -torch.inf).amax(1, keepdim=True) for x, i in ((block_maxima, block), (best_block, offset))
-    ]
-    return block * width + offset, best, torch.maximum(*others)
+    other_blocks = block_maxima.scatter(1, block, -torch.inf).amax(1, keepdim=True)
+    rest_of_block = best_block.scatter(1, offset, -torch.inf).amax(1, keepdim=True)
+    return block * width + offset, best, torch.maximum(other_blocks, rest_of_block)
 
 
 def gumbel_noise(batch: Batch, lengths: list[int], d_vocab: int) -> Float[Tensor, "batch out d_vocab"]:
