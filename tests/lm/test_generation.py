@@ -345,7 +345,7 @@ def test_a_site_without_a_row_a_prompt_is_refused(neox):
     with pytest.raises(ValueError, match="read another hook"):
         generate(neox[1], prompts(), ["blocks.0.attn.hook_pattern"])
     with pytest.raises(ValueError, match="read another hook"):
-        decoding._last_row("rotary", 7, [])(torch.zeros(1, 5, 8), None)
+        decoding._append_last_row("rotary", 7, [])(torch.zeros(1, 5, 8), None)
 
 
 def test_bad_input_gives_one_line():

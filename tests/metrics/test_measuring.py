@@ -317,7 +317,9 @@ def test_what_16_bits_hold_is_measured_in_32():
     model = build(task).bfloat16()
     t = pl.trace(model, task.sample(8, seed=0))
     same_states = replace(
-        t, cache={name: x.float() for name, x in t.cache.items()}, _values={**t._values, "outputs": t.outputs.float()}
+        t,
+        cache={name: activation.float() for name, activation in t.cache.items()},
+        _values={**t._values, "outputs": t.outputs.float()},
     )
     for function in measuring.resolve(model, [*pl.metrics.METRICS, *(f"{name}@*" for name in STATE_METRICS)]):
         torch.testing.assert_close(function(t), function(same_states))

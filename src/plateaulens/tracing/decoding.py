@@ -148,11 +148,8 @@ def _forward(
         return lambda tokens, new_tokens: model(new_tokens, past_kv_cache=kv_cache)
     options: dict[str, Any] = {}
     inner = getattr(model, "original_model", None)
-    if (
-        inner is not None
-        and "logits_to_keep" in inspect.signature(inner.forward).parameters
-        and not active_interventions(model)
-    ):
+    parameters = inspect.signature(inner.forward).parameters if inner is not None else {}
+    if "logits_to_keep" in parameters and not active_interventions(model):
         options["logits_to_keep"] = 1  # logits of every position cost more than the rest of a small model
     if not use_cache:
         return lambda tokens, new_tokens: model(tokens, **options)
