@@ -1,7 +1,6 @@
-"""Addition, multiplication and a vote of votes, in bits (arXiv 2505.03997).
+"""Binary addition, multiplication and majority of majorities (arXiv 2505.03997).
 
-The paper draws a finite training set without replacement; here every batch is fresh, its bits independent
-and fair.
+The paper draws a finite training set without replacement; here every batch is fresh, with independent fair bits.
 """
 
 from dataclasses import dataclass
@@ -13,16 +12,16 @@ from jaxtyping import Int
 from torch import Tensor
 
 from plateaulens.batch import Batch
-from plateaulens.tasks.algorithms.string_task import FixedInput, in_step
+from plateaulens.tasks.algorithms.string_task import FixedInput, evenly_placed
 from plateaulens.tasks.base import Feature, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class Binary(FixedInput):
-    """Base of the tasks in bits; all three share a vocabulary of five tokens.
+    """Base of the binary tasks, which share a vocabulary of five tokens.
 
     Attributes:
-        bits: of an operand, or of the whole input.
+        bits: Number of bits of an operand, or of the whole input.
     """
 
     bits: int = 16
@@ -39,7 +38,7 @@ class Binary(FixedInput):
 class Arithmetic(Binary):
     """Two operands of `bits` bits and their result, all with the least significant bit first.
 
-    A subclass gives `n_answer`, `answer` and `priors`.
+    A subclass defines `n_answer`, `answer` and `priors`.
     """
 
     @property
@@ -51,37 +50,37 @@ class Arithmetic(Binary):
         return torch.cat([a, torch.full_like(a[:, :1], self.symbols.index("+")), b], 1)
 
     def operands(self, tokens: Int[Tensor, "batch pos"]) -> tuple[Int[Tensor, "batch bits"], Int[Tensor, "batch bits"]]:
-        """The bits of a and b of inputs or whole sequences."""
+        """The bits of the operands a and b of inputs or of whole sequences."""
         return tokens[:, : self.bits], tokens[:, self.bits + 1 : 2 * self.bits + 1]
 
     def read_at(self, labels: Int[Tensor, "batch offset"], place: int, published: str = "") -> Feature:
-        """The feature whose offset r is read where bit place + r of the answer is predicted."""
-        return in_step(labels, 2 * self.bits + 1 + place, published=published)
+        """A feature whose offset r is read where bit place + r of the answer is predicted."""
+        return evenly_placed(labels, 2 * self.bits + 1 + place, published=published)
 
     def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
         """`first_operand`: bit r of a, where bit r of the answer is predicted."""
         return {"first_operand": self.read_at(self.operands(batch.tokens)[0], 0, "quiet")}
 
     def priors(self) -> list[float]:
-        """How often each bit of the answer is 1."""
+        """Probability that each bit of the answer is 1."""
         raise NotImplementedError
 
     def loss_plateau(self) -> float:
-        """The entropy of each bit of the answer by itself."""
-        return sum(map(coin, self.priors())) / self.n_out
+        """Mean entropy of the answer's bits, each taken by itself, in nats."""
+        return sum(map(bit_entropy, self.priors())) / self.n_out
 
 
 @dataclass(frozen=True, kw_only=True)
 class BinaryAddition(Arithmetic):
-    """a + b; the sum has one bit more than the numbers, and all have the least significant bit first.
+    """a + b in binary; the sum has one bit more than the numbers, and all have the least significant bit first.
 
     >>> print(BinaryAddition(bits=4).example(seed=1))
     prompt  1100+1111
     answer  =01001<EOS>
 
     Args:
-        bits: of each number.
-        answer_only: see `StringTask`.
+        bits: Number of bits of each number.
+        answer_only: Exclude `=` from the loss and from decoding.
 
     Raises:
         ValueError: unless bits >= 2.
@@ -93,33 +92,33 @@ class BinaryAddition(Arithmetic):
 
     def answer(self, inputs: Int[Tensor, "batch input"]) -> Int[Tensor, "batch answer"]:
         a, b = self.operands(inputs)
-        return settle(F.pad(a + b, (0, 1)))
+        return propagate_carries(F.pad(a + b, (0, 1)))
 
     def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
-        """Beside `first_operand`, `carry`: out of column r, where bit r + 1 of the sum is predicted."""
+        """`first_operand`, and `carry`: the carry out of column r, read where bit r + 1 of the sum is predicted."""
         a, b = self.operands(batch.tokens)
         carries = F.pad(a ^ b, (0, 1)) ^ self.answer(batch.tokens)  # into each column: what the operands do not explain
         return super().features(batch, released) | {"carry": self.read_at(carries[:, 1:], 1, "quiet")}
 
     def priors(self) -> list[float]:
-        """A half each, but for the last: a + b >= 2^bits is a little rarer."""
+        """One half for each bit but the last: a + b >= 2^bits is a little rarer."""
         return [0.5] * self.bits + [0.5 - 0.5 ** (self.bits + 1)]
 
     def published_chance(self) -> float:
-        return (self.bits + 2) / (self.bits + 3) * log(2)  # the code counts one bit more than there is
+        return (self.bits + 2) / (self.bits + 3) * log(2)  # the released code counts one bit too many
 
 
 @dataclass(frozen=True, kw_only=True)
 class Multiplication(Arithmetic):
-    """a * b; the product has twice the bits of the numbers, and as in the paper `+` stands between these too.
+    """a * b in binary; the product has twice the bits of the numbers, which as in the paper are separated by `+`.
 
     >>> print(Multiplication(bits=4).example(seed=1))
     prompt  1100+1111
     answer  =10110100<EOS>
 
     Args:
-        bits: of each number.
-        answer_only: see `StringTask`.
+        bits: Number of bits of each number.
+        answer_only: Exclude `=` from the loss and from decoding.
 
     Raises:
         ValueError: unless bits >= 2.
@@ -130,22 +129,24 @@ class Multiplication(Arithmetic):
         return 2 * self.bits
 
     def answer(self, inputs: Int[Tensor, "batch input"]) -> Int[Tensor, "batch answer"]:
-        return settle(self.rows(inputs).sum(1))
+        return propagate_carries(self.rows(inputs).sum(1))
 
     def rows(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch row answer"]:
-        """Long multiplication: row k is a, shifted by k - 1 places, or zeros where bit k - 1 of b is 0."""
+        """Rows of long multiplication: row k is a shifted by k - 1 places, or zeros where bit k - 1 of b is 0."""
         a, b = self.operands(tokens)
-        padded = F.pad(b[:, :, None] * a[:, None], (0, self.bits + 1))  # one too wide: cut anew, each row moves by one
+        padded = F.pad(
+            b[:, :, None] * a[:, None], (0, self.bits + 1)
+        )  # one column too wide: reshaped, each row is shifted by one more
         return padded.flatten(1)[:, : 2 * self.bits**2].unflatten(1, (self.bits, 2 * self.bits))
 
     def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
-        """Beside `first_operand`, `carry_k` for k = 2 .. `bits`, of which the paper shows the last.
+        """`first_operand`, and `carry_k` for k = 2 .. `bits`, of which the paper shows the last.
 
-        It is the carry into column k + r as row k is added to those before it, read where bit k + r of the
+        `carry_k` is the carry into column k + r as row k is added to the rows before it, read where bit k + r of the
         product is predicted. `released` adds `carry`: the last one, read as if k were 1.
         """
         rows = self.rows(batch.tokens)
-        sums = settle(rows.cumsum(1))
+        sums = propagate_carries(rows.cumsum(1))
         carries = rows[:, 1:] ^ sums[:, :-1] ^ sums[:, 1:]
         found = super().features(batch, released)
         for k in range(2, self.bits + 1):
@@ -154,7 +155,7 @@ class Multiplication(Arithmetic):
         return found | ({"carry": self.read_at(carries[:, -1, self.bits :], 1)} if released else {})
 
     def priors(self) -> list[float]:
-        """By counting, up to 10 bits; beyond, as there at both ends, and halves between: the loss is right to 1e-4."""
+        """By enumeration up to 10 bits; beyond, the same at both ends and 1/2 between, which gives the loss to 1e-4."""
         n = min(self.bits, 10)
         numbers = torch.arange(2**n)
         products = (numbers[:, None] * numbers).flatten()
@@ -167,18 +168,18 @@ class Multiplication(Arithmetic):
 
 @dataclass(frozen=True, kw_only=True)
 class MajorityOfMajorities(Binary):
-    """Groups of bits vote, then the groups: 1 where more than half are 1.
+    """The majority of the majorities of groups of bits: 1 where more than half are 1.
 
-    The paper's figures call 64 bits "32".
+    The paper's figures label 64 bits as "32".
 
     >>> print(MajorityOfMajorities(bits=16).example(seed=1))
     prompt  1100111110010110
     answer  =0<EOS>
 
     Args:
-        bits: of the input.
-        groups: equal parts; divides bits.
-        answer_only: see `StringTask`.
+        bits: Number of bits of the input.
+        groups: Number of equal groups; a divisor of bits.
+        answer_only: Exclude `=` from the loss and from decoding.
 
     Raises:
         ValueError: unless bits divide into groups.
@@ -202,28 +203,31 @@ class MajorityOfMajorities(Binary):
     def n_ctx(self) -> int:
         return self.bits + 3
 
-    def votes(self, bits: Int[Tensor, "batch bits"]) -> Int[Tensor, "batch group"]:
-        """The vote of each group."""
+    def group_majorities(self, bits: Int[Tensor, "batch bits"]) -> Int[Tensor, "batch group"]:
+        """The majority of each group."""
         return majority(bits.unflatten(1, (self.groups, -1)))
 
     def answer(self, inputs: Int[Tensor, "batch input"]) -> Int[Tensor, "batch answer"]:
-        return majority(self.votes(inputs))[:, None]
+        return majority(self.group_majorities(inputs))[:, None]
 
     def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
-        """`group_vote` (ours: the paper probes nothing here): of each group, at its last bit."""
+        """`group_vote` (not in the paper): the majority of each group, read at its last bit."""
         size = self.bits // self.groups
-        return {"group_vote": in_step(self.votes(batch.tokens[:, : self.bits]), size - 1, size)}
+        return {"group_vote": evenly_placed(self.group_majorities(batch.tokens[:, : self.bits]), size - 1, size)}
 
     def loss_plateau(self) -> float:
-        """The entropy of the answer."""
-        return coin(win(self.groups, win(self.bits // self.groups, 0.5))) / self.n_out
+        """Entropy of the answer per target, in nats."""
+        return (
+            bit_entropy(majority_probability(self.groups, majority_probability(self.bits // self.groups, 0.5)))
+            / self.n_out
+        )
 
     def published_chance(self) -> float:
         return log(2) / 3
 
 
-def settle(columns: Int[Tensor, "*batch column"]) -> Int[Tensor, "*batch column"]:
-    """The bits of a sum, given the sum of each column: carries move on, out of the last they are lost."""
+def propagate_carries(columns: Int[Tensor, "*batch column"]) -> Int[Tensor, "*batch column"]:
+    """The bits of a sum from the sum of each column; the carry out of the last column is dropped."""
     bits, carry = [], torch.zeros_like(columns[..., 0])
     for column in columns.unbind(-1):
         total = column + carry
@@ -233,15 +237,15 @@ def settle(columns: Int[Tensor, "*batch column"]) -> Int[Tensor, "*batch column"
 
 
 def majority(bits: Int[Tensor, "*batch voter"]) -> Int[Tensor, "*batch"]:
-    """1 where more than half are 1."""
+    """1 where more than half of the bits are 1, else 0."""
     return (2 * bits.sum(-1) > bits.shape[-1]).long()
 
 
-def win(voters: int, p: float) -> float:
-    """Probability of a majority among independent voters, each for it with probability p."""
+def majority_probability(voters: int, p: float) -> float:
+    """Probability that more than half of `voters` independent bits are 1, each with probability p."""
     return sum(comb(voters, k) * p**k * (1 - p) ** (voters - k) for k in range(voters // 2 + 1, voters + 1))
 
 
-def coin(p: float) -> float:
-    """Entropy in nats of what is 1 with probability p."""
+def bit_entropy(p: float) -> float:
+    """Entropy in nats of a bit that is 1 with probability p."""
     return -sum(q * log(q) for q in (p, 1 - p) if q)

@@ -1,7 +1,7 @@
-"""Graph algorithms on adjacency matrices, over a whole batch at once.
+"""Graph algorithms on batches of adjacency matrices.
 
-Row u of a matrix has the nodes that the edges of u lead to; that of an undirected graph is symmetric. Answers are
-those of SageMath's implementations, on which the data of arXiv 2505.03997 rest.
+Row u of a matrix marks the nodes that edges from u lead to; undirected graphs have symmetric matrices. Results equal
+those of SageMath's implementations, which generated the data of arXiv 2505.03997.
 """
 
 from itertools import combinations
@@ -15,7 +15,7 @@ Nodes = Int[Tensor, "batch node"]
 
 
 def distances(graphs: Graphs) -> Int[Tensor, "batch node node"]:
-    """Edges between any two nodes; as many as there are nodes where there is no path."""
+    """Number of edges on a shortest path between any two nodes; the number of nodes where there is no path."""
     nodes = graphs.shape[-1]
     step = (graphs | torch.eye(nodes, dtype=torch.bool, device=graphs.device)).float()
     within = torch.eye(nodes, device=graphs.device).expand_as(step)
@@ -27,7 +27,7 @@ def distances(graphs: Graphs) -> Int[Tensor, "batch node node"]:
 
 
 def edge_list(graphs: Graphs) -> Int[Tensor, "batch token"]:
-    """Edges in the order of their two nodes, as tail and head (the smaller first if undirected); -1 pads."""
+    """Edges as pairs of tail and head (undirected: the smaller node first) in lexicographic order, padded with -1."""
     nodes = graphs.shape[-1]
     u, v = torch.triu_indices(nodes, nodes, 1, device=graphs.device)
     forward, backward = graphs[:, u, v], graphs[:, v, u]
@@ -38,15 +38,16 @@ def edge_list(graphs: Graphs) -> Int[Tensor, "batch token"]:
 
 
 def search(graphs: Graphs, start: Int[Tensor, " batch"], *, newest: bool, again: bool) -> Nodes:
-    """Nodes in the order of their visits; each visit pushes the neighbors in ascending order.
+    """Nodes in the order in which a breadth-first or depth-first search visits them.
 
-    A queue or stack need not be kept: when each node was pushed is enough to say which comes next.
+    Each visit pushes the neighbors in ascending order. No queue or stack is kept: the time at which each node was
+    pushed determines which one is next.
 
     Args:
-        graphs: connected.
-        start: visited first.
-        newest: of those pushed visit the newest (a stack), else the oldest (a queue).
-        again: push also those that wait already; in a stack they move to the top.
+        graphs: Connected graphs.
+        start: Node visited first.
+        newest: Visit the node pushed last (a stack); otherwise the one pushed first (a queue).
+        again: Push nodes again that are waiting already; in a stack they move to the top.
     """
     nodes, never = graphs.shape[-1], -(graphs.shape[-1] ** 3)
     name = torch.arange(nodes, device=graphs.device)
@@ -63,23 +64,27 @@ def search(graphs: Graphs, start: Int[Tensor, " batch"], *, newest: bool, again:
 
 
 def shortest_path(graphs: Graphs, ends: Int[Tensor, "batch 2"]) -> Nodes:
-    """The shortest path that Sage's search from both ends finds; -1 pads.
+    """The shortest path that Sage's bidirectional search finds, padded with -1.
 
-    The two sides take turns at discovering a whole level, the first end's begins, and the first node known to both
-    is on the path. So that node lies in the middle, and comes first in the breadth-first order of the side
-    which finds it; either half of the path goes back to whatever node discovered the one at hand.
+    The two sides take turns at discovering a whole level, the first end's side first, and the first node known to both
+    is on the path. That node is in the middle of the path and comes first in the breadth-first order of the side that
+    finds it; each half of the path leads back through the nodes that discovered one another.
     """
     nodes = graphs.shape[-1]
     far = distances(graphs).take_along_dim(ends[..., None], 1)  # [batch, end, node]
     length = far[:, 0].take_along_dim(ends[:, 1:], 1)
-    found = torch.stack([search(graphs, end, newest=False, again=False).argsort(1) for end in ends.unbind(1)], 1)
+    visit_rank = torch.stack([search(graphs, end, newest=False, again=False).argsort(1) for end in ends.unbind(1)], 1)
     half = length // 2
     middle = (far[:, 0] == length - half) & (far[:, 1] == half)
-    met = torch.where(length % 2 == 1, found[:, 0], found[:, 1]).masked_fill(~middle, nodes).argmin(1, keepdim=True)
-    known = graphs | torch.eye(nodes, dtype=torch.bool, device=graphs.device)  # an end leads to itself
-    path = torch.full_like(found[:, 0], -1)
+    met = (
+        torch.where(length % 2 == 1, visit_rank[:, 0], visit_rank[:, 1])
+        .masked_fill(~middle, nodes)
+        .argmin(1, keepdim=True)
+    )
+    reachable = graphs | torch.eye(nodes, dtype=torch.bool, device=graphs.device)  # an end leads to itself
+    path = torch.full_like(visit_rank[:, 0], -1)
     for side in (0, 1):
-        back = found[:, side, None].where(known, nodes).argmin(-1)
+        back = visit_rank[:, side, None].where(reachable, nodes).argmin(-1)
         node = met
         for _ in range(nodes // 2 + 1):
             place = far[:, side].gather(1, node)
@@ -89,27 +94,28 @@ def shortest_path(graphs: Graphs, ends: Int[Tensor, "batch 2"]) -> Nodes:
 
 
 def topological_order(graphs: Graphs) -> Nodes:
-    """The order that Sage's `is_directed_acyclic` gives as its certificate: finished last, first in the order.
+    """The topological order that Sage's `is_directed_acyclic` returns as its certificate.
 
-    Its depth-first search begins at the first node left and goes on to the last of those left that an edge leads to.
-    Whatever has been entered is still left, so that the same walk from the beginning ends at the node finished next.
+    Its depth-first search begins at the first unfinished node and goes on to the last unfinished node that an edge
+    leads to; nodes come in the reverse order of finishing. Repeating the walk from the beginning ends at the node
+    finished next.
     """
     nodes = graphs.shape[-1]
     name = torch.arange(nodes, device=graphs.device)
-    left = torch.ones_like(graphs[:, 0])
+    unfinished = torch.ones_like(graphs[:, 0])
     order = []
     for _ in range(nodes):
-        onward = name.where(graphs & left[:, None], -1).amax(-1)
+        onward = name.where(graphs & unfinished[:, None], -1).amax(-1)
         onward = onward.where(onward >= 0, name)
-        for _ in range(nodes.bit_length()):  # each time twice as far
+        for _ in range(nodes.bit_length()):  # pointer doubling: each round goes twice as far
             onward = onward.gather(1, onward)
-        order.append(onward.gather(1, left.int().argmax(1, keepdim=True)))
-        left = left.scatter(1, order[-1], False)
+        order.append(onward.gather(1, unfinished.int().argmax(1, keepdim=True)))
+        unfinished = unfinished.scatter(1, order[-1], False)
     return torch.cat(order[::-1], 1)
 
 
 def spanning_tree(graphs: Graphs) -> Graphs:
-    """The edges, each one way, that join two components when taken in the order of their nodes."""
+    """Edges, each in one direction, that join two components when taken in lexicographic order (Kruskal)."""
     tree, nodes = torch.zeros_like(graphs), graphs.shape[-1]
     part = torch.arange(nodes, device=graphs.device).expand_as(graphs[:, 0])
     for u, v in combinations(range(nodes), 2):

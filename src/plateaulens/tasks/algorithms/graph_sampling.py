@@ -1,4 +1,4 @@
-"""Random connected graphs as adjacency matrices: labeled ones, or true isomorphism classes."""
+"""Random connected graphs as adjacency matrices, uniform over labeled graphs or over isomorphism classes."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,20 +14,20 @@ from plateaulens.tasks.base import permutations
 
 
 def connected_graphs(n: int, nodes: int, rng: torch.Generator, classes: bool = False) -> Graphs:
-    """`n` connected graphs: every labeled one equally likely, or with `classes` every isomorphism class."""
+    """`n` connected graphs, uniform over labeled graphs, or with `classes` over isomorphism classes."""
     graphs = random_graphs(n, nodes, rng, classes)
-    while (apart := distances(graphs)[:, 0].amax(1) == nodes).any():
-        graphs[apart] = random_graphs(int(apart.sum()), nodes, rng, classes)
+    while (unconnected := distances(graphs)[:, 0].amax(1) == nodes).any():
+        graphs[unconnected] = random_graphs(int(unconnected.sum()), nodes, rng, classes)
     return graphs
 
 
 def random_graphs(n: int, nodes: int, rng: torch.Generator, classes: bool) -> Graphs:
-    """`n` graphs, connected or not: every edge with probability 1/2, or every isomorphism class equally likely.
+    """`n` graphs, connected or not: each edge with probability 1/2, or uniform over isomorphism classes.
 
-    The latter is Dixon & Wilf's algorithm (J. Algorithms 4, 1983), which needs no list of the classes: with 11 nodes
-    there are 1,018,997,864. A permutation is drawn with the chance that it has among all pairs of a permutation
-    and a graph that it leaves as it is, then such a graph. A class of m graphs is in nodes! of these pairs whatever
-    its m, because each of its graphs has nodes!/m symmetries.
+    Classes are sampled by the algorithm of Dixon and Wilf (J. Algorithms 4, 1983), which needs no list of the classes
+    (with 11 nodes there are 1,018,997,864): a permutation is drawn with its probability among all pairs of a
+    permutation and a graph that it leaves unchanged, then such a graph. A class of m graphs is in nodes! of these pairs
+    for any m, because each of its graphs has nodes!/m symmetries.
     """
     u, v = torch.triu_indices(nodes, nodes, 1, device=rng.device)
     edges = torch.randint(2, (n, len(u)), generator=rng, device=rng.device)
@@ -44,11 +44,11 @@ def random_graphs(n: int, nodes: int, rng: torch.Generator, classes: bool) -> Gr
 
 @lru_cache
 def symmetries(nodes: int) -> tuple[Float[Tensor, " kind"], Int[Tensor, "kind edge"]]:
-    """For every kind of permutation of the nodes, by its cycle lengths: what is left as it is.
+    """The graphs that each kind of permutation of the nodes, by its cycle lengths, leaves unchanged.
 
     Returns:
-        The graphs it leaves as they are, summed over the permutations of the kind and divided by nodes!;
-        for one of them, the first edge of the orbit of each edge.
+        The number of graphs left unchanged, summed over the permutations of the kind and divided by nodes! [kind]; and
+        for one permutation of the kind the first edge of the orbit of each edge [kind edge].
     """
     kinds = list(partitions(nodes, nodes))
     u, v = torch.triu_indices(nodes, nodes, 1)
@@ -64,9 +64,9 @@ def symmetries(nodes: int) -> tuple[Float[Tensor, " kind"], Int[Tensor, "kind ed
     return 2**free / torch.tensor(same, dtype=torch.double), orbits
 
 
-def partitions(total: int, most: int) -> Iterator[tuple[int, ...]]:
-    """The ways to write `total` as a sum of numbers up to `most`, largest first."""
+def partitions(total: int, largest: int) -> Iterator[tuple[int, ...]]:
+    """All ways to write `total` as a sum of numbers up to `largest`, in descending order."""
     if total == 0:
         yield ()
-    for part in range(min(total, most), 0, -1):
+    for part in range(min(total, largest), 0, -1):
         yield from ((part, *rest) for rest in partitions(total - part, part))

@@ -1,7 +1,7 @@
 """Graph algorithms as sequences (arXiv 2505.03997): traversals, shortest path, topological sort, spanning tree.
 
-A graph is written as its edges, a pair of letters each, in lexicographic order. The answers are those of the
-reference code, down to which of several valid ones is given.
+A graph is written as its edges, each a pair of letters, in lexicographic order. Of several valid answers the one of the
+reference code is given.
 """
 
 from dataclasses import dataclass
@@ -30,14 +30,16 @@ from plateaulens.tasks.base import Feature, generator, permutations, require
 
 @dataclass(frozen=True, kw_only=True)
 class GraphTask(StringTask):
-    """Base of the graph tasks. A subclass gives `named`, `spare` and `solve`.
+    """Base of the graph tasks. A subclass defines `named`, `spare` and `solve`.
 
-    The paper draws isomorphism classes, never one twice, and names their nodes at random. Labeled graphs, the
-    default, are much the same: with 11 nodes either kind has 27.6 edges in the mean.
+    The paper draws isomorphism classes without replacement and names their nodes at random. Labeled graphs, the
+    default, are similar: with 11 nodes both kinds have 27.6 edges on average.
 
-    Attributes:
-        nodes: of each graph.
-        classes: every isomorphism class of connected graphs equally likely, as in the paper; else every labeled one.
+    Args:
+        nodes: Number of nodes of each graph, 2 to 26.
+        classes: Sample uniformly over isomorphism classes of connected graphs, as in the paper, instead of over labeled
+            graphs.
+        answer_only: Exclude `=` from the loss and from decoding.
 
     Raises:
         ValueError: unless there are 2 to 26 nodes.
@@ -46,9 +48,9 @@ class GraphTask(StringTask):
     nodes: int = 11
     classes: bool = False
     symbols = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    named: ClassVar[int] = 0  # nodes that stand before the edges
+    named: ClassVar[int] = 0  # number of nodes written before the edges
     directed: ClassVar[bool] = False
-    spare: ClassVar[int] = 0  # tokens by which the paper's sequences are longer than any example
+    spare: ClassVar[int] = 0  # tokens by which the paper's context is longer than any example
 
     def __post_init__(self) -> None:
         require(2 <= self.nodes <= 26, f"{type(self).__name__} needs 2 to 26 nodes, got nodes={self.nodes}")
@@ -62,19 +64,19 @@ class GraphTask(StringTask):
         return self.named + self.nodes * (self.nodes - 1) + self.n_answer + 2 + self.spare
 
     def loss_floor(self) -> float:
-        """0: the answer follows from the input, and `=` is certain wherever it is scored.
+        """Zero: the answer follows from the input, and `=` is certain wherever it is scored.
 
-        Where the edges end is not known beforehand, but no other target among them is scored:
-        a model that says `=` after each of them is right whenever it counts.
+        The end of the edges cannot be predicted, but no other target among them is scored: a model that predicts `=`
+        after each edge is right wherever the loss counts it.
         """
         return 0.0
 
     def published_chance(self) -> float:
-        """What the released code draws as chance: ln 27."""
+        """Chance level of the released code, ln 27."""
         return log(27)
 
     def draw(self, n: int, rng: torch.Generator) -> Graphs:
-        """Graphs as adjacency matrices; of a directed one, row u has the heads of the edges that leave u."""
+        """Graphs as adjacency matrices; in a directed graph, row u marks the heads of the edges from u."""
         return connected_graphs(n, self.nodes, rng, self.classes)
 
     def solve(self, graphs: Graphs, named: Int[Tensor, "batch named"]) -> Int[Tensor, "batch out"]:
@@ -87,19 +89,27 @@ class GraphTask(StringTask):
         return self.assemble(torch.cat([named, edge_list(graphs)], 1), self.solve(graphs, named))
 
     def read(self, batch: Batch, released: bool = False) -> tuple[Graphs, Nodes, Nodes]:
-        """The graphs of a batch, the nodes of each answer, and the positions where these stand; -1 for no node.
+        """Parse a batch.
 
         Args:
-            batch: of this task.
-            released: positions as in the ablations of the released code, which takes the place of `=` in the first
-                example for its place in all.
+            batch: Batch of this task.
+            released: Use the positions of the ablations in the released code, which takes the position of `=` in the
+                first example for its position in all.
+
+        Returns:
+            The graphs [batch node node], the nodes of each answer [batch node] and their positions [batch node]; -1 for
+            no node.
         """
-        places = batch.answer_positions[:, -self.n_answer - 1 :]  # of `=` and the nodes: each predicts the next token
-        equals, at = places[:, :1], places[:, 1:]
+        positions = batch.answer_positions[
+            :, -self.n_answer - 1 :
+        ]  # positions of `=` and of the nodes, each of which predicts the next token
+        equals, at = positions[:, :1], positions[:, 1:]
         order = batch.tokens.gather(1, at.clamp(min=0)).masked_fill(at < 0, -1)
         edges = batch.tokens[:, self.named :][:, : self.nodes * (self.nodes - 1)].unflatten(1, (-1, 2))
         written = torch.arange(self.named, self.named + 2 * edges.shape[1], 2, device=at.device) < equals
-        entry = torch.where(written, edges[..., 0] * self.nodes + edges[..., 1], self.nodes**2)  # or one too many
+        entry = torch.where(
+            written, edges[..., 0] * self.nodes + edges[..., 1], self.nodes**2
+        )  # an extra entry, dropped below, where there is no edge
         graphs = torch.zeros(len(batch), self.nodes**2 + 1, dtype=torch.bool, device=at.device)
         graphs = graphs.scatter(1, entry, True)[:, :-1].unflatten(1, (self.nodes, self.nodes))
         if released:
@@ -109,18 +119,18 @@ class GraphTask(StringTask):
 
 @dataclass(frozen=True, kw_only=True)
 class Traversal(GraphTask):
-    """A start node and the edges; the answer is every node in the order of the visits."""
+    """The prompt is a start node and the edges; the answer is every node in the order of the visits."""
 
     named = 1
 
     def published_chance(self) -> float:
-        """What the released code draws as chance: n of n+2 targets at ln 26."""
+        """Chance level of the released code: ln 26 for n of n+2 targets."""
         return self.nodes / (self.nodes + 2) * log(26)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BreadthFirstSearch(Traversal):
-    """The nodes as a breadth-first search visits them: a queue, neighbors in ascending order.
+    """The nodes in the order of a breadth-first search: a queue, neighbors in ascending order.
 
     >>> print(BreadthFirstSearch(nodes=5).example(seed=1))
     prompt  DABACBCBDBECDCE
@@ -131,17 +141,17 @@ class BreadthFirstSearch(Traversal):
         return search(graphs, named[:, 0], newest=False, again=False)
 
     def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
-        """The queue after each visit but the last, read at the node visited; and that node's neighbors."""
+        """`queue`: the waiting nodes after each visit, read at the visited node; `adjacency_list`: its neighbors."""
         graphs, order, at = self.read(batch, released)
         return {
-            "queue": Feature(waiting(graphs, order), at[:, :-1], "labels", "quiet"),
+            "queue": Feature(waiting_nodes(graphs, order), at[:, :-1], "labels", "quiet"),
             "adjacency_list": Feature(neighbors(graphs, order), at, "labels", "loud"),
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class DepthFirstSearch(Traversal):
-    """The nodes as a depth-first search visits them: a stack, of the neighbors the last in the alphabet first.
+    """The nodes in the order of a depth-first search: a stack, the last neighbor in the alphabet first.
 
     >>> print(DepthFirstSearch(nodes=5).example(seed=1))
     prompt  DABACBCBDBECDCE
@@ -152,22 +162,22 @@ class DepthFirstSearch(Traversal):
         return search(graphs, named[:, 0], newest=True, again=True)
 
     def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
-        """The neighbors of each node visited; and as in the released code the "queue", the stack of another search.
+        """`adjacency_list`: the neighbors of each visited node; `queue`: the stack of another search.
 
-        That search pushes a node once only, and so visits in another order: after r visits of its own, its stack is
-        read at the r-th node of the answer.
+        As in the released code, that search pushes a node only once and so visits in another order: its stack after r
+        of its own visits is read at the r-th node of the answer.
         """
         graphs, order, at = self.read(batch, released)
         other = search(graphs, order[:, 0], newest=True, again=False)
         return {
-            "queue": Feature(waiting(graphs, other), at[:, :-1], "labels"),
+            "queue": Feature(waiting_nodes(graphs, other), at[:, :-1], "labels"),
             "adjacency_list": Feature(neighbors(graphs, order), at, "labels", "loud"),
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShortestPath(GraphTask):
-    """Two nodes and the edges; the answer is a shortest path, as a search from both ends finds it.
+    """The prompt is two nodes and the edges; the answer is the shortest path that a bidirectional search finds.
 
     >>> print(ShortestPath(nodes=5).example(seed=1))
     prompt  DEABACBCBDBECDCE
@@ -180,13 +190,13 @@ class ShortestPath(GraphTask):
         return shortest_path(graphs, named)
 
     def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
-        """The neighbors of each node of the path, and the whole graph where that node is predicted."""
+        """The neighbors of each node of the path, and the whole graph, read where that node is predicted."""
         return adjacency(*self.read(batch, released))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TopologicalSort(GraphTask):
-    """Edges that all point the same way along a random order; the answer is an order which they allow.
+    """The prompt is the edges of an acyclic directed graph; the answer is a topological order of its nodes.
 
     >>> print(TopologicalSort(nodes=5).example(seed=1))
     prompt  BACADAEAEBECED
@@ -204,13 +214,13 @@ class TopologicalSort(GraphTask):
         return topological_order(graphs)
 
     def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
-        """The heads of the edges that leave each node, and the whole graph where that node is predicted."""
+        """The heads of the edges from each node, read there, and the whole graph, read where that node is predicted."""
         return adjacency(*self.read(batch, released))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MinimumSpanningTree(GraphTask):
-    """The edges that Kruskal's algorithm keeps; none has a weight, so that they come in the order of the input.
+    """The edges that Kruskal's algorithm keeps; edges have no weight and are taken in the order of the input.
 
     >>> print(MinimumSpanningTree(nodes=5).example(seed=1))
     prompt  ABACBCBDBECDCE
@@ -228,18 +238,18 @@ class MinimumSpanningTree(GraphTask):
 
 
 def neighbors(graphs: Graphs, order: Nodes) -> Int[Tensor, "batch out node"]:
-    """Where the edges of each node of `order` lead, as 0s and 1s."""
+    """The neighbors of each node of `order`, as 0s and 1s."""
     return (graphs.take_along_dim(order.clamp(min=0)[..., None], 1) & (order >= 0)[..., None]).long()
 
 
-def waiting(graphs: Graphs, order: Nodes) -> Int[Tensor, "batch visit node"]:
-    """After each visit but the last: the nodes seen from those visited, and not visited themselves."""
-    seen = neighbors(graphs, order).cumsum(1) > 0
-    return (seen & (F.one_hot(order, graphs.shape[-1]).cumsum(1) == 0))[:, :-1].long()
+def waiting_nodes(graphs: Graphs, order: Nodes) -> Int[Tensor, "batch visit node"]:
+    """After each visit but the last, as 0s and 1s: the neighbors of visited nodes that are not visited themselves."""
+    discovered = neighbors(graphs, order).cumsum(1) > 0
+    return (discovered & (F.one_hot(order, graphs.shape[-1]).cumsum(1) == 0))[:, :-1].long()
 
 
 def adjacency(graphs: Graphs, order: Nodes, at: Nodes) -> dict[str, Feature]:
-    """The edges of each node of the answer, read there; and all of them, read one position before."""
+    """Features of each node of the answer: its neighbors, read there, and the whole graph, read one position before."""
     edges = graphs[:, ~torch.eye(graphs.shape[-1], dtype=torch.bool, device=graphs.device)].long()
     before = torch.where(at < 0, -1, at - 1)
     return {

@@ -1,6 +1,6 @@
 """`StringTask`: the format of arXiv 2505.03997, `INPUT=OUTPUT<EOS>`, a character a token, padded with EOS.
 
-Inputs and outputs may differ in length from example to example, so the positions of an answer do too.
+Inputs and outputs may differ in length between examples, and so do the positions of the answers.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,14 @@ from plateaulens.tasks.base import Feature, Task, generator
 
 @dataclass(frozen=True, kw_only=True)
 class StringTask(Task):
-    """Base of the tasks of arXiv 2505.03997. A subclass gives `symbols`, `n_ctx`, `n_answer` and `sample`.
+    """Base of the tasks of arXiv 2505.03997. A subclass defines `symbols`, `n_ctx`, `n_answer` and `sample`.
 
-    The paper scores and decodes everything from `=` to the first EOS. Where inputs differ in length nobody can
-    know when `=` comes, but it is scored only where it does: a model that always expects it loses nothing.
+    The loss and decoding cover everything from `=` to the first EOS, as in the paper. Where inputs differ in length,
+    the position of `=` cannot be predicted, but it is scored only where it is: a model that always predicts it loses
+    nothing.
 
     Attributes:
-        answer_only: score and decode from the answer's first token on, `=` being given.
+        answer_only: Exclude `=` from the loss and from decoding, which then begin at the answer's first token.
     """
 
     answer_only: bool = False
@@ -63,23 +64,23 @@ class StringTask(Task):
         return (*super().default_metrics, "exact_match")
 
     def published_chance(self) -> float | None:
-        """The loss at the dashed "random" line of the paper's figures (released code), which score `=` too."""
+        """Loss of the dashed "random" line of the paper's figures (released code), `=` included; None if unknown."""
         return None
 
     def assemble(self, inputs: Int[Tensor, "batch input"], answers: Int[Tensor, "batch answer"]) -> Batch:
-        """Inputs and outputs, each padded on the right with -1, as a `Batch`."""
+        """A `Batch` of inputs and outputs, each padded on the right with -1."""
         n, device = len(inputs), inputs.device
-        before, size = ((x >= 0).sum(1, keepdim=True) for x in (inputs, answers))
+        input_size, answer_size = ((x >= 0).sum(1, keepdim=True) for x in (inputs, answers))
         tokens = torch.full((n, self.n_ctx), self.eos, device=device)
         tokens[:, : inputs.shape[1]] = inputs.masked_fill(inputs < 0, self.eos)
-        tokens.scatter_(1, before, self.equals)
-        places = before + 1 + torch.arange(answers.shape[1], device=device).minimum(size)  # beyond it: the first EOS
-        tokens.scatter_(1, places, answers.masked_fill(answers < 0, self.eos))
-        count, first = size + self.n_out - self.n_answer, before - int(not self.answer_only)
+        tokens.scatter_(1, input_size, self.equals)
+        offsets = torch.arange(answers.shape[1], device=device).minimum(answer_size)  # beyond the answer: the first EOS
+        tokens.scatter_(1, input_size + 1 + offsets, answers.masked_fill(answers < 0, self.eos))
+        count, first = answer_size + self.n_out - self.n_answer, input_size - int(not self.answer_only)
         order = torch.arange(self.n_out, device=device)
-        out = (first + order).masked_fill(order >= count, -1)
-        here = torch.arange(self.n_targets, device=device)
-        return Batch(tokens, out, (here >= first) & (here < first + count), self)
+        answer_positions = (first + order).masked_fill(order >= count, -1)
+        position = torch.arange(self.n_targets, device=device)
+        return Batch(tokens, answer_positions, (position >= first) & (position < first + count), self)
 
     def decode(self, tokens: Int[Tensor, " pos"]) -> str:
         names = [*self.symbols, "=", "<EOS>"]
@@ -93,14 +94,14 @@ class StringTask(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class FixedInput(StringTask):
-    """Base of those whose inputs are all of one length. A subclass gives `draw` and `answer` instead of `sample`."""
+    """Base of tasks whose inputs have one length. A subclass defines `draw` and `answer` instead of `sample`."""
 
     def draw(self, n: int, rng: torch.Generator) -> Int[Tensor, "batch input"]:
         """`n` random inputs."""
         raise NotImplementedError
 
     def answer(self, inputs: Int[Tensor, "batch input"]) -> Int[Tensor, "batch answer"]:
-        """Their outputs; -1 where an example has fewer tokens."""
+        """Outputs of `inputs`; -1 where an example has fewer tokens."""
         raise NotImplementedError
 
     def sample(self, n: int, *, seed: int | torch.Generator, device: torch.device | str = "cpu") -> Batch:
@@ -108,11 +109,11 @@ class FixedInput(StringTask):
         return self.assemble(inputs, self.answer(inputs))
 
     def loss_floor(self) -> float:
-        """0: everything scored follows from the input."""
+        """Zero: everything in the loss follows from the input."""
         return 0.0
 
 
-def in_step(labels: Int[Tensor, "batch offset"], first: int, step: int = 1, **kwargs: str) -> Feature:
-    """The feature whose offset r is read at position first + r * step of every example."""
+def evenly_placed(labels: Int[Tensor, "batch offset"], first: int, step: int = 1, **kwargs: str) -> Feature:
+    """A feature whose offset r is read at position first + r * step of every example."""
     positions = first + step * torch.arange(labels.shape[1], device=labels.device)
     return Feature(labels, positions.expand_as(labels), **kwargs)

@@ -17,7 +17,7 @@ PLUS, EQUALS = 10, 11
 class Addition(Task):
     """a + b of two numbers from 1..10^n-1, zero-padded; the answer starts with its last digit.
 
-    The final carry is the partial solution: on the plateau it is known better than the digits.
+    The final carry is the partial solution: on the plateau it is predicted better than the digits.
 
     >>> print(Addition(n=3).example(seed=1))
     prompt  7 3 4 + 3 0 3 =
@@ -27,8 +27,8 @@ class Addition(Task):
     answer  1 0 3 7
 
     Args:
-        n: digits of each number, at most 18 (64-bit integers).
-        reverse: answer with the least significant digit first, as in the paper, or last.
+        n: Number of digits of each number, at most 18 (64-bit integers).
+        reverse: Write the answer with the least significant digit first, as in the paper; otherwise last.
 
     Raises:
         ValueError: unless 1 <= n <= 18.
@@ -67,9 +67,9 @@ class Addition(Task):
     def optimal_attention(self, batch: Batch | None = None) -> tuple[Bool[Tensor, "1 query key"]]:
         """The digit pairs that each answer needs.
 
-        Reversed: its own pair and the one before it, which with the digit just written gives the carry;
-        the final carry looks at the leading pair. Otherwise (ours: the paper only reverses): its own pair
-        and all less significant ones.
+        Reversed answers need their own pair of digits and the pair before it, which with the digit just written gives
+        the carry; the final carry needs the leading pair. Otherwise (not in the paper, which only reverses) an answer
+        needs its own pair and all less significant ones.
         """
         rows = []
         for place in self.places:
@@ -82,7 +82,7 @@ class Addition(Task):
 
     @property
     def places(self) -> range:
-        """The power of ten of each answer."""
+        """Exponent of the power of ten of each answer digit."""
         return range(self.n + 1) if self.reverse else range(self.n, -1, -1)
 
     @property
@@ -94,20 +94,20 @@ class Addition(Task):
         return (self.n if self.reverse else 0,)
 
     def loss_floor(self) -> float:
-        """Entropy of b, and of a after its first digit, over the 3n+2 targets."""
-        every, tens = 10**self.n - 1, 10 ** (self.n - 1)
-        first = [tens - 1] + [tens] * 9
-        rest = sum(count / every * log(count) for count in first if count)  # H(a | its first digit)
-        return (log(every) + rest) / self.n_targets
+        """Entropy of b and of a after its first digit, divided by the 3n+2 targets, in nats."""
+        numbers, with_digit = 10**self.n - 1, 10 ** (self.n - 1)
+        counts = [with_digit - 1] + [with_digit] * 9  # numbers that begin with each digit
+        rest = sum(count / numbers * log(count) for count in counts if count)  # H(a | its first digit)
+        return (log(numbers) + rest) / self.n_targets
 
     def loss_plateau(self) -> float:
-        """The floor plus the entropy of every digit of the sum but the final carry.
+        """Loss floor plus the entropy of every digit of the sum except the final carry, in nats.
 
         A digit of a+b is uniform when a and b run over 0..10^n-1; taking the zeros out leaves
         N^2/10 - N/5 + [digit = 0] of (N-1)^2 pairs.
         """
-        big = 10**self.n
-        shares = [(big * big // 10 - big // 5 + (d == 0)) / (big - 1) ** 2 for d in range(10)]
+        count = 10**self.n
+        shares = [(count * count // 10 - count // 5 + (d == 0)) / (count - 1) ** 2 for d in range(10)]
         return self.loss_floor() + self.n * -sum(p * log(p) for p in shares if p) / self.n_targets
 
     def decode(self, tokens: Int[Tensor, " pos"]) -> str:
@@ -115,6 +115,6 @@ class Addition(Task):
 
 
 def digits(numbers: Int[Tensor, "batch 1"], count: int) -> Int[Tensor, "batch count"]:
-    """Decimal digits, most significant first."""
+    """The last `count` decimal digits of each number, most significant first."""
     powers = torch.tensor([10**i for i in range(count - 1, -1, -1)], device=numbers.device)
     return numbers // powers % 10

@@ -1,4 +1,4 @@
-"""Copy and reverse: no partial solution, so hardly a plateau (arXiv 2506.13688, figs 17 and 18)."""
+"""Copy and reverse: tasks without a partial solution and with hardly a plateau (arXiv 2506.13688, figs 17 and 18)."""
 
 from dataclasses import dataclass
 from math import log
@@ -13,11 +13,15 @@ from plateaulens.tasks.base import NumberTask, output_map, require
 
 @dataclass(frozen=True, kw_only=True)
 class Copy(NumberTask):
-    """Repeat the prompt numbers, drawn from 1..max_value; the separator is token 0.
+    """The answer is the prompt numbers in their order; the separator is token 0.
 
     >>> print(Copy(n=5, max_value=9).example(seed=0))
     prompt  9 1 3 7 8 |
     answer  9 1 3 7 8
+
+    Args:
+        n: Number of prompt numbers.
+        max_value: Largest prompt number; prompt numbers are drawn from 1..max_value.
 
     Raises:
         ValueError: unless n >= 1 and max_value >= 2.
@@ -49,17 +53,21 @@ class Copy(NumberTask):
         return (output_map([(key,) for key in keys], self.prompt_len - 1, self.n_targets),)
 
     def loss_plateau(self) -> float:
-        """(2n-1) ln(max_value) / 2n: nothing of the answer is known."""
+        """Loss of a model that knows nothing of the answer, (2n-1) ln(max_value) / 2n, in nats."""
         return (2 * self.n - 1) * log(self.max_value) / self.n_targets
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reverse(Copy):
-    """Repeat the prompt numbers backwards.
+    """The answer is the prompt numbers in reverse order; the separator is token 0.
 
     >>> print(Reverse(n=5, max_value=9).example(seed=0))
     prompt  9 1 3 7 8 |
     answer  8 7 3 1 9
+
+    Args:
+        n: Number of prompt numbers.
+        max_value: Largest prompt number; prompt numbers are drawn from 1..max_value.
     """
 
     def answer(self, x: Int[Tensor, "batch n"]) -> Int[Tensor, "batch out"]:

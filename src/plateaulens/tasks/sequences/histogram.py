@@ -19,8 +19,8 @@ class Histogram(NumberTask):
     answer  2 3 1 2 3 3
 
     Args:
-        n: prompt numbers.
-        max_value: prompt numbers are drawn from 1..max_value.
+        n: Number of prompt numbers.
+        max_value: Largest prompt number; prompt numbers are drawn from 1..max_value.
 
     Raises:
         ValueError: unless n >= 1 and max_value >= 2.
@@ -53,11 +53,11 @@ class Histogram(NumberTask):
         return (x[:, :, None] == x[:, None, :]).sum(-1)
 
     def optimal_attention(self, batch: Batch | None = None) -> Maps:
-        """First fetch the number itself; how the second layer counts is not known."""
+        """The first layer attends to the prompt number itself; no map is known for the second, which counts."""
         return output_map([(r,) for r in range(self.n)], self.prompt_len - 1, self.n_targets), None
 
     def loss_plateau(self) -> float:
-        """The floor plus the entropy of a count, 1 + Binomial(n-1, 1/max_value): only its distribution is known."""
+        """Loss floor plus the entropy of the count of each number, 1 + Binomial(n-1, 1/max_value), in nats."""
         q, rest = 1 / self.max_value, self.n - 1
         shares = [comb(rest, m) * q**m * (1 - q) ** (rest - m) for m in range(self.n)]
         return self.loss_floor() + self.n * -sum(p * log(p) for p in shares if p) / self.n_targets

@@ -15,17 +15,17 @@ from plateaulens.tasks.base import ModularTask, output_map, require
 class MovingWindowSum(ModularTask):
     """Answer i is the sum of the last k prompt numbers up to i, modulo p; the first k-1 answers are copies.
 
-    Prompt numbers are drawn from 1..p-1, the separator is token p. The copies are the partial
-    solution: a model learns them at once and then sits on the plateau.
+    Prompt numbers are drawn from 1..p-1, and the separator is token p. The copies are the partial solution: a model
+    learns them first, and its loss then stays on the plateau.
 
     >>> print(MovingWindowSum(n=6, k=2, p=7).example(seed=0))
     prompt  3 4 6 1 2 4 |
     answer  3 0 3 0 3 6
 
     Args:
-        n: prompt numbers.
-        k: window, 1 <= k <= n.
-        p: modulus, at least 3.
+        n: Number of prompt numbers.
+        p: Modulus, at least 3; prompt numbers are drawn from 1..p-1.
+        k: Width of the window, 1 <= k <= n.
 
     Raises:
         ValueError: for parameters outside these ranges.
@@ -50,7 +50,7 @@ class MovingWindowSum(ModularTask):
         return tuple(range(self.k - 1))
 
     def loss_plateau(self) -> float:
-        """The floor plus, for each true window sum, the entropy of a sum of k numbers modulo p."""
+        """Loss floor plus the entropy of a sum of k numbers modulo p for each true window sum, in nats."""
         return self.loss_floor() + (self.n - self.k + 1) * self.sum_entropy(self.k) / self.n_targets
 
 
@@ -67,17 +67,17 @@ MIXES: dict[str, tuple[tuple[int, int, int], ...]] = {
 class WindowMix(ModularTask):
     """Window sums of several widths, one segment after another (arXiv 2506.13688, fig. 19).
 
-    The copies (width 1) are the partial solution; wider segments are expected to follow one by one.
+    The copies (width 1) are the partial solution; wider segments are expected to be learned one after another.
 
     >>> print(WindowMix(n=6, p=7, mix=((1, 1, 2), (3, 3, 4))).example(seed=0))
     prompt  3 4 6 1 2 4 |
     answer  3 4 2 0
 
     Args:
-        n: prompt numbers.
-        p: modulus, at least 3.
-        mix: one of the paper's layouts by name, or segments (k, first, last): the sums of k numbers that
-            start at prompt numbers first..last, counted from 1.
+        n: Number of prompt numbers.
+        p: Modulus, at least 3; prompt numbers are drawn from 1..p-1.
+        mix: Name of one of the paper's layouts, such as 123_disjoint_454, or segments (k, first, last): the sums of k
+            numbers that start at prompt numbers first..last, counted from 1.
 
     Raises:
         ValueError: for an unknown name, or a segment that leaves the prompt.
@@ -117,7 +117,7 @@ class WindowMix(ModularTask):
         return torch.cat(sums, 1) % self.p
 
     def optimal_attention(self, batch: Batch | None = None) -> tuple[Bool[Tensor, "1 query key"]]:
-        """Each answer looks at its window (ours: the paper defines no map for the mixes)."""
+        """Each answer attends to its window (the paper defines no map for the mixes)."""
         return (output_map([tuple(w) for w in self.windows], self.prompt_len - 1, self.n_targets),)
 
     @property
@@ -138,6 +138,6 @@ class WindowMix(ModularTask):
         return tuple(i for i, window in enumerate(self.windows) if len(window) == 1)
 
     def loss_plateau(self) -> float:
-        """The floor plus the entropy of every answer that sums more than one number."""
+        """Loss floor plus the entropy of every answer that sums more than one number, in nats."""
         unknown = sum(self.sum_entropy(len(window)) for window in self.windows if len(window) > 1)
         return self.loss_floor() + unknown / self.n_targets

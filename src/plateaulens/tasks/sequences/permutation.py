@@ -1,4 +1,4 @@
-"""Applying a permutation that stands in the prompt (arXiv 2506.13688, figs 13 and 14)."""
+"""Applying a permutation given in the prompt (arXiv 2506.13688, figs 13 and 14)."""
 
 from dataclasses import dataclass
 from math import comb, lgamma, log
@@ -13,15 +13,15 @@ from plateaulens.tasks.base import Maps, Task, generator, permutations, require
 
 @dataclass(frozen=True, kw_only=True)
 class Permutation(Task):
-    """n values from n+1..2n, a permutation of 1..n, and the values in the permuted order: y_i = x[pi(i)].
+    """The prompt is n values from n+1..2n and a permutation pi of 1..n; the answer is y_i = x[pi(i)].
 
     >>> print(Permutation(n=4).example(seed=0))
     prompt  5 8 6 5 | 1 3 2 4 |
     answer  5 6 8 5
 
     Args:
-        n: values.
-        compose: apply the permutation so many times.
+        n: Number of values, and length of the permutation.
+        compose: Number of times that the permutation is applied.
 
     Raises:
         ValueError: unless n >= 2 and compose >= 1.
@@ -69,42 +69,42 @@ class Permutation(Task):
         return self.batch(prompt, x.gather(1, power(pi, self.compose)))
 
     def permutation(self, batch: Batch) -> Int[Tensor, "batch n"]:
-        """The permutations of a batch, counted from 0."""
+        """The permutation of each example, as indices from 0."""
         return batch.tokens[:, self.n + 1 : 2 * self.n + 1] - 1
 
     def optimal_attention(self, batch: Batch | None = None) -> Maps:
-        """At the answer: look pi up (once for each time it is applied), then the value it names."""
-        pi = self._needed(batch)
+        """At each answer position: one layer looks up pi for each application, the last the value at that index."""
+        pi = self._permutation_of(batch)
         hops = [power(pi, i) + self.n + 1 for i in range(self.compose)]
-        return tuple(self._at(keys, self.prompt_len - 1) for keys in [*hops, power(pi, self.compose)])
+        return tuple(self._map(keys, self.prompt_len - 1) for keys in [*hops, power(pi, self.compose)])
 
     def alternative_attention(self, batch: Batch | None = None) -> Maps | None:
-        """At each number of the permutation: fetch the value it names; at the answer: fetch that. Only compose=1."""
+        """A second route, for compose=1: fetch the value at each permutation position, then copy it to the answer."""
         if self.compose > 1:
             return None
         keys = torch.arange(self.n, device=None if batch is None else batch.tokens.device) + self.n + 1
-        return self._at(self._needed(batch), self.n + 1), self._at(keys[None], self.prompt_len - 1)
+        return self._map(self._permutation_of(batch), self.n + 1), self._map(keys[None], self.prompt_len - 1)
 
-    def _needed(self, batch: Batch | None) -> Int[Tensor, "batch n"]:
-        require(batch is not None, "the attention of Permutation differs from prompt to prompt; pass the batch")
+    def _permutation_of(self, batch: Batch | None) -> Int[Tensor, "batch n"]:
+        require(batch is not None, "the attention maps of Permutation depend on the prompts; pass batch=")
         assert batch is not None
         return self.permutation(batch)
 
-    def _at(self, keys: Int[Tensor, "batch n"], first: int) -> Bool[Tensor, "batch query key"]:
-        """The map with key keys[s, r] for sample s at query first + r."""
+    def _map(self, keys: Int[Tensor, "batch n"], first: int) -> Bool[Tensor, "batch query key"]:
+        """The attention map with key keys[s, r] for sample s at query first + r."""
         omega = torch.zeros(len(keys), self.n_targets, self.n_targets, dtype=torch.bool, device=keys.device)
         omega[:, first : first + self.n].scatter_(2, keys[..., None], True)
         return omega
 
     def loss_floor(self) -> float:
-        """((n-1) ln n + ln n!) / targets: the values are unpredictable, the permutation has no repeats."""
+        """Entropy of the values after the first and of the permutation, ((n-1) ln n + ln n!) / targets, in nats."""
         return ((self.n - 1) * log(self.n) + lgamma(self.n + 1)) / self.n_targets
 
     def loss_plateau(self) -> float:
-        """The floor plus the entropy of the answer when only its multiset is known.
+        """Loss floor plus the entropy of the answer when only its multiset is known, in nats.
 
-        That is E ln(n! / (m_1! m_2! ...)) over the multiplicities m of n uniform draws from n values: a
-        model that knows which values occur and how often, crosses off what it has written, but not their order.
+        The entropy is E ln(n! / (m_1! m_2! ...)) over the multiplicities m of n uniform draws from n values: the
+        model knows which values occur and how often, but not their order.
         """
         n = self.n
         share = [comb(n, m) * (1 / n) ** m * (1 - 1 / n) ** (n - m) for m in range(n + 1)]
@@ -116,7 +116,7 @@ class Permutation(Task):
 
 
 def power(pi: Int[Tensor, "batch n"], times: int) -> Int[Tensor, "batch n"]:
-    """The permutation applied `times` times."""
+    """The permutation composed with itself `times` times."""
     result = torch.arange(pi.shape[1], device=pi.device).expand_as(pi)
     for _ in range(times):
         result = result.gather(1, pi)

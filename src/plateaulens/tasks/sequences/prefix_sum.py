@@ -15,16 +15,16 @@ from plateaulens.tasks.base import ModularTask, output_map, permutations, requir
 class PrefixSum(ModularTask):
     """Answer i is the sum of all prompt numbers up to i, modulo p.
 
-    No two neighboring answers are equal, so repetition says nothing here; look at the entropy.
+    Consecutive answers are never equal, so repetition is uninformative here; the entropy of the answer is informative.
 
     >>> print(PrefixSum(n=6, p=7).example(seed=0))
     prompt  3 4 6 1 2 4 |
     answer  3 0 6 0 2 6
 
     Args:
-        n: prompt numbers.
-        p: modulus, at least 3.
-        no_repeat: draw the prompt numbers without replacement (n <= p-1). With n = p-1 they are a
+        n: Number of prompt numbers.
+        p: Modulus, at least 3; prompt numbers are drawn from 1..p-1.
+        no_repeat: Draw the prompt numbers without replacement, which needs n <= p-1. With n = p-1 they are a
             permutation, so that the last answer is always the same.
 
     Raises:
@@ -49,7 +49,7 @@ class PrefixSum(ModularTask):
         return x.cumsum(1) % self.p
 
     def optimal_attention(self, batch: Batch | None = None) -> tuple[Bool[Tensor, "1 query key"]]:
-        """Answer r adds prompt number r to the answer before it, which stands at the query itself."""
+        """Answer r attends to prompt number r and to the previous answer, which is at the query position itself."""
         rows: list[tuple[int, ...]] = [(r, r + self.n) if r else (0,) for r in range(self.n)]
         return (output_map(rows, self.prompt_len - 1, self.n_targets),)
 
@@ -63,15 +63,15 @@ class PrefixSum(ModularTask):
         return tuple(dict.fromkeys((0, *constant)))
 
     def loss_floor(self) -> float:
-        """The entropy of the prompt numbers after the first, drawn with or without replacement."""
+        """Entropy of the prompt numbers after the first, drawn with or without replacement, per target, in nats."""
         if not self.no_repeat:
             return super().loss_floor()
         return sum(log(self.p - 1 - i) for i in range(1, self.n)) / self.n_targets
 
     def loss_plateau(self) -> float:
-        """The floor plus ln(p-1) for each answer but the partial ones.
+        """Loss floor plus ln(p-1) for each answer outside the partial solution, in nats.
 
-        That is the loss of a model that knows of an answer only that it differs from the one before. With
-        `no_repeat` it is an upper bound on what the answer before tells.
+        This is the loss of a model that only knows that an answer differs from the previous one; with `no_repeat` it is
+        an upper bound.
         """
         return self.loss_floor() + (self.n - len(self.partial_positions)) * log(self.p - 1) / self.n_targets

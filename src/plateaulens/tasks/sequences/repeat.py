@@ -1,4 +1,4 @@
-"""Repeat tasks: the answer is one number over and over (arXiv 2506.13688, figs 7, 21 and 22)."""
+"""Repeat tasks: the answer is one number repeated (arXiv 2506.13688, figs 7, 21 and 22)."""
 
 from dataclasses import dataclass
 from math import log
@@ -13,7 +13,7 @@ from plateaulens.tasks.base import ModularTask, output_map, require
 
 @dataclass(frozen=True, kw_only=True)
 class Repeat(ModularTask):
-    """All answers follow from the first prompt number: x_1, in part j increased by j.
+    """The answer repeats the first prompt number x_1 in k equal parts; part j = 0, 1, ... holds (x_1 + j) mod p.
 
     k = 1, 2 and 4 are the paper's Repeat_1, Repeat_2 and Repeat_4.
 
@@ -22,9 +22,9 @@ class Repeat(ModularTask):
     answer  3 3 3 4 4 4
 
     Args:
-        n: prompt numbers, and answers.
-        p: modulus, at least 3.
-        k: equal parts of the answer; divides n.
+        n: Number of prompt numbers, and of answers.
+        p: Modulus, at least 3; prompt numbers are drawn from 1..p-1.
+        k: Number of equal parts of the answer; a divisor of n.
 
     Raises:
         ValueError: for parameters outside these ranges.
@@ -44,7 +44,7 @@ class Repeat(ModularTask):
         return (x[:, :1] + part) % self.p
 
     def optimal_attention(self, batch: Batch | None = None) -> tuple[Bool[Tensor, "1 query key"]]:
-        """Every answer looks at the first number (ours: the paper defines no map for these tasks)."""
+        """Every answer attends to the first prompt number (the paper defines no map for these tasks)."""
         return (output_map([(0,)] * self.n, self.prompt_len - 1, self.n_targets),)
 
     @property
@@ -65,5 +65,5 @@ class Repeat(ModularTask):
         return tuple(positions[1:] for positions in self.parts.values())
 
     def loss_plateau(self) -> float:
-        """The floor plus ln(p-1) for the first answer: later ones follow from it."""
+        """Loss floor plus ln(p-1) for the first answer, from which the others follow, in nats."""
         return self.loss_floor() + log(self.p - 1) / self.n_targets
