@@ -1,16 +1,16 @@
 # Every target sets up what it needs; a machine needs Python 3.11+ and make.
 #   make demo    train the paper's moving-window sum and write its report
-#   make test    the tests, in at most 8 minutes
-#   make check   everything CI runs: lint, types, tests, slow tests, TransformerLens 3.9
+#   make test    the quick tests, in at most 5 minutes on 2 cores
+#   make check   everything that CI runs, in at most 40 minutes
 PYTHON ?= python3
 RUN ?= runs/demo
 # Two processes of one thread each: more threads than cores makes torch many times slower.
 TEST = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q -n 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: setup demo test test-slow test-tl3 lint types check bench clean
+.PHONY: setup demo test test-slow test-tl3 notebooks docs lint types check bench clean
 
-# torch comes first and pinned: a later, looser request would fetch gigabytes of CUDA.
+# torch is installed first and pinned: installed as a dependency it may come with gigabytes of CUDA libraries.
 define environment
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/pip install -q --no-compile -c $(2) torch
@@ -27,13 +27,20 @@ setup: .venv/.ready
 demo: .venv/.ready
 	.venv/bin/plateaulens train mws --steps 400 --seed 0 --out $(RUN) --overwrite
 
-# What pretends to be a second device would show in other tests: it has processes of its own.
+# second_device.py replaces parts of PyTorch for its process, so it does not run beside other tests.
 test: .venv/.ready
-	$(call TEST,.venv)
+	$(call TEST,.venv) --ignore tests/end_to_end/test_docs.py
 	$(call TEST,.venv) tests/end_to_end/second_device.py
 
 test-slow: .venv/.ready
-	$(call TEST,.venv) -m slow
+	$(call TEST,.venv) -m slow --ignore tests/end_to_end/test_notebooks.py
+
+notebooks: .venv/.ready
+	$(call TEST,.venv) -m 'slow or not slow' tests/end_to_end/test_notebooks.py
+
+# Every snippet of the README and of docs/ runs, and every command parses.
+docs: .venv/.ready
+	$(call TEST,.venv) tests/end_to_end/test_docs.py
 
 test-tl3: .venv-tl3/.ready
 	$(call TEST,.venv-tl3)
@@ -44,8 +51,9 @@ lint: .venv/.ready
 
 types: .venv/.ready
 	.venv/bin/mypy
+	.venv/bin/pyright
 
-check: lint types test test-slow test-tl3
+check: lint types test test-slow notebooks docs test-tl3
 
 bench: .venv/.ready
 	.venv/bin/python benchmarks/bench.py
