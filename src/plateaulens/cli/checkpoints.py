@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from plateaulens.cli.base import Group, given_values, main, option, usable
+from plateaulens.cli.base import Group, given_values, main, option, require_device
 
 
 @main.group(cls=Group)
@@ -92,7 +92,7 @@ def measure(
     from plateaulens.lm.evaluation import SHOWN
 
     if device is not None:
-        usable(device)
+        require_device(device)
     if (drawn := given_values(decoding)) and not sample:
         raise ValueError(f"--{min(drawn).replace('_', '-').replace('draws', 'seed')} is about draws; add --sample")
     options: dict[str, Any] = {"device": device, "dtype": getattr(torch, dtype)}

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from plateaulens.cli.base import given_values, main, option, usable
+from plateaulens.cli.base import given_values, main, option, require_device
 
 
 @main.command()
@@ -53,7 +53,7 @@ def pretrain(
     from plateaulens.lm import pretraining
 
     dtypes = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
-    usable(device)
+    require_device(device)
     try:
         folder = pretraining.pretrain(
             out,

@@ -1,129 +1,211 @@
-"""Training and reproducing: parse, call, print a path."""
+"""Training, its reports and the reproductions of papers from the command line."""
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from plateaulens.cli.base import given_values, main, option, usable
+from plateaulens.cli.base import Group, main, option, require_device
+from plateaulens.cli.task_options import MODEL_OPTIONS, TRAIN_OPTIONS, field_options, field_texts
 
-TASK_OPTIONS = (
-    *("n", "k", "p", "max_value", "mix", "compose", "no_repeat", "reverse"),
-    *("bits", "groups", "length", "largest", "nodes", "answer_only"),
-    *("rows", "cols", "rank", "p_mask", "mask", "factors", "precision", "limit"),
-)
-TRAIN_OPTIONS = (
-    *("steps", "batch_size", "lr", "optimizer", "momentum", "adam_lr", "schedule", "warmup", "decay"),
-    *("weight_decay", "grad_clip"),
-)
+SUMMARIES = {  # the names of `TASKS`, whose import would load torch
+    "mws": "Moving-window sum: each answer is the sum of the last k numbers, modulo p.",
+    "mix": "Window sums of several widths, one segment after another.",
+    "prefix": "Prefix sum: each answer is the sum of all numbers so far, modulo p.",
+    "addition": "Addition of two decimal numbers of n digits.",
+    "permutation": "Values in the order of a permutation that is part of the prompt.",
+    "histogram": "How often each number occurs in the prompt.",
+    "copy": "The numbers of the prompt, copied.",
+    "reverse": "The numbers of the prompt in reverse order.",
+    "repeat": "Parts of the answer that repeat one number.",
+    "binary-addition": "Addition of two binary numbers.",
+    "multiplication": "Multiplication of two binary numbers.",
+    "majority": "Majority of the majorities of groups of bits.",
+    "subarray": "Largest sum of a contiguous subarray.",
+    "activities": "Largest set of activities that do not overlap.",
+    "bfs": "Order in which a breadth-first search visits the nodes of a graph.",
+    "dfs": "Order in which a depth-first search visits the nodes of a graph.",
+    "path": "Shortest path in a weighted graph.",
+    "topological": "Topological order of a directed graph.",
+    "mst": "Minimum spanning tree of a weighted graph.",
+    "matrix": "Completion of low-rank matrices of one size.",
+    "matrix-mixture": "Completion of square low-rank matrices of several sizes.",
+    "matrix-sequence": "Matrix completion as next-token prediction by a decoder.",
+}
+COMMON_OPTIONS = [
+    click.Option(["--seed"], default=0, show_default=True, help="Seed of the initial weights and of the data."),
+    click.Option(["--out"], type=click.Path(path_type=Path), help="Run folder.  [default: runs/TASK-SEED]"),
+    click.Option(["--overwrite"], is_flag=True, help="Rename an existing run folder instead of refusing it."),
+    click.Option(["--small"], is_flag=True, help="Use a shorter task and a smaller model: minutes on a CPU."),
+    click.Option(["--device"], default="cpu", show_default=True, help="Device to train on: cpu, cuda or mps."),
+    click.Option(
+        ["--metrics"],
+        multiple=True,
+        metavar="NAMES",
+        help="Names of the metrics to record, separated by commas; repeatable.  [default: those of the task]",
+    ),
+    click.Option(["--every"], default=5, show_default=True, help="Number of steps between two measurements."),
+    click.Option(["--save-every"], default=50, show_default=True, help="Number of steps between two checkpoints."),
+    click.Option(
+        ["--eval-size"],
+        type=click.IntRange(1),
+        default=256,
+        show_default=True,
+        help="Number of examples in the evaluation batch.",
+    ),
+]
+INTERVENTION_OPTIONS = [
+    click.Option(["--scale-attention"], type=float, help="Factor on the attention at the task's optimal positions."),
+    click.Option(
+        ["--from-step"],
+        default=0,
+        show_default=True,
+        help="First step of --scale-attention; the steps before it are a run of their own, OUT-past.",
+    ),
+    click.Option(
+        ["--freeze"],
+        multiple=True,
+        metavar="PART",
+        help="Part of the model that is not trained: attn, mlp, embed, KQ, ...; repeatable.",
+    ),
+    click.Option(
+        ["--from", "donor"],
+        type=click.Path(path_type=Path),
+        metavar="RUN",
+        help="Run whose last checkpoint gives the frozen parts their weights.",
+    ),
+]
 
 
-@main.command()
-@click.argument("task")
-@option("--steps", type=int, help="Optimizer updates.  [default: the paper's, 400 for mws]")
-@option("--seed", default=0, help="Of the initial weights and of the data.")
-@option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: runs/TASK-SEED]")
-@option("--overwrite", is_flag=True, help="Rename a folder that is in the way.")
-@option("--small", is_flag=True, help="The quick setting: a shorter task, d_model 64, batch 64, lr 1e-3.")
-@option("--n", type=int, help="Prompt numbers of the task; digits of addition.")
-@option("--k", type=int, help="Window of mws; parts of repeat.")
-@option("--p", type=int, help="Modulus of mws, mix, prefix and repeat.")
-@option("--max-value", type=int, help="Largest number of copy, reverse and histogram.")
-@option("--mix", help="Segments of mix: 123_disjoint_454, 124_stair_653, ...")
-@option("--compose", type=int, help="How often permutation is applied.")
-@option("--no-repeat", is_flag=True, default=None, help="Draw the numbers of prefix without replacement.")
-@option("--reverse/--no-reverse", default=None, help="Digit order of addition's answer.")
-@option("--bits", type=int, help="Of binary-addition (or addition, which it makes binary), multiplication, majority.")
-@option("--groups", type=int, help="Of majority.")
-@option("--length", type=int, help="Of subarray.")
-@option("--largest", type=int, help="Number of subarray.")
-@option("--nodes", type=int, help="Of bfs, dfs, path, topological and mst.")
-@option("--answer-only", is_flag=True, default=None, help="Do not score the `=` of those from binary-addition on.")
-@option("--rows", type=int, help="Of matrix.")
-@option("--cols", type=int, help="Of matrix.")
-@option("--rank", type=int, help="Of matrix.")
-@option("--p-mask", type=float, help="Probability that a cell of matrix is hidden.")
-@option("--mask", help="What of matrix is hidden: random, row, column or block.")
-@option("--factors", help="Distribution of matrix: uniform, gaussian, laplace, signs or bounded.")
-@option("--precision", type=float, help="To which entries of matrix are rounded.")
-@option("--limit", type=float, help="Largest entry of matrix that has a token.")
-@option("--attention", help="linear or softmax.  [default: linear]")
-@option("--layers", "n_layers", type=int, help="[default: what the task needs]")
-@option("--heads", "n_heads", type=int, help="[default: 1]")
-@option("--d-model", type=int, help="Width.  [default: 256]")
-@option("--init-scale", type=float, help="Factor on all initial weights.  [default: 1]")
-@option("--batch-size", type=int, help="Sequences an update.  [default: 256]")
-@option("--lr", type=float, help="Learning rate.  [default: 1e-4]")
-@option("--optimizer", help="adam, adamw, sgd or muon.  [default: adam]")
-@option("--momentum", type=float, help="Of sgd and muon.  [default: 0, 0.95]")
-@option("--adam-lr", type=float, help="Of what muon leaves to AdamW.  [default: 1e-4]")
-@option("--schedule", help="constant, cosine or wsd.  [default: constant]")
-@option("--warmup", type=int, help="Updates with a rising learning rate.  [default: 0]")
-@option("--decay", type=int, help="Last updates of wsd, with a falling learning rate.  [default: 0]")
-@option("--weight-decay", type=float, help="[default: 0]")
-@option("--grad-clip", type=float, help="Largest global gradient norm.")
-@option("--scale-attention", "scale", type=float, help="Factor on attention on the task's optimal map.")
-@option("--from-step", default=0, help="From which step on attention is scaled; the steps before go to OUT-past.")
-@option("--freeze", "frozen", multiple=True, help="A part that does not learn: attn, mlp, embed, KQ, ... Repeatable.")
-@option("--from", "donor", type=click.Path(path_type=Path), help="The frozen parts are those of this run's last step.")
-@option("--every", default=5, help="Measure every so many steps.")
-@option("--save-every", default=50, help="Save weights and state every so many steps.")
-@option("--eval-size", default=256, help="Held-out prompts.")
-@option("--device", default="cpu", help="cpu, cuda or mps.")
-def train(
-    task: str,
-    seed: int,
-    out: Path | None,
-    overwrite: bool,
-    small: bool,
-    every: int,
-    save_every: int,
-    eval_size: int,
-    device: str,
-    scale: float | None,
-    from_step: int,
-    frozen: tuple[str, ...],
-    donor: Path | None,
-    **given: Any,
-) -> None:
-    """Train a transformer on TASK, measure it, and write a report.
+class TaskCommand(click.Command):
+    """`plateaulens train TASK`.
+
+    The options are made when they are first needed, so that listing the tasks loads no torch.
+    """
+
+    sections: dict[str, list[click.Option]] = {}
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """The options of the task, its model, its training and its recording."""
+        if not self.params:
+            self.sections = _sections(str(self.name))
+            self.params = [parameter for section in self.sections.values() for parameter in section]
+        return super().get_params(ctx)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the options; the error for an option of other tasks names these."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            from plateaulens.tasks import TASKS
+
+            field = error.option_name.lstrip("-").replace("-", "_")
+            owners = [name for name, cls in TASKS.items() if field in field_texts(cls)]
+            if not owners:
+                raise
+            option_name, those = error.option_name, ", ".join(owners)
+            raise click.UsageError(f"{self.name} has no option {option_name}; it is an option of {those}") from error
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options in sections, then an example of the task."""
+        self.get_params(ctx)
+        for title, options in (self.sections | {"Help": [self.get_help_option(ctx)]}).items():
+            if records := [record for option in options if option and (record := option.get_help_record(ctx))]:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+        example = _recipe(str(self.name), small=True).task.example()
+        with formatter.section("An example of a small size"):
+            formatter.write("".join(f"  {line}\n" for line in example.splitlines()))
+
+
+class TaskGroup(Group):
+    """The group of `plateaulens train`, with a command for each task."""
+
+    kind = "task"
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The tasks in the order of the papers."""
+        return list(self.commands)
+
+
+@main.group(cls=TaskGroup)
+def train() -> None:
+    """Train a transformer on a task, record its metrics and write a report.
+
+    `plateaulens train TASK --help` shows the options of a task.
 
     Example: plateaulens train mws --steps 400 --seed 0 --out runs/mws-0
     """
-    import plateaulens as pl
-    from plateaulens._registry import build, look_up
-    from plateaulens.papers.abrupt_learning import recipes as plateau
+
+
+def _sections(name: str) -> dict[str, list[click.Option]]:
+    """The options of a task by the heading under which its help shows them."""
+    recipe, small = _recipe(name), _recipe(name, small=True)
+    task = type(recipe.task)
+    models = recipe.model_config(), small.model_config()
+    known_attention = recipe.task.optimal_attention(recipe.task.sample(1, seed=0)) is not None
+    hidden = set() if known_attention else {"scale_attention", "from_step"}
+    hidden |= {"small"} if small == recipe else set()
+    return {
+        "Task": field_options(task, "task", field_texts(task), recipe.task, small.task),
+        "Model": field_options(type(models[0]), "model", MODEL_OPTIONS, *models),
+        "Training": field_options(type(recipe.train), "train", TRAIN_OPTIONS, recipe.train, small.train),
+        "Interventions": [option for option in INTERVENTION_OPTIONS if option.name not in hidden],
+        "Run": [option for option in COMMON_OPTIONS if option.name not in hidden],
+    }
+
+
+def _recipe(name: str, *, small: bool = False) -> Any:
+    """The recipe of a task at the size of its paper, or at that of a laptop."""
+    from plateaulens.papers.abrupt_learning import recipes as abrupt
     from plateaulens.papers.matrix_completion import recipes as matrices
     from plateaulens.papers.quiet_features import recipes as quiet
 
-    abrupt, *others = (papers.SMALL_RECIPES if small else papers.RECIPES for papers in (plateau, quiet, matrices))
-    known = {name: abrupt[name] for name in plateau.GROUPS["tasks"]} | others[0] | others[1]
-    task = "binary-addition" if task == "addition" and given["bits"] is not None else task
-    recipe = look_up("task", task, known)
-    values = given_values(given)
-    learner = build(type(recipe.task), {**asdict(recipe.task), **_take(values, TASK_OPTIONS)}, f"task {task!r}")
-    learning, schedule = _take(values, TRAIN_OPTIONS), recipe.train
-    if task in quiet.RECIPES and "steps" in learning:  # its warm-up is a share of the steps
+    tables = [paper.SMALL_RECIPES if small else paper.RECIPES for paper in (abrupt, quiet, matrices)]
+    return next(table[name] for table in tables if name in table)
+
+
+def _chosen_recipe(name: str, options: dict[str, Any]) -> Any:
+    """The recipe of a task with the values that were given on the command line."""
+    from plateaulens.papers.quiet_features import recipes as quiet
+
+    def given(prefix: str) -> dict[str, Any]:
+        start = f"{prefix}_"
+        return {k.removeprefix(start): v for k, v in options.items() if k.startswith(start) and v is not None}
+
+    recipe = _recipe(name, small=options.get("small", False))
+    learning, schedule = given("train"), recipe.train
+    if name in quiet.RECIPES and "steps" in learning:  # its warm-up is a share of the steps
         schedule = quiet.schedule(learning["steps"], schedule.lr, schedule.batch_size)
-    recipe = replace(
+    return replace(
         recipe,
-        task=learner,
+        task=replace(recipe.task, **given("task")),
         train=replace(schedule, **learning),
-        model={**recipe.model, **values},
-        scale=scale,
-        from_step=from_step,
-        frozen=frozen,
-        optimal=donor is not None,
+        model=recipe.model | given("model"),
+        scale=options.get("scale_attention"),
+        from_step=options.get("from_step", 0),
+        frozen=options["freeze"],
+        optimal=options["donor"] is not None,
     )
-    if eval_size < 1:
-        raise ValueError(f"--eval-size needs at least 1 prompt, got {eval_size}")
-    usable(device)
-    folder = out or Path("runs") / f"{task}-{seed}"
-    if (folder / "run.json").is_file() and not overwrite:
-        raise FileExistsError(f"{folder} holds a run; `plateaulens resume {folder}`, --overwrite, or another --out")
+
+
+def _train(name: str, **options: Any) -> None:
+    """Train the task `name` with the options of its command."""
+    import plateaulens as pl
+
+    recipe = _chosen_recipe(name, options)
+    seed, device, donor = options["seed"], options["device"], options["donor"]
+    require_device(device)
+    folder = options["out"] or Path("runs") / f"{name}-{seed}"
+    if (folder / "run.json").is_file() and not options["overwrite"]:
+        raise FileExistsError(
+            f"{folder} holds a run; `plateaulens resume {folder}` continues it, or give --overwrite or another --out"
+        )
+    metrics = [metric.strip() for names in options["metrics"] for metric in names.split(",")]
     _finish(
         folder,
         lambda: recipe.record(
@@ -131,25 +213,37 @@ def train(
             seed=seed,
             donor=None if donor is None else pl.Run(donor),
             device=device,
-            eval_batch=learner.sample(eval_size, seed=1, device=device),
-            every=every,
-            save_every=save_every,
-            overwrite=overwrite,
+            eval_batch=recipe.task.sample(options["eval_size"], seed=1, device=device),
+            metrics=metrics or None,
+            every=options["every"],
+            save_every=options["save_every"],
+            overwrite=options["overwrite"],
         ),
+    )
+
+
+for _name, _summary in SUMMARIES.items():
+    train.add_command(
+        TaskCommand(
+            _name,
+            callback=partial(_train, _name),
+            short_help=_summary,
+            help=f"{_summary}\n\n\b\nExample: plateaulens train {_name} --seed 0 --out runs/{_name}-0",
+        )
     )
 
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@option("--device", help="cpu, cuda or mps.  [default: where it began]")
+@option("--device", help="Device to train on: cpu, cuda or mps.  [default: the one it started on]")
 def resume(run: Path, device: str | None) -> None:
-    """Finish RUN from its newest exact state, to the bytes of a run that was never cut off.
+    """Continue RUN from its newest saved state; the result is byte for byte that of an uninterrupted run.
 
     Example: plateaulens resume runs/mws-0
     """
     import plateaulens as pl
 
-    usable(device or pl.Run(run).config["device"])
+    require_device(device or pl.Run(run).config["device"])
     _finish(run, lambda: pl.resume(run, device=device))
 
 
@@ -168,64 +262,59 @@ def report(runs: tuple[Path, ...]) -> None:
 
 @main.command()
 @click.argument("names", nargs=-1)
-@option("--out", default="runs/plateau", type=click.Path(path_type=Path), help="Folder of the runs.")
-@option("--seeds", default=3, help="Seeds 0, 1, ... of each.")
-@option("--small", is_flag=True, help="The small settings: minutes on a laptop instead of hours.")
-@option("--device", default="cpu", help="cpu, cuda or mps.")
+@option("--out", default="runs/plateau", type=click.Path(path_type=Path), help="Folder in which the runs are stored.")
+@option("--seeds", default=3, help="Number of seeds for each recipe: 0, 1, ...")
+@option("--small", is_flag=True, help="Use shorter tasks and smaller models: minutes on a laptop instead of hours.")
+@option("--device", default="cpu", help="Device to train on: cpu, cuda or mps.")
 def reproduce(names: tuple[str, ...], out: Path, seeds: int, small: bool, device: str) -> None:
-    """Train the tasks of arXiv 2506.13688 (all, or those of NAMES) with their reports; call again to go on.
+    """Train recipes of arXiv 2506.13688 with their reports: all tasks, or the recipes NAMES.
+
+    Finished runs are kept and stopped ones continue, so the same command can be given again.
 
     Example: plateaulens reproduce copy reverse --small --seeds 2 --out runs/plateau
     """
-    from plateaulens.papers.abrupt_learning import recipes as plateau
+    from plateaulens.papers.abrupt_learning import recipes
     from plateaulens.report import headline, plateau_of
 
-    usable(device)
+    require_device(device)
     try:
-        for name, run in plateau.reproduce(names, out, seeds=seeds, small=small, device=device):
+        for name, run in recipes.reproduce(names, out, seeds=seeds, small=small, device=device):
             click.echo(f"{name}: " + ", ".join(f"{k} {v}" for k, v in headline(run, plateau_of(run)).items()))
             click.echo(_write_report(run))
     except KeyboardInterrupt:
-        click.echo("stopped; the same command goes on", err=True)
+        click.echo("stopped; give the same command again to continue", err=True)
         sys.exit(130)
 
 
 @main.command()
 def tasks() -> None:
-    """List every task with an example.
+    """List every task with an example of a prompt and its answer.
 
     Example: plateaulens tasks
     """
-    import inspect
-
     from plateaulens.tasks import TASKS
 
     for name, cls in TASKS.items():
-        click.echo(f"{name}: {inspect.getdoc(cls).splitlines()[0]}")  # type: ignore[union-attr]
+        click.echo(f"{name}: {SUMMARIES[name]}")
         click.echo("\n".join(f"    {line}" for line in cls().example().splitlines()) + "\n")
 
 
 def _finish(folder: Path, run: Callable[[], Any]) -> None:
-    """Train, then report; Ctrl-C says how to go on."""
+    """Train, print the headline and write the report; after Ctrl-C, print how to continue."""
     from plateaulens.report import headline, plateau_of
 
     try:
-        done = run()
+        finished = run()
     except KeyboardInterrupt:
-        click.echo(f"stopped; go on with: plateaulens resume {folder}", err=True)
+        click.echo(f"stopped; continue with: plateaulens resume {folder}", err=True)
         sys.exit(130)
-    for name, value in headline(done, plateau_of(done)).items():
+    for name, value in headline(finished, plateau_of(finished)).items():
         click.echo(f"{name:>16}  {value}")
-    click.echo(_write_report(done))
-
-
-def _take(values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """Remove `names` from `values` and return what was there."""
-    return {name: values.pop(name) for name in names if name in values}
+    click.echo(_write_report(finished))
 
 
 def _write_report(run: Any) -> Path:
-    """Write the report of a run, with what its paper adds."""
+    """Write the report of a run, with the sections that its paper adds."""
     import plateaulens as pl
     from plateaulens.papers.matrix_completion.report import report_sections
 

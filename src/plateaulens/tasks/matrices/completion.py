@@ -123,18 +123,7 @@ class MatrixCompletion(_InOnePass, Matrices):
     shown     ? 0.9 0.1 | 0.3 0.7 0.0
     answer  0.4 0.9 0.1 | 0.3 0.7 0.0
 
-    Args:
-        rows: of a matrix.
-        cols: of a matrix.
-        rank: columns of U and of V; None draws every entry by itself from the distribution of the factors.
-        p_mask: probability that a cell is hidden (mask "random"), or about their share ("block").
-        mask: "random", or one for all matrices: "row" hides two rows but for one cell of each (of 7 x 7 those of
-            the paper; of three rows or more), "column" the same of columns, "block" the lower right corner.
-        factors: what U and V are drawn from: "uniform" on [-scale, scale], "gaussian" (standard deviation `scale`),
-            "laplace" (scale `scale`), "signs" (-scale or scale), "bounded" (a magnitude in [scale/2, scale]).
-        scale: of the factors.
-        precision: to which entries are rounded, as input and as target.
-        limit: largest magnitude of a token, a multiple of `precision`.
+    The arguments are those of `Matrices` and `Entries`.
 
     Raises:
         ValueError: for a size or share out of range, an unknown mask or distribution, or a mask that does not fit.
@@ -221,8 +210,7 @@ class MatrixMixture(_InOnePass, Entries):
     So is a evaluation batch: a recording has the losses of one size. Those of each are of `task.of(order).sample(...)`.
 
     Args:
-        orders: the sizes.
-        rank: and the rest as of `MatrixCompletion`.
+        orders: Numbers of rows, and of columns, of the sizes.
 
     Raises:
         ValueError: as of `MatrixCompletion`, or for no size.
@@ -265,7 +253,7 @@ class MatrixSequence(Matrices):
     answers to shown cells alone, which in the paper are learned first.
 
     Args:
-        limit: 2 as in the paper; the rest as of `MatrixCompletion`.
+        limit: Largest magnitude of an entry that has a token, a multiple of `precision`; 2 in the paper.
     """
 
     limit: float | int = 2.0

@@ -48,7 +48,20 @@ MASKS = {"random": (1, 1), "row": (3, 2), "column": (2, 3), "block": (2, 2)}
 
 @dataclass(frozen=True, kw_only=True)
 class Entries(Task):
-    """Entries of any size of matrix: their distribution, their tokens, and which of them are hidden."""
+    """Entries of any size of matrix: their distribution, their tokens, and which of them are hidden.
+
+    Args:
+        rank: Number of columns of U and of V; None draws each entry independently from the distribution of the factors.
+        p_mask: Probability that a cell is hidden (mask "random"), or approximately the hidden share (mask "block").
+        mask: Hidden cells: "random", or the same in every matrix: "row" hides two rows but for one cell of each (in
+            7 x 7 the cells of the paper; at least three rows), "column" the same of columns, "block" the lower right
+            corner.
+        factors: Distribution of U and V: "uniform" on [-scale, scale], "gaussian" (standard deviation `scale`),
+            "laplace" (scale parameter `scale`), "signs" (-scale or scale), "bounded" (magnitude in [scale/2, scale]).
+        scale: Scale of the factors.
+        precision: Step to which entries are rounded, as input and as target.
+        limit: Largest magnitude of an entry that has a token, a multiple of `precision`.
+    """
 
     rank: int | None = 2
     p_mask: float = 0.3
@@ -106,7 +119,12 @@ def in_double(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Matrices(Entries):
-    """Matrices of one size."""
+    """Matrices of one size.
+
+    Args:
+        rows: Number of rows.
+        cols: Number of columns.
+    """
 
     rows: int = 7
     cols: int = 7
