@@ -1,4 +1,4 @@
-"""Look a name up in a plain dict; an unknown one raises with the nearest known name."""
+"""Look-up of names in a dict, with an error that suggests the nearest known name."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> ValueError:
-    """The error for a name that is not there: what it was, the nearest names, a few of the rest."""
+    """The error for an unknown name, with the nearest known names, or a list of known ones."""
     names = sorted(known)
     near = get_close_matches(name, names, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(names[:30])}"
@@ -24,9 +24,15 @@ def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
 
 
 def build(cls: type[T], values: Mapping[str, Any], kind: str) -> T:
-    """A dataclass from plain (JSON) values; an unknown or missing key raises.
+    """A dataclass from JSON values; lists become tuples.
 
-    JSON has no tuples: lists become tuples, as frozen configs hold them.
+    Args:
+        cls: The dataclass.
+        values: Values of its fields by name.
+        kind: What is built, for error messages.
+
+    Raises:
+        ValueError: If a key is unknown or a required one is missing.
     """
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
     for key in values:
@@ -34,7 +40,7 @@ def build(cls: type[T], values: Mapping[str, Any], kind: str) -> T:
             raise unknown(f"{kind} key", key, known)
     missing = [k for k, f in known.items() if k not in values and f.default is MISSING and f.default_factory is MISSING]
     if missing:
-        raise ValueError(f"{kind} lacks {', '.join(missing)}")
+        raise ValueError(f"{kind} lacks {', '.join(missing)}; it has {', '.join(values) or 'no values'}")
     return cls(**{name: _tuples(value) for name, value in values.items()})
 
 

@@ -1,6 +1,6 @@
-"""The axis vocabulary, and `Batch`: prompts with the positions that answer them.
+"""`Batch`: token sequences with the positions of their answers; and the axis names of the package.
 
-Axis names used in every annotation of the package, TransformerLens's own where it has one:
+Axis names in the annotations of the whole package (TransformerLens's own where it has one):
 
     batch pos d_vocab d_model layer head query key d_head out step seed
 
@@ -18,17 +18,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How the answer of a prompt without one is generated; greedy unless it says `sample`.
+    """How a language model generates the answers of prompts: greedily, or with `sample=True` by random draws.
 
     Attributes:
-        sample: draw from the softmax instead of taking the likeliest token.
-        seed: of the draws; what a prompt draws depends on it and on the prompt's tokens alone.
-        temperature: what the logits are divided by before drawing.
-        top_k: draw among the likeliest so many tokens (Hugging Face's default is 50); None among all.
-        forbidden: tokens that are never generated, such as the end of the text where a length is asked for.
+        sample: Whether to draw from the softmax instead of taking the likeliest token.
+        seed: Seed of the draws, which depend on it and on the prompt's tokens alone.
+        temperature: The logits are divided by this before drawing.
+        top_k: Number of likeliest tokens to draw from (50 is Hugging Face's default); None for all tokens.
+        forbidden: Tokens that are never generated, such as the end-of-text token.
 
     Raises:
-        ValueError: for a value out of range.
+        ValueError: If a value is out of range.
     """
 
     sample: bool = False
@@ -43,26 +43,26 @@ class Decoding:
 
 
 GREEDY = Decoding()
-TENSOR_FIELDS = ("tokens", "answer_positions", "loss_mask")  # the tensors of a Batch
+TENSOR_FIELDS = ("tokens", "answer_positions", "loss_mask")  # the fields of a Batch that are tensors
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Token sequences, where their answers are, and the task that made them.
+    """Token sequences, the positions of their answers, and the task that sampled them.
 
     Attributes:
-        tokens: whole sequences, right-padded; for language-model prompts the prompts alone.
-        answer_positions: positions whose next-token prediction is an answer token; -1 where an example has fewer.
-        loss_mask: which next-token targets (`tokens[:, 1:]`) the loss counts.
-        task: the task that drew the batch, or None for language-model prompts.
-        n_new: for prompts without an answer, how many tokens the model is to generate.
-        decoding: how it generates them.
+        tokens: Whole sequences, right-padded; for language-model prompts the prompts alone.
+        answer_positions: Positions whose next-token prediction is an answer token; -1 where an example has fewer.
+        loss_mask: Which next-token targets (`tokens[:, 1:]`) the loss counts.
+        task: The task that sampled the batch, or None for language-model prompts.
+        n_new: Number of tokens that the model generates as the answer of prompts without one; else 0.
+        decoding: How it generates them.
     """
 
     tokens: Int[Tensor, "batch pos"]
     answer_positions: Int[Tensor, "batch out"]
     loss_mask: Bool[Tensor, "batch targets"]
-    task: Any = None
+    task: Any = None  # a `Task`, or the user's own object with a `loss`
     n_new: int = 0
     decoding: Decoding = GREEDY
 
@@ -70,16 +70,21 @@ class Batch:
     def prompts(
         cls, tokens: Int[Tensor, "batch pos"] | Sequence[Sequence[int]], n_new: int = 8, decoding: Decoding = GREEDY
     ) -> "Batch":
-        """Prompts without an answer, of any lengths: what the model generates is the answer.
+        """Prompts of any lengths, whose answer is what the model generates.
+
+        Args:
+            tokens: Token ids of each prompt.
+            n_new: Number of tokens to generate.
+            decoding: How they are generated.
 
         Raises:
-            ValueError: for no prompt, an empty one, or nothing to generate.
+            ValueError: If there is no prompt or an empty one, or if `n_new` is below 1.
         """
         if n_new < 1:
             raise ValueError(f"n_new must be at least 1 generated token, got {n_new}")
         rows = [torch.as_tensor(row, dtype=torch.long) for row in tokens]
         if not rows or min(map(len, rows)) == 0:
-            raise ValueError("prompts need at least one token each" if rows else "got no prompt")
+            raise ValueError("a prompt is empty; each needs at least one token" if rows else "got no prompt")
         padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         ends = torch.tensor([len(row) - 1 for row in rows], device=padded.device)
         out = ends[:, None] + torch.arange(n_new, device=padded.device)
@@ -87,12 +92,12 @@ class Batch:
 
     @property
     def inputs(self) -> Int[Tensor, "batch targets"]:
-        """What the model is fed with teacher forcing: every token but the last."""
+        """Input of the model under teacher forcing: all tokens but the last."""
         return self.tokens[:, :-1]
 
     @property
     def targets(self) -> Int[Tensor, "batch targets"]:
-        """What each input position should predict."""
+        """The token that each input position should predict."""
         return self.tokens[:, 1:]
 
     @property
@@ -102,39 +107,39 @@ class Batch:
 
     @property
     def prompt_len(self) -> int:
-        """Prompt tokens, the separator included.
+        """Number of prompt tokens, the separator included.
 
         Raises:
-            ValueError: when the rows of the batch have prompts of different lengths.
+            ValueError: If the prompts differ in length.
         """
         first = self.answer_positions[:, 0]
         if (first != first[0]).any():
             low, high = int(first.min()) + 1, int(first.max()) + 1
-            raise ValueError(f"rows have prompts of {low} to {high} tokens; split them with batch.split_by_length()")
+            raise ValueError(f"the prompts have {low} to {high} tokens; split them with batch.split_by_length()")
         return int(first[0]) + 1
 
     @property
     def shared_prompt(self) -> Int[Tensor, "batch prompt"]:
-        """What of the prompts all have: up to the end of the shortest."""
+        """The prompts up to the end of the shortest one."""
         return self.tokens[:, : int(self.answer_positions[:, 0].min()) + 1]
 
     @property
     def is_decoded(self) -> bool:
-        """Whether answers are generated token by token."""
+        """Whether answers are generated token by token; False for tasks that are answered in one pass."""
         return True
 
     def split_by_length(self) -> list["Batch"]:
-        """The prompts in batches of equal length, shortest first, each in its order here."""
+        """Batches of prompts of equal length, shortest first, with the examples of each in their present order."""
         ends = self.answer_positions[:, 0]
-        groups = [(int(end) + 1, self[ends == end]) for end in ends.unique()]
+        by_length = {int(end) + 1: self[ends == end] for end in ends.unique()}
         if not self.n_new:
-            return [group for _, group in groups]
-        return [replace(g, tokens=g.tokens[:, :n], loss_mask=g.loss_mask[:, : n - 1]) for n, g in groups]
+            return list(by_length.values())
+        return [replace(b, tokens=b.tokens[:, :n], loss_mask=b.loss_mask[:, : n - 1]) for n, b in by_length.items()]
 
     def answered(self, generated: Int[Tensor, "batch out"]) -> "Batch":
-        """The same prompts (of `Batch.prompts`) with `generated` as their answer."""
-        longer = torch.nn.functional.pad(self.tokens, (0, self.n_new))
-        return replace(self, tokens=longer.scatter(1, self.answer_positions + 1, generated), n_new=0)
+        """The prompts of `Batch.prompts` with `generated` as their answer."""
+        padded = torch.nn.functional.pad(self.tokens, (0, self.n_new))
+        return replace(self, tokens=padded.scatter(1, self.answer_positions + 1, generated), n_new=0)
 
     def to(self, device: torch.device | str) -> "Batch":
         """A copy on `device`."""

@@ -73,11 +73,11 @@ MetricFunction = TypeVar("MetricFunction", bound=Callable[..., Tensor])
 
 
 def requires(*names: str) -> Callable[[MetricFunction], MetricFunction]:
-    """Decorator that states what a metric reads of a trace, so that `measure` computes nothing else.
+    """Decorator that states what a metric reads from a trace, so that `measure` computes nothing else.
 
     Args:
-        names: hook names or globs, and any of "outputs", "answer_outputs", "answer_entropy" and "generated", which are
-            read without a hook.
+        names: Hook names or globs, and any of "outputs", "answer_outputs", "answer_entropy" and "generated", which
+            need no hook.
     """
 
     def mark(function: MetricFunction) -> MetricFunction:

@@ -11,7 +11,7 @@ from plateaulens.analysis.checkpoint_steps import chosen_steps
 from plateaulens.batch import Batch
 from plateaulens.hooks import PATTERN_HOOKS
 from plateaulens.metrics.functional.geometry import cosine_matrix
-from plateaulens.metrics.functional.precision import wide
+from plateaulens.metrics.functional.precision import at_least_float32
 from plateaulens.tracing.traces import FINAL, trace
 
 
@@ -45,7 +45,7 @@ def trace_checkpoints(run: Any, batch: Batch, steps: Sequence[int] | None = None
     for step in steps:
         t = trace(run.model(step), batch, [PATTERN_HOOKS, FINAL, "generated"])
         maps = t.pattern()
-        patterns.append(np.stack([wide(maps[layer]).mean(0).cpu().numpy() for layer in range(t.n_layers)]))
+        patterns.append(np.stack([at_least_float32(maps[layer]).mean(0).cpu().numpy() for layer in range(t.n_layers)]))
         cosine, both = cosine_matrix(t.at_answers(t.cache[FINAL])), t.valid[:, :, None] & t.valid[:, None]
         cosines.append(cosine.masked_fill(~both, float("nan")).nanmean(0).cpu().numpy())
         answers.append(t.generated.cpu().numpy())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plateaulens.batch import Batch
 from plateaulens.hooks import device_of
-from plateaulens.metrics.functional.precision import wide
+from plateaulens.metrics.functional.precision import at_least_float32
 from plateaulens.tasks.base import Feature
 from plateaulens.tracing.traces import trace
 
@@ -44,7 +44,9 @@ class FitData:
         positions = feature.positions.T.to(device_of(model))
         exist, examples = positions >= 0, torch.arange(len(batch), device=positions.device)
         order = (~exist).long().argsort(dim=1, stable=True)
-        states = wide(torch.stack([cache[s][examples, p.clamp(min=0)] for s, p in zip(sites, positions, strict=True)]))
+        states = at_least_float32(
+            torch.stack([cache[s][examples, p.clamp(min=0)] for s, p in zip(sites, positions, strict=True)])
+        )
         labels = feature.labels.to(positions.device).transpose(0, 1)
         labels = F.one_hot(labels.long().clamp(min=0)) if feature.kind == "classes" else labels
         labels = labels.reshape(*positions.shape, -1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from plateaulens._registry import look_up
 from plateaulens.batch import Batch
 from plateaulens.hooks import device_of
-from plateaulens.metrics.functional.precision import wide
+from plateaulens.metrics.functional.precision import at_least_float32
 from plateaulens.probing.hidden import MLPProbe, hidden_layer
 from plateaulens.probing.solvers import LinearProbe, least_squares, logistic, multinomial
 from plateaulens.tasks.base import NUMBERS, Feature
@@ -142,7 +142,7 @@ def states_at(
         for own, question in zip(found, questions, strict=True):
             places = question.positions[i : i + size].T.clamp(min=0)
             own.append(torch.stack([cache[site].flatten(2)[rows, places].to(device) for site in sites]))
-    return [wide(torch.cat(own, 2)) for own in found]  # in 16 bits nothing is fitted
+    return [at_least_float32(torch.cat(own, 2)) for own in found]  # in 16 bits nothing is fitted
 
 
 # Fits, of which every site and offset is a problem.

@@ -1,8 +1,10 @@
-"""What can be seen: pure functions on tensors, one definition a name, ignorant of models.
+"""Metrics as pure functions of tensors, independent of models.
 
-Leading axes are kept, so that functions broadcast over batches, steps or seeds, and none waits for the device. Most
-reduce their last axes to a value of each example; `cosine_matrix`, `softmax_pattern` and `disconnected` give a map, and
-`attention_progress_global` and `anisotropy` need a batch axis: they look across the examples.
+    functional.mean_pairwise_cosine(hidden)            # [..., out, d_model] -> [...]
+
+Leading axes are kept, so that the functions broadcast over batches, steps or seeds; none synchronizes with the device.
+Most reduce the last axes to one value for each example. `cosine_matrix` and `softmax_pattern` return a map;
+`attention_progress_global`, `anisotropy` and `centered_anisotropy` need a batch axis, as they compare examples.
 """
 
 from plateaulens.metrics.functional.attention import attention_progress, attention_progress_global, softmax_pattern

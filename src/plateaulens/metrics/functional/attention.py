@@ -1,47 +1,51 @@
-"""How far attention has come: the attention progress measure of arXiv 2506.13688."""
+"""The attention progress measure (APM) of arXiv 2506.13688."""
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from plateaulens.metrics.functional.precision import wide
+from plateaulens.metrics.functional.precision import at_least_float32
 
 
 def _masses(
     pattern: Float[Tensor, "*batch head query key"], optimal: Bool[Tensor, "*#batch query key"]
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """|A| on the optimal entries, and on all entries of the rows that have one; heads are summed."""
-    mass = wide(pattern).abs().sum(-3)
-    rows = optimal.any(-1, keepdim=True)
-    return (mass * optimal).sum((-2, -1)), (mass * rows).sum((-2, -1))
+    """Sum of |A| over the optimal entries, and over the rows with an optimal entry; heads are summed."""
+    mass = at_least_float32(pattern).abs().sum(-3)
+    output_rows = optimal.any(-1, keepdim=True)
+    return (mass * optimal).sum((-2, -1)), (mass * output_rows).sum((-2, -1))
 
 
 def attention_progress(
     pattern: Float[Tensor, "*batch head query key"], optimal: Bool[Tensor, "*#batch query key"]
 ) -> Float[Tensor, "*batch"]:
-    r"""Share of attention that looks where it should, for each sample.
+    r"""Share of the attention on the optimal entries, for each sample.
 
-    APM_s = \sum_{(r,c) in Omega} |A_rc| / \sum_{r,c} |A_rc|, over the rows r in which Omega has an entry
-    (the output rows); heads are summed inside both sums. The mean over samples is the paper's measure
-    (arXiv 2506.13688, training code; per-sample ratio, absolute values because linear attention is signed).
+    APM_s = \sum_{(r,c) in Omega} |A_rc| / \sum_{r,c} |A_rc|, over the rows r in which Omega has an entry (the output
+    rows); heads are summed inside both sums. The mean over samples is the measure of arXiv 2506.13688 (training code).
+    Absolute values are taken because linear attention is signed.
+
+    Args:
+        pattern: Attention maps A.
+        optimal: The optimal map Omega, of all samples or of each.
     """
-    on, total = _masses(pattern, optimal)
-    return on / total
+    on_optimal, total = _masses(pattern, optimal)
+    return on_optimal / total
 
 
 def attention_progress_global(
     pattern: Float[Tensor, "batch head query key"], optimal: Bool[Tensor, "#batch query key"]
 ) -> Float[Tensor, ""]:
-    """The variant that sums over the batch before it divides (arXiv 2506.13688, random-freeze script)."""
-    on, total = _masses(pattern, optimal)
-    return on.sum(-1) / total.sum(-1)
+    """Attention progress with sums over the batch taken before dividing (arXiv 2506.13688, random-freeze script)."""
+    on_optimal, total = _masses(pattern, optimal)
+    return on_optimal.sum(-1) / total.sum(-1)
 
 
 def softmax_pattern(scores: Float[Tensor, "*batch head query key"]) -> Float[Tensor, "*batch head query key"]:
-    """Causal softmax of attention scores, whatever stands above the diagonal (0 in linear attention, -inf in softmax).
+    """Causal softmax of attention scores, whose entries above the diagonal are ignored.
 
-    Makes linear attention comparable with softmax attention: the progress of this pattern is bounded by
-    what the scores prefer, not by how large they are.
+    It makes linear attention comparable with softmax attention: attention progress of this pattern depends on which
+    keys the scores prefer.
     """
-    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    return wide(scores).masked_fill(later, float("-inf")).softmax(-1)
+    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+    return at_least_float32(scores).masked_fill(future, float("-inf")).softmax(-1)

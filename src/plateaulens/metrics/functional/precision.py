@@ -1,10 +1,10 @@
-"""What 16 bits hold is measured in 32: a mean or a cosine of such numbers has more digits than they have."""
+"""Conversion of half-precision tensors, whose means and cosines have more digits than they can hold."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
-def wide(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """In float32 at least."""
+def at_least_float32(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """`x` in float32, or in its own type where that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
