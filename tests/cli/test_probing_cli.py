@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 import plateaulens as pl
 from plateaulens.cli import main
 from plateaulens.probing.ablation import Directions
-from plateaulens.probing.probes import logistic_fit
+from plateaulens.probing.fitting import fit_logistic
 from plateaulens.report.probe_results import _ablation_of, _probes, concluded, judged, results
 
 TINY = "--d-model 16 --layers 2 --batch-size 16 --eval-size 16 --every 10 --save-every 20".split()
@@ -121,7 +121,7 @@ def test_ablate_keeps_what_ablate_feature_finds(addition: Path):
     run = pl.Run(addition)
     model, train, test = run.model(40), run.task.sample(200, seed=2), run.task.sample(16, seed=3)
     where = Directions.of(pl.probe(model, train, "carry", C=3.0, shuffled=False, seed=2)).sites
-    fit = partial(logistic_fit, C=3.0)  # of all of `train`, as those of shuffled labels are
+    fit = partial(fit_logistic, C=3.0)  # of all of `train`, as those of shuffled labels are
     direct = pl.ablate_feature(model, test, "carry", sites=where, train=train, fit=fit, draws=2, seed=2, progress=False)
     kept = _ablation_of(xr.load_dataset(addition / "ablations" / "carry-hyperplane-40.nc"))
     pd.testing.assert_frame_equal(kept.table, direct.table, check_index_type=False)

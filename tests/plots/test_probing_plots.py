@@ -13,7 +13,7 @@ from plateaulens.papers.quiet_features.scaling_law import TwoPhases, frontier, t
 from plateaulens.plots.probing import CONTROLS as LABELS
 from plateaulens.probing.ablation import Ablation
 from plateaulens.probing.edit_directions import CONTROLS
-from plateaulens.probing.probes import thirds
+from plateaulens.probing.verdict import thirds
 
 STEPS, OFFSETS = [0, 10, 40], 6
 LOSSES = pd.DataFrame({"loss": [2.0, 1.0, 0.9, 0.1]}, index=pd.Index([0, 10, 20, 40], name="step"))

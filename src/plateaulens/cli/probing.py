@@ -151,7 +151,7 @@ def ablate(
     from plateaulens._registry import look_up
     from plateaulens.probing.ablation import Directions
     from plateaulens.probing.edit_directions import CONTROLS, METHODS
-    from plateaulens.probing.probes import logistic_fit
+    from plateaulens.probing.fitting import fit_logistic
     from plateaulens.report.probe_results import concluded, keep_ablation
 
     opened = pl.Run(run)
@@ -175,7 +175,7 @@ def ablate(
         where: Any = site
         if site is None:  # its probes left sequences out to be tested on, and only say where
             where = Directions.of(pl.probe(model, train, feature, C=C, shuffled=False, seed=seed), below).sites
-        options = {"method": method, "train": train, "fit": partial(logistic_fit, C=C), "seed": seed, **how}
+        options = {"method": method, "train": train, "fit": partial(fit_logistic, C=C), "seed": seed, **how}
         options |= {"controls": how["controls"] or None}
         found = pl.ablate_feature(model, test, feature, sites=where, **options)
     except KeyboardInterrupt:
@@ -245,7 +245,7 @@ def _table(run: Any, over: Any) -> str:
     """The held-out loss and the probes' losses by step, below those of two controls."""
     import pandas as pd
 
-    from plateaulens.probing.probes import thirds
+    from plateaulens.probing.verdict import thirds
 
     table = thirds(over)
     rows = {"untrained": table.baseline.values[0]}

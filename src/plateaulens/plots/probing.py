@@ -42,7 +42,7 @@ def probes(over: Any, run: Any = None, plateau: Any = None, *, feature: str | No
     Raises:
         ValueError: for several features and no name, or when nothing varies in any third.
     """
-    from plateaulens.probing.probes import thirds  # here: no figure of frames needs torch
+    from plateaulens.probing.verdict import thirds  # here: no figure of frames needs torch
 
     if "feature" in over.dims:
         if feature not in over.feature.values:

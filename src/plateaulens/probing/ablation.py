@@ -39,7 +39,7 @@ from plateaulens.probing.edit_directions import (
     no_room_beside,
     shared,
 )
-from plateaulens.probing.probes import logistic_fit
+from plateaulens.probing.fitting import fit_logistic
 from plateaulens.tasks.base import NUMBERS, Feature
 
 RESAMPLES = 10_000
@@ -132,7 +132,7 @@ def ablate_feature(
     method: str = "hyperplane",
     sites: str | Sequence[str] | None = None,
     train: Batch | None = None,
-    fit: Fitter | None = logistic_fit,
+    fit: Fitter | None = fit_logistic,
     k: int = 8,
     factor: float = 1.0,
     controls: Sequence[str] | None = None,

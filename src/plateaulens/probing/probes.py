@@ -1,186 +1,197 @@
-"""Probes: what can be read from activations, layer by layer and position by position, and when it could be.
+"""Probes: what can be read from activations, layer by layer and position by position, and from which step on.
 
-    found = probe(model, batch, "carry", baseline=untrained)       # -> Probes
-    found.thirds()                                                 # test loss beside the untrained network's
-    over = probe_checkpoints(run, batch, ["carry", "first_operand"])      # every checkpoint -> xarray
-    print(quiet_or_loud(over, "carry", plateau_steps=[64, 96], after_step=420))
-    probe(model, batch, "carry", hidden=32)                        # one hidden layer: what no line tells
+    probes = probe(model, batch, "carry", baseline=untrained)            # -> Probes
+    probes.thirds()                                                      # test loss and that of the untrained network
+    table = probe_checkpoints(run, batch, ["carry", "first_operand"])    # every checkpoint -> xarray
+    print(quiet_or_loud(table, "carry", plateau_steps=[64, 96], after_step=420))
+    probe(model, batch, "carry", hidden=32)                              # a hidden layer, for nonlinear features
 
-After arXiv 2505.03997, whose probes are independent logistic regressions, one a site, offset and label. Sequences are
-split, not rows, and copies of a sequence stay on one side (the paper's code keeps (a, b) and (b, a) together, too). A
-probe on an untrained network is no chance level: give a `baseline`. Nor does a probe that succeeds show a computation,
-where the tokens that the position can see tell the label to a linear probe already: `probe_tokens`.
+As in arXiv 2505.03997, a probe is an independent logistic regression for each site, offset and label. Sequences are
+split, not rows, and copies of a sequence are in one part of the split (the paper's code keeps (a, b) and (b, a)
+together, too). The loss of a probe on an untrained network is better than chance: compare with a `baseline`. A probe
+that succeeds does not show a computation where a linear probe of the visible tokens succeeds too: see `probe_tokens`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import xarray as xr
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from plateaulens.batch import Batch
 from plateaulens.hooks import match_hooks
-from plateaulens.probing.fitting import ProbeDataset, ProbeSplit, copies, states_at
-from plateaulens.probing.results import Probes, answered
-from plateaulens.probing.solvers import logistic
-from plateaulens.probing.verdict import Verdict, quiet_or_loud, thirds
+from plateaulens.probing.datasets import PAPER_C, ProbeConfig, ProbeDataset, ProbeSplit, group_copies, states_at
+from plateaulens.probing.results import Probes, fit_dataset
+from plateaulens.protocols import CheckpointSeries, HookedModel
 from plateaulens.tasks.base import NUMBERS, Feature
 
-__all__ = [
-    "Probes",
-    "Verdict",
-    "answer_tokens",
-    "logistic_fit",
-    "probe",
-    "probe_checkpoints",
-    "probe_tokens",
-    "quiet_or_loud",
-    "thirds",
-]
-
 RESIDUAL = "blocks.*.hook_resid_post"
-PAPER = 100.0  # scikit-learn's C in arXiv 2505.03997
 
 
 def probe(
-    model: Any,
+    model: HookedModel,
     batch: Batch,
     feature: str | Feature,
     sites: str | Sequence[str] = RESIDUAL,
     *,
-    baseline: Any = None,
+    baseline: HookedModel | None = None,
     hidden: int | None = None,
     bias: bool = True,
-    C: float | Sequence[float] = (1.0, PAPER),
+    C: float | Sequence[float] = (1.0, PAPER_C),
     fractions: tuple[float, float, float] = (0.6, 0.1, 0.3),
     pooled: bool = False,
     shuffled: bool = True,
     seed: int = 0,
+    n_jobs: int = 2,
 ) -> Probes:
-    """Fit a probe of `feature` at every site and offset, and test it on sequences that it has not seen.
+    """Fit a probe of `feature` at every site and offset, and test it on other sequences.
 
-    A probe has the least mean loss + |w|^2 / (2 C n) over n examples, b being free; of numbers the loss is half the
-    squared error. Of several C each probe takes the one of the least loss on the validation sequences; of one alone
-    these are trained on too. Labels are probed one by one, but classes of which each example has exactly one together
-    (a softmax). With `hidden` a probe is a network of one layer of so many rectified units, w all its weights, and what
-    is found a local optimum, from weights that `seed` draws.
+    A probe minimizes mean loss + |w|^2 / (2 C n) over n examples, with scikit-learn's estimators: logistic regression
+    for labels of 0 and 1, softmax regression for classes (and for labels of which each example has exactly one), ridge
+    regression for numbers, whose loss is half the squared error. With `hidden`, a probe is a network with one layer of
+    rectified units (`MLPClassifier`, `MLPRegressor`), w are all its weights, and its optimum is a local one.
 
     Args:
-        model: any hooked model.
-        batch: sequences of a task, teacher-forced; their number decides how much a probe can learn.
-        feature: a name of the task's, or the feature of this batch.
+        model: the hooked model.
+        batch: sequences of a task, teacher-forced; a probe learns more from more of them.
+        feature: name of a feature of the task, or a feature of this batch.
         sites: hook names or globs.
-        baseline: another model to probe in the same way, best an untrained one.
-        hidden: units of the hidden layer; None for linear probes.
-        bias: whether linear probes of numbers have b; those of arXiv 2410.22244 have none.
-        C: the inverse strength of the penalty, as in scikit-learn; 100 is the paper's, inf (of numbers) for none.
-        fractions: of the sequences to train on, to choose C by and to test on.
-        pooled: one probe a site for all offsets, each row of a sequence an example; `loss` is still by offset.
-        shuffled: whether to fit shuffled labels too, as a control.
-        seed: of the split, the shuffling and the weights that a hidden layer starts from.
+        baseline: another model to probe in the same way, usually an untrained one.
+        hidden: number of hidden units; None for linear probes.
+        bias: whether linear probes of numbers have a bias; those of arXiv 2410.22244 have none.
+        C: inverse strength of the penalty, as in scikit-learn, or several values, of which each probe takes the one
+            with the least loss on the validation sequences. 100 is the paper's; inf (for numbers) means no penalty.
+        fractions: shares of the sequences to train on, to choose C by and to test on. With one C, the second share is
+            trained on, too.
+        pooled: whether to fit one probe a site to the rows of all offsets; losses are by offset all the same.
+        shuffled: whether to fit probes to shuffled labels, too, as a control.
+        seed: seed of the split, of the shuffling and of a hidden layer's initial weights.
+        n_jobs: number of threads that fit probes.
 
     Raises:
         ValueError: for an unknown feature or site, prompts without a task, labels that are not of their kind, `hidden`
             below 1, no `bias` where it is needed, fractions that leave a part empty, or positions that the model does
             not reach.
     """
-    question = _asked(batch, feature, _split(batch, fractions, C, seed, hidden, bias))[0]
-    found = _probed(model, batch, [question], sites, [None], shuffled, pooled)[0]
+    config = ProbeConfig(
+        hidden=hidden,
+        bias=bias,
+        C=C,
+        fractions=fractions,
+        pooled=pooled,
+        shuffled=shuffled,
+        seed=seed,
+        n_jobs=n_jobs,
+    )
+    datasets = _datasets(batch, feature, config)
+    probes = _probe_model(model, batch, datasets, sites, config)[0]
     if baseline is None:
-        return found
-    return found.compare_with(_probed(baseline, batch, [question], sites, [None], False, pooled)[0])
+        return probes
+    return probes.compare_with(_probe_model(baseline, batch, datasets, sites, replace(config, shuffled=False))[0])
 
 
 def probe_checkpoints(
-    run: Any,
+    run: CheckpointSeries,
     batch: Batch,
     features: str | Feature | Sequence[str | Feature] | Mapping[str, str | Feature],
     sites: str | Sequence[str] = RESIDUAL,
     *,
     steps: Sequence[int] | None = None,
-    baseline: Any = None,
+    baseline: HookedModel | None = None,
     hidden: int | None = None,
     bias: bool = True,
-    C: float | Sequence[float] = (1.0, PAPER),
+    C: float | Sequence[float] = (1.0, PAPER_C),
     fractions: tuple[float, float, float] = (0.6, 0.1, 0.3),
     pooled: bool = False,
     shuffled: bool = True,
     seed: int = 0,
+    n_jobs: int = 2,
     progress: bool = True,
 ) -> xr.Dataset:
-    """`probe` at every checkpoint, each linear fit starting from the one before.
+    """Apply `probe` to every checkpoint.
 
     Args:
-        run: a Run, or anything with `.steps` and `.model(step)`.
-        batch: as in `probe`.
-        features: one, or several: the task's by name, your own as `{"mine": feature}`.
-        sites: as in `probe`.
-        steps: all checkpoints by default.
-        baseline: a model; by default the network of step 0.
-        hidden: as in `probe`.
-        bias: as in `probe`.
-        C: as in `probe`.
-        fractions: as in `probe`.
-        pooled: as in `probe`.
-        shuffled: as in `probe`.
-        seed: as in `probe`.
+        run: a `Run`, a suite of checkpoints, or another object with `steps` and `model(step)`.
+        batch: sequences of a task, as for `probe`.
+        features: one feature, or several: names of the task's features, or a mapping `{"mine": feature}`.
+        sites: hook names or globs.
+        steps: steps of the checkpoints to probe; all by default.
+        baseline: model to compare with; the network of step 0 by default.
+        hidden: number of hidden units, as for `probe`.
+        bias: whether probes of numbers have a bias, as for `probe`.
+        C: inverse strength of the penalty, as for `probe`.
+        fractions: shares of the split, as for `probe`.
+        pooled: whether to fit one probe for all offsets, as for `probe`.
+        shuffled: whether to fit shuffled labels too, as for `probe`.
+        seed: seed, as for `probe`.
+        n_jobs: number of threads that fit probes.
         progress: whether to show a progress bar.
 
     Returns:
-        The tables of `Probes` over (step, site, offset), and over features where these were a list, NaN at offsets
-        that a feature does not have; `losses` and `baseline_losses` over test sequences too.
+        The tables of `Probes` over (step, site, offset), with an axis `feature` in front if several were given, NaN at
+        offsets that a feature does not have; `losses` and `baseline_losses` have an axis of test sequences, too.
 
     Raises:
-        ValueError: as `probe`, and without checkpoints or an untrained network.
+        ValueError: as `probe`, and if there is no checkpoint or no untrained network.
     """
     from tqdm.auto import tqdm
 
-    questions = _asked(batch, features, _split(batch, fractions, C, seed, hidden, bias))
+    config = ProbeConfig(
+        hidden=hidden,
+        bias=bias,
+        C=C,
+        fractions=fractions,
+        pooled=pooled,
+        shuffled=shuffled,
+        seed=seed,
+        n_jobs=n_jobs,
+    )
+    datasets = _datasets(batch, features, config)
     chosen = list(run.steps if steps is None else steps)
-    if not chosen or not questions:
-        raise ValueError(f"nothing to probe: {len(chosen)} checkpoints of {run!r}, {len(questions)} features")
-    last: list[Probes | None] = [None] * len(questions)
+    if not chosen or not datasets:
+        raise ValueError(f"nothing to probe: {len(chosen)} checkpoints of {run!r}, {len(datasets)} features")
     untrained = _untrained(run) if baseline is None else baseline
-    others = _probed(untrained, batch, questions, sites, last, False, pooled)
-    rows: list[list[xr.Dataset]] = [[] for _ in questions]
+    references = _probe_model(untrained, batch, datasets, sites, replace(config, shuffled=False))
+    tables: list[list[xr.Dataset]] = [[] for _ in datasets]
     for step in tqdm(chosen, unit="step", disable=not progress):
-        found = _probed(run.model(step), batch, questions, sites, last, shuffled, pooled)
-        for own, new, other in zip(rows, found, others, strict=True):
-            own.append(new.compare_with(other).uninterruptible())
-        last = list(found)
-    tables = [xr.concat(own, xr.Variable("step", chosen)) for own in rows]
+        for by_step, probes, reference in zip(
+            tables, _probe_model(run.model(step), batch, datasets, sites, config), references, strict=True
+        ):
+            by_step.append(probes.compare_with(reference).to_dataset())
+    joined = [xr.concat(by_step, xr.Variable("step", chosen)) for by_step in tables]
     if isinstance(features, str | Feature):
-        return tables[0]
-    return xr.concat(tables, xr.Variable("feature", [q.name for q in questions]), join="outer")
+        return joined[0]
+    return xr.concat(joined, xr.Variable("feature", [dataset.name for dataset in datasets]), join="outer")
 
 
 def probe_tokens(
     batch: Batch,
     feature: str | Feature,
-    seen: Int[Tensor, "batch offset token"] | None = None,
+    visible: Int[Tensor, "batch offset token"] | None = None,
     *,
     hidden: int | None = None,
-    C: float | Sequence[float] = (1.0, PAPER),
+    C: float | Sequence[float] = (1.0, PAPER_C),
     fractions: tuple[float, float, float] = (0.6, 0.1, 0.3),
     seed: int = 0,
+    n_jobs: int = 2,
 ) -> Probes:
-    """`probe` of one-hot tokens, without a model: what can be read once tokens are attended to and nothing is computed.
+    """Probe one-hot tokens, without a model: what can be read if tokens are attended to and nothing is computed.
 
-    Position s_r of an addition sees a_r, b_r and s_r, and a linear threshold of these bits is the carry.
+    In an addition, position s_r sees a_r, b_r and s_r, and the carry is a linear threshold of these bits.
 
     Args:
-        batch: as in `probe`; so are the other arguments, and with the same `fractions` and `seed` the tests.
-        feature: see `batch`.
-        seen: positions of the tokens that each offset is given, -1 for none; by default all up to its own.
-        hidden: see `batch`.
-        C: see `batch`.
-        fractions: see `batch`.
-        seed: see `batch`.
+        batch: sequences of a task, as for `probe`. With the same `fractions` and `seed` the test sequences are the same.
+        feature: name of a feature of the task, or a feature of this batch.
+        visible: positions of the tokens that each offset is given, -1 for none; by default all up to its own.
+        hidden: number of hidden units, as for `probe`.
+        C: inverse strength of the penalty, as for `probe`.
+        fractions: shares of the split, as for `probe`.
+        seed: seed, as for `probe`.
+        n_jobs: number of threads that fit probes.
 
     Returns:
         Probes of one site, "tokens", whose weights are of (token, value).
@@ -188,89 +199,83 @@ def probe_tokens(
     Raises:
         ValueError: as `probe`, and for tokens after the position that they are given to.
     """
-    question = _asked(batch, feature, _split(batch, fractions, C, seed, hidden))[0]
-    own = question.positions.T[..., None]
-    if seen is None:
-        seen = torch.arange(batch.inputs.shape[1]).expand(*own.shape[:2], -1).transpose(0, 1)
-        seen = seen.where(seen <= own.transpose(0, 1), -1)
-    places = seen.cpu().transpose(0, 1)
-    if places.shape[:2] != own.shape[:2] or ((places > own) & (own >= 0)).any():
-        raise ValueError(f"seen= is [batch offset token], no token after its offset's position; got {list(seen.shape)}")
-    tokens = batch.tokens.cpu()[torch.arange(len(batch))[:, None], places.clamp(min=0)]
-    x = F.one_hot(tokens).float() * (places >= 0)[..., None]
-    return answered(question, ("tokens",), x.flatten(2)[None], None, True, False)
-
-
-def logistic_fit(
-    x: Float[Tensor, "offset n d_model"], y: Int[Tensor, "offset n"], C: float = PAPER
-) -> tuple[Float[Tensor, "offset d_model"], Float[Tensor, " offset"]]:
-    """Weights and biases of one binary probe an offset: what `ablate_feature` takes as `fit=`."""
-    fit = logistic(x, y[..., None].to(x), 1 / (C * x.shape[1]))
-    return fit.weights[:, 0], fit.biases[:, 0]
+    config = ProbeConfig(hidden=hidden, C=C, fractions=fractions, seed=seed, n_jobs=n_jobs)
+    dataset = _datasets(batch, feature, config)[0]
+    last = dataset.positions.T[..., None]
+    if visible is None:
+        visible = torch.arange(batch.inputs.shape[1]).expand(*last.shape[:2], -1).transpose(0, 1)
+        visible = visible.where(visible <= last.transpose(0, 1), -1)
+    positions = visible.cpu().transpose(0, 1)
+    if positions.shape[:2] != last.shape[:2] or ((positions > last) & (last >= 0)).any():
+        raise ValueError(
+            f"visible= is [batch offset token], no token after its offset's position; got {list(visible.shape)}"
+        )
+    tokens = batch.tokens.cpu()[torch.arange(len(batch))[:, None], positions.clamp(min=0)]
+    x = F.one_hot(tokens).float() * (positions >= 0)[..., None]
+    return fit_dataset(dataset, ("tokens",), x.flatten(2)[None], config)
 
 
 def answer_tokens(batch: Batch) -> Feature:
-    """The answer tokens where each is predicted, as classes.
+    """The answer tokens as classes, at the positions that predict them.
 
-    `probe(model, batch, answer_tokens(batch), "blocks.0.hook_attn_out", hidden=256, pooled=True)` asks what the probe
-    of arXiv 2506.13688 asks of the attention's output. The paper's splits rows, so that rows of one sequence are on
-    both sides.
+    `probe(model, batch, answer_tokens(batch), "blocks.0.hook_attn_out", hidden=256, pooled=True)` is the probe of
+    arXiv 2506.13688 on the output of attention, except that the paper splits rows, so that rows of one sequence are in
+    both parts.
     """
     return Feature(batch.answers.clamp(min=0), batch.answer_positions, "classes")
 
 
-def _split(batch: Batch, *options: Any) -> ProbeSplit:
-    return ProbeSplit.of(len(batch), *options, of_what=None if batch.n_new else copies(batch.tokens))
-
-
-def _asked(
-    batch: Batch, features: str | Feature | Sequence[str | Feature] | Mapping[str, str | Feature], parts: ProbeSplit
-) -> list[ProbeDataset]:
-    """Questions that have names of their own and labels that their kind allows."""
-    if not isinstance(features, Mapping):
-        each = [features] if isinstance(features, str | Feature) else list(features)
-        names = [feature if isinstance(feature, str) else "feature" for feature in each]
-        if len(set(names)) < len(names):
-            raise ValueError(f"features need names that differ, got {names}; name them: {{'mine': feature}}")
-        features = dict(zip(names, each, strict=True))
-    asked = [replace(ProbeDataset.of(batch, feature, parts), name=name) for name, feature in features.items()]
-    for q in asked:
-        if q.kind in NUMBERS:
-            if not q.labels[q.there].isfinite().all():
-                raise ValueError(f"labels of {q.name} are not finite; give positions of -1 where it has no value")
-            continue
-        if not q.labels[q.there].sub(0.5).abs().eq(0.5).all():
-            raise ValueError(
-                f"labels of {q.name} are not 0 and 1; a feature of other numbers is 'integer', 'real' or 'classes'"
-            )
-        if not parts.bias:
-            raise ValueError(f"bias=False is for least squares, and {q.name} is {q.kind}; leave bias out")
-        if max(parts.C) == np.inf:
-            raise ValueError(f"C=inf leaves separable labels without an optimum, and {q.name} is {q.kind}; try C=1e4")
-    return asked
-
-
-def _untrained(run: Any) -> Any:
-    """The network before its first step."""
-    if 0 not in run.steps and not hasattr(run, "new_model"):
-        raise ValueError(f"{run!r} has no step 0; pass an untrained network as baseline=")
-    return run.model(0) if 0 in run.steps else run.new_model()
-
-
-# One model.
-
-
-def _probed(
-    model: Any,
+def _datasets(
     batch: Batch,
-    questions: Sequence[ProbeDataset],
-    sites: str | Sequence[str],
-    starts: Sequence[Probes | None],
-    shuffled: bool,
-    pooled: bool,
+    features: str | Feature | Sequence[str | Feature] | Mapping[str, str | Feature],
+    config: ProbeConfig,
+) -> list[ProbeDataset]:
+    """The datasets of features with different names and labels that are allowed for their kind."""
+    if not isinstance(features, Mapping):
+        several = [features] if isinstance(features, str | Feature) else list(features)
+        names = [feature if isinstance(feature, str) else "feature" for feature in several]
+        if len(set(names)) < len(names):
+            raise ValueError(f"features need different names, got {names}; name them: {{'mine': feature}}")
+        features = dict(zip(names, several, strict=True))
+    groups = torch.arange(len(batch)) if batch.n_new else group_copies(batch.tokens)
+    split = ProbeSplit.of(groups, config)
+    datasets = [replace(ProbeDataset.of(batch, feature, split), name=name) for name, feature in features.items()]
+    for dataset in datasets:
+        _check_labels(dataset, config)
+    return datasets
+
+
+def _check_labels(dataset: ProbeDataset, config: ProbeConfig) -> None:
+    name, labels = dataset.name, dataset.labels[dataset.exists]
+    if dataset.kind in NUMBERS:
+        if not labels.isfinite().all():
+            raise ValueError(f"labels of {name} are not finite; give positions of -1 where it has no value")
+        return
+    if not ((labels == 0) | (labels == 1)).all():
+        raise ValueError(
+            f"labels of {name} are not 0 and 1; a feature with other numbers is 'integer', 'real' or 'classes'"
+        )
+    if not config.bias:
+        raise ValueError(f"bias=False is for least squares, and {name} is of kind {dataset.kind!r}; leave bias out")
+    if config.penalties[-1] == np.inf:
+        raise ValueError(
+            f"C=inf leaves separable labels without an optimum, and {name} is of kind {dataset.kind!r}; try C=1e4"
+        )
+
+
+def _untrained(run: CheckpointSeries) -> HookedModel:
+    """The network before its first step."""
+    if 0 in run.steps:
+        return run.model(0)
+    if (new_model := getattr(run, "new_model", None)) is None:
+        raise ValueError(f"{run!r} has no step 0; pass an untrained network as baseline=")
+    return new_model()
+
+
+def _probe_model(
+    model: HookedModel, batch: Batch, datasets: Sequence[ProbeDataset], sites: str | Sequence[str], config: ProbeConfig
 ) -> list[Probes]:
+    """Probes of every dataset, from the same passes of the model."""
     names = match_hooks(model, [sites] if isinstance(sites, str) else list(sites))
-    states = states_at(model, batch, questions, names)
-    return [
-        answered(q, tuple(names), x, s, shuffled, pooled) for q, x, s in zip(questions, states, starts, strict=True)
-    ]
+    states = states_at(model, batch, datasets, names)
+    return [fit_dataset(dataset, tuple(names), x, config) for dataset, x in zip(datasets, states, strict=True)]

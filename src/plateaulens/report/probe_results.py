@@ -20,7 +20,7 @@ from plateaulens import plots
 from plateaulens._io import write_atomically
 from plateaulens.analysis.plateau import Plateau, find_plateau
 from plateaulens.probing.ablation import Ablation
-from plateaulens.probing.probes import quiet_or_loud
+from plateaulens.probing.verdict import quiet_or_loud
 from plateaulens.report.page import write_page
 from plateaulens.runs.run import Run
 

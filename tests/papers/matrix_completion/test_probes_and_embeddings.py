@@ -38,7 +38,7 @@ from plateaulens.papers.matrix_completion.recipes import (
     train_components,
 )
 from plateaulens.papers.recipe import Recipe
-from plateaulens.probing.fitting import ProbeSplit
+from plateaulens.probing.datasets import ProbeConfig, ProbeSplit
 from plateaulens.probing.probes import probe, probe_checkpoints
 
 TASK = pl.tasks.MatrixCompletion(rows=3, cols=4, rank=1, factors="bounded", precision=0.1, limit=1.0)
@@ -117,7 +117,7 @@ def test_a_pooled_probe_is_numpys_least_squares_over_all_cells(model, batch, bia
     x, y = pl.trace(model, batch, [AFTER]).cache[AFTER].double(), TASK.features(batch)["row"].labels.double()
     if bias:
         x = F.pad(x, (0, 1), value=1.0)
-    test = ProbeSplit.of(300, (0.8, 0.0, 0.2), np.inf, 0).test
+    test = ProbeSplit.of(torch.arange(300), ProbeConfig(fractions=(0.8, 0.0, 0.2), C=np.inf)).test
     train = torch.tensor(sorted(set(range(300)) - set(test.tolist())))
     w = np.linalg.lstsq(x[train].flatten(0, 1).numpy(), y[train].flatten(0, 1).numpy(), rcond=1e-5)[0]
     guess, truth = x[test] @ torch.tensor(w), y[test]
@@ -197,7 +197,7 @@ def test_cells_are_probed_against_the_guess_of_0(model):
     np.testing.assert_allclose(found.loss.sel(feature="svd"), direct.table.loss.mean("offset"), rtol=1e-6)
     element = found.sel(feature="element")
     assert found.sel(feature=["row", "svd"]).absolute_cosine.notnull().all() and element.cosine.isnull().all()
-    test = ProbeSplit.of(2000, (8 / 9, 0.0, 1 / 9), np.inf, 0).test
+    test = ProbeSplit.of(torch.arange(2000), ProbeConfig(fractions=(8 / 9, 0.0, 1 / 9), C=np.inf)).test
     token = probe_cells(model, batch, ["element"], "hook_embed").isel(feature=0, site=0)
     hidden = batch.values[test][~batch.observed[test]]
     assert token.masked_loss.item() == pytest.approx(hidden.square().mean().item())  # MASK is 0, and so is the guess
