@@ -245,14 +245,15 @@ def test_numbers_out_of_range_are_named_in_one_line(verb: str, words: str, addit
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, name: str, feature: str):
     """Ctrl-C in a function of the package, once it is asked of a feature."""
-    own = getattr(pl, name)
+    module = pl if hasattr(pl, name) else pl.probing
+    own = getattr(module, name)
 
     def stopped(first, *rest, **options):
         if feature in rest:
             raise KeyboardInterrupt
         return own(first, *rest, **options)
 
-    monkeypatch.setattr(pl, name, stopped)
+    monkeypatch.setattr(module, name, stopped)
 
 
 @pytest.mark.parametrize("name", ["probe_checkpoints", "probe_tokens"])

@@ -72,7 +72,9 @@ def test_class_probe_minimizes_the_penalized_cross_entropy(classes, max_hessian,
     x, C = (x[0] - x[0].mean(0)) / x[0].std(0) + 1, 10.0
     y = (x @ torch.randn(6, classes, generator=rng(5), dtype=torch.double)).argmax(-1)
     w = torch.zeros(classes, 7, dtype=torch.double, requires_grad=True)
-    descent = torch.optim.LBFGS([w], max_iter=500, tolerance_grad=1e-9, tolerance_change=0, line_search_fn="strong_wolfe")
+    descent = torch.optim.LBFGS(
+        [w], max_iter=500, tolerance_grad=1e-9, tolerance_change=0, line_search_fn="strong_wolfe"
+    )
 
     def closure():
         descent.zero_grad()
@@ -164,7 +166,9 @@ def test_labels_that_do_not_vary_are_nan_and_leave_the_others_alone():
     x, y = (part[0] for part in problems(1))
     y[:, 0] = 1
     probe = hidden_probe(x, y, "labels")
-    assert probe.biases.isnan().tolist() == [[True, False]] and probe.weights.isnan().all(-1).tolist() == [[True, False]]
+    assert probe.biases.isnan().tolist() == [[True, False]] and probe.weights.isnan().all(-1).tolist() == [
+        [True, False]
+    ]
     assert hidden_probe(x, y, "real").biases.isfinite().all()
     for kind, exclusive in (("labels", True), ("real", False)):
         assert hidden_probe(x, torch.ones_like(y), kind, exclusive).biases.isnan().all()
@@ -302,8 +306,7 @@ def test_sequences_are_split_and_never_rows(plant):
 def test_copies_of_a_sequence_are_never_on_two_sides():
     batch = ADDITION.sample(1000, seed=0)  # of 256 pairs
     sides = [
-        set(map(tuple, batch.tokens[part].tolist()))
-        for part in three(ProbeSplit.of(group_copies(batch.tokens), SPLIT))
+        set(map(tuple, batch.tokens[part].tolist())) for part in three(ProbeSplit.of(group_copies(batch.tokens), SPLIT))
     ]
     assert not (sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2])
     assert sum(map(len, sides)) == len(set(map(tuple, batch.tokens.tolist())))
@@ -351,7 +354,7 @@ def test_the_penalty_is_chosen_on_validation():
     dataset = ProbeDataset.of(batch, "carry", ProbeSplit.of(torch.arange(900), config))
     noise = torch.randn(4, 900, 30, generator=rng(0))
     signal = noise + dataset.labels * torch.randn(30, generator=rng(1))
-    assert (fit_probes(dataset, noise[None], config).scores["C"] < 1).all()  # nothing to be found: the weaker penalty loses more
+    assert (fit_probes(dataset, noise[None], config).scores["C"] < 1).all()
     assert (fit_probes(dataset, signal[None], config).scores["C"] == 1e6).any()
     assert (fit_probes(dataset, signal[None], config).scores["loss"] < 0.3).all()
 

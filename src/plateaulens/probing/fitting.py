@@ -143,7 +143,9 @@ def fit_logistic(
         y: labels, 0 or 1; both must occur at each offset.
         C: inverse strength of the penalty, as in scikit-learn.
     """
-    layers = [_logistic(rows.double().numpy(), labels.numpy(), C) for rows, labels in zip(x.cpu(), y.cpu(), strict=True)]
+    layers = [
+        _logistic(rows.double().numpy(), labels.numpy(), C) for rows, labels in zip(x.cpu(), y.cpu(), strict=True)
+    ]
     weights, biases = (torch.from_numpy(np.concatenate(parts)).to(x) for parts in zip(*layers, strict=True))
     return weights, biases
 
@@ -171,9 +173,7 @@ def _fit_best(
     return probes[best], config.penalties[best]
 
 
-def _fit(
-    x: Matrix, y: Labels, kind: str, exclusive: bool, C: float, config: ProbeConfig
-) -> LinearProbe | MLPProbe:
+def _fit(x: Matrix, y: Labels, kind: str, exclusive: bool, C: float, config: ProbeConfig) -> LinearProbe | MLPProbe:
     """A probe of one problem, fitted to all rows; NaN for labels that do not vary."""
     varies = y.max(0) > y.min(0) if len(y) else np.zeros(y.shape[1], bool)
     if exclusive or (kind in NUMBERS and config.hidden is None):
@@ -186,9 +186,7 @@ def _fit(
     return _mlp(x, y, varies, kind, exclusive, C, config)
 
 
-def _linear(
-    x: Matrix, y: Labels, kind: str, exclusive: bool, C: float, bias: bool = True
-) -> Layer:
+def _linear(x: Matrix, y: Labels, kind: str, exclusive: bool, C: float, bias: bool = True) -> Layer:
     """Ridge regression, softmax regression, or one logistic regression a label."""
     if kind in NUMBERS:
         return _ridge(x, y, C, bias)

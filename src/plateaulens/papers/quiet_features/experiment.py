@@ -207,7 +207,9 @@ def beside_reference(runs: Sequence[pl.Run], overs: Sequence[xr.Dataset]) -> str
         rows = []
         for t, ref in REFERENCE.items():
             found = [x.sel(feature=feature, step=t) for x in tables]
-            rows.append([str(t), ref[2 + i], *(spread([x.sel(third=n) for x in found], geometric) for n in THIRDS)])
+            rows.append(
+                [str(t), ref[2 + i], *(spread([float(x.sel(third=n)) for x in found], geometric) for n in THIRDS)]
+            )
         text += "\n" + table([f"{feature}, step", "reference", *THIRDS], rows)
     return text
 
