@@ -184,7 +184,7 @@ def probe_tokens(
     In an addition, position s_r sees a_r, b_r and s_r, and the carry is a linear threshold of these bits.
 
     Args:
-        batch: sequences of a task, as for `probe`. With the same `fractions` and `seed` the test sequences are the same.
+        batch: sequences of a task, as for `probe`; equal `fractions` and `seed` give equal test sequences.
         feature: name of a feature of the task, or a feature of this batch.
         visible: positions of the tokens that each offset is given, -1 for none; by default all up to its own.
         hidden: number of hidden units, as for `probe`.

@@ -11,8 +11,7 @@ import pytest
 
 import plateaulens as pl
 from plateaulens.models.config import transformer_pp
-from plateaulens.papers.quiet_features import experiment as script
-from plateaulens.papers.quiet_features import recipes as papers
+from plateaulens.papers.quiet_features import experiment as script, recipes as papers
 
 
 @pytest.mark.parametrize("bits, groups", [(9, 3), (8, 4), (15, 5), (4, 1)])

@@ -6,7 +6,7 @@ Trains, probes and ablates what is not yet under the folder: stop it at any time
 import argparse
 import pickle
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
@@ -183,9 +183,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def spread(values: Sequence[float], mean: Callable[[np.ndarray], float] = np.mean) -> str:
+def spread(values: Iterable[float], mean: Callable[[np.ndarray], float] = np.mean) -> str:
     """Mean and range over seeds."""
-    x = np.asarray(values, dtype=float)
+    x = np.array([float(value) for value in values])
     return f"{mean(x):.3f} [{x.min():.3f}, {x.max():.3f}]"
 
 
