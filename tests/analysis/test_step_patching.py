@@ -1,4 +1,4 @@
-"""The (s, t) grid against a plain loop of single interventions and grafts."""
+"""`patch_across_steps` against a plain loop of single interventions and grafts, and its figure."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import plateaulens as pl
-from plateaulens.analysis import step_patching as across_steps
+from plateaulens.analysis import step_patching
 from plateaulens.analysis.step_patching import patch_across_steps
 
 TASK = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
@@ -25,7 +25,7 @@ def config(attention="linear", n_layers=1, **fields):
 
 
 class Suite:
-    """Models of different seeds at steps; it remembers what was asked of it."""
+    """Models of different seeds at the given steps; records which were loaded."""
 
     def __init__(self, cfg, steps=STEPS, seed=0):
         self.models = {step: pl.Transformer(replace(cfg, seed=seed + i)) for i, step in enumerate(steps)}
@@ -65,25 +65,25 @@ def check(grid, expected):
         np.testing.assert_allclose(grid[name].values, values, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-# On the answer rows alone, over whole sequences, and decoded.
-WATCH = ["answer_loss", "sequence_log_prob", "loss", "collapse", "norm@blocks.0.hook_resid_mid", "accuracy"]
+# Metrics of the answer rows, of whole sequences, and of decoded answers.
+METRICS = ["answer_loss", "sequence_log_prob", "loss", "collapse", "norm@blocks.0.hook_resid_mid", "accuracy"]
 SITES = [[MAPS], ["blocks.0.mlp.hook_post"], ["blocks.0.attn.hook_k", "blocks.0.hook_resid_post"], ["*.hook_z"]]
 
 
 @ATTENTIONS
 @LAYERS
-@pytest.mark.parametrize("what", SITES, ids=" ".join)
-def test_the_grid_is_a_loop_of_single_patches(attention, n_layers, what):
+@pytest.mark.parametrize("sites", SITES, ids=" ".join)
+def test_grid_equals_a_loop_of_single_patches(attention, n_layers, sites):
     run, batch = Suite(config(attention, n_layers)), TASK.sample(8, seed=3)
-    grid = patch_across_steps(run, batch, what, [*WATCH, "position_accuracy"], progress=False)
-    check(grid, one_by_one(run, batch, what, [*WATCH, "position_accuracy"]))
-    assert len(np.unique(grid.answer_loss)) > 6, "cells alike: the test would see nothing"
+    grid = patch_across_steps(run, batch, sites, [*METRICS, "position_accuracy"], progress=False)
+    check(grid, one_by_one(run, batch, sites, [*METRICS, "position_accuracy"]))
+    assert len(np.unique(grid.answer_loss)) > 6, "the cells are equal, so the comparison tests nothing"
 
 
 @ATTENTIONS
 @LAYERS
 @pytest.mark.parametrize("layer", [0, -1])
-def test_the_pattern_of_one_layer(attention, n_layers, layer):
+def test_pattern_of_one_layer_equals_fixed_attention(attention, n_layers, layer):
     run, batch = Suite(config(attention, n_layers)), TASK.sample(8, seed=3)
     layer, metrics = layer % n_layers, ["answer_loss", "tf_accuracy", "accuracy"]
     pattern = {s: pl.trace(run.model(s), batch, [MAPS]).pattern()[layer] for s in run.steps}
@@ -98,7 +98,7 @@ def test_the_pattern_of_one_layer(attention, n_layers, layer):
 
 @ATTENTIONS
 @pytest.mark.parametrize("parts", ["attn", "mlp", ["qk", "embed"], "blocks.1.*"])
-def test_the_grid_of_weights_is_a_loop_of_grafts(attention, parts):
+def test_grid_of_weights_equals_a_loop_of_grafts(attention, parts):
     run, batch = Suite(config(attention, n_layers=2)), TASK.sample(8, seed=3)
     before = {s: {n: p.clone() for n, p in run.model(s).named_parameters()} for s in run.steps}
     metrics = ["answer_loss", "accuracy", "position_accuracy"]
@@ -107,7 +107,7 @@ def test_the_grid_of_weights_is_a_loop_of_grafts(attention, parts):
     assert all(torch.equal(p, before[s][n]) for s in run.steps for n, p in run.model(s).named_parameters())
 
 
-def test_margins_and_the_diagonal_are_the_untouched_models():
+def test_coordinates_and_diagonal_equal_the_untouched_models():
     run, batch = Suite(config()), TASK.sample(8, seed=3)
     metrics = ["answer_loss", "position_accuracy", "collapse"]
     grid = patch_across_steps(run, batch, metrics=metrics, sources=[30, 0], targets=[10, 30, 0], progress=False)
@@ -123,14 +123,14 @@ def test_margins_and_the_diagonal_are_the_untouched_models():
     assert grid.attrs == {"what": MAPS, "prompts": 8}
 
 
-def test_another_run_gives_its_attention():
+def test_sources_can_come_from_another_run():
     run, donor = Suite(config()), Suite(config(d_mlp=48), steps=[5, 7], seed=8)  # same maps, another width
     batch = TASK.sample(8, seed=3)
     grid = patch_across_steps(run, batch, metrics=["answer_loss"], donor=donor, progress=False)
     check(grid, one_by_one(run, batch, [MAPS], ["answer_loss"], donor=donor))
     assert grid.source.values.tolist() == [5, 7] and grid.attrs["donor"] == "Suite()"
-    own = pl.measure(donor.model(7), batch, ["answer_loss"])["answer_loss"]
-    assert float(grid.answer_loss_source.sel(source=7)) == pytest.approx(float(own), abs=1e-5)
+    alone = pl.measure(donor.model(7), batch, ["answer_loss"])["answer_loss"]
+    assert float(grid.answer_loss_source.sel(source=7)) == pytest.approx(float(alone), abs=1e-5)
 
 
 @pytest.mark.parametrize("bound", [0, 1 << 13, 1 << 30])
@@ -138,15 +138,15 @@ def test_another_run_gives_its_attention():
 def test_memory_bounds_change_no_value(bound, metrics, monkeypatch):
     run, batch = Suite(config(), steps=range(5)), TASK.sample(8, seed=3)
     expected = one_by_one(run, batch, [MAPS], metrics)
-    monkeypatch.setattr(across_steps, "STACKED", 20 * bound)
-    monkeypatch.setattr(across_steps, "HELD", bound)
+    monkeypatch.setattr(step_patching, "PASS_BYTES", 20 * bound)
+    monkeypatch.setattr(step_patching, "SOURCE_BYTES", bound)
     run.loaded.clear()
     check(patch_across_steps(run, batch, metrics=metrics, progress=False), expected)
     # Source 3 is read once, target 3 once for each group of sources.
     assert run.loaded.count(3) == {0: 6, 1 << 13: 4, 1 << 30: 2}[bound]
 
 
-def test_stacking_runs_the_targets_few_times_and_the_prompt_once():
+def test_stacked_sources_share_passes_and_the_prompt():
     run, batch = Suite(config(), steps=range(6)), TASK.sample(8, seed=3)
     rows = []
     handles = [
@@ -160,7 +160,7 @@ def test_stacking_runs_the_targets_few_times_and_the_prompt_once():
     assert run.loaded.count(3) == 2
 
 
-def test_a_measurement_of_the_whole_batch_is_not_mixed_over_sources():
+def test_metric_of_the_whole_batch_is_not_mixed_over_sources():
     task = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
     run, batch = Suite(config()), task.sample(8, seed=3)
     sites = ["blocks.0.attn.hook_q"]
@@ -168,7 +168,7 @@ def test_a_measurement_of_the_whole_batch_is_not_mixed_over_sources():
     check(grid, one_by_one(run, batch, sites, ["attention_progress_global", "loss"]))
 
 
-def test_a_function_of_the_users_and_models_with_hooks_take_the_plain_way():
+def test_user_functions_and_user_hooks_run_whole_sequences():
     def mass(t):
         return t.cache["blocks.0.attn.hook_pattern"].abs().sum((1, 2, 3)) + t.answer_outputs.sum((1, 2))
 
@@ -183,13 +183,13 @@ def test_a_function_of_the_users_and_models_with_hooks_take_the_plain_way():
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_few_prompts(n):
+def test_grid_of_one_or_two_prompts(n):
     run, batch = Suite(config()), TASK.sample(n, seed=3)
     metrics = ["answer_loss", "loss", "accuracy"]
     check(patch_across_steps(run, batch, metrics=metrics, progress=False), one_by_one(run, batch, [MAPS], metrics))
 
 
-def test_answers_of_different_lengths_count_where_they_are():
+def test_answers_of_different_lengths_are_averaged_where_they_exist():
     run, whole = Suite(config()), TASK.sample(8, seed=3)
     out = whole.answer_positions.clone()
     out[::3, 2:] = -1
@@ -198,7 +198,7 @@ def test_answers_of_different_lengths_count_where_they_are():
     check(patch_across_steps(run, batch, metrics=metrics, progress=False), one_by_one(run, batch, [MAPS], metrics))
 
 
-def test_bidirectional_attention_takes_the_plain_way():
+def test_bidirectional_attention_runs_whole_sequences():
     run, batch = Suite(config("softmax", attention_dir="bidirectional")), TASK.sample(8, seed=3)
     check(
         patch_across_steps(run, batch, metrics=["answer_loss"], progress=False),
@@ -207,7 +207,7 @@ def test_bidirectional_attention_takes_the_plain_way():
 
 
 @ATTENTIONS
-def test_transformerlens_own_models(attention):
+def test_transformerlens_models_give_the_same_grid(attention):
     """A native bridge on 4.x, a HookedTransformer on 3.9: the grid of the model that they were made from."""
     run, batch, metrics = Suite(config(attention)), TASK.sample(8, seed=3), ["answer_loss", "accuracy"]
     converted = Suite(config(attention), steps=[])
@@ -218,7 +218,7 @@ def test_transformerlens_own_models(attention):
 
 
 @pytest.mark.parametrize("more", [[], ["blocks.0.attn.hook_cos"]])  # a site that all prompts share
-def test_language_model_checkpoints(neox, more):
+def test_grid_of_language_model_checkpoints(neox, more):
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
     from transformers import GPTNeoXForCausalLM
 
@@ -235,7 +235,7 @@ def test_language_model_checkpoints(neox, more):
     assert len(np.unique(grid.collapse)) == 4
 
 
-def test_a_run_folder_and_its_figure(tmp_path):
+def test_grid_of_a_run_folder(tmp_path):
     models = Suite(config())
     run = pl.Run.create(tmp_path / "run", task=TASK, model=models.model(0), train=pl.TrainConfig(steps=30))
     for step in STEPS:
@@ -246,7 +246,7 @@ def test_a_run_folder_and_its_figure(tmp_path):
     np.testing.assert_allclose(grid.tf_accuracy, expected, atol=1e-6)
 
 
-def test_a_model_of_16_bits_evolves():
+def test_trace_checkpoints_of_a_bfloat16_model():
     half, batch = pl.Transformer(config("softmax")).bfloat16(), TASK.sample(8, seed=0)
     models = half, deepcopy(half).float()
     one, other = (
@@ -256,14 +256,14 @@ def test_a_model_of_16_bits_evolves():
     np.testing.assert_allclose(one.cosine, other.cosine, atol=0.05)
 
 
-def test_every_question_over_steps_asks_for_checkpoints():
+def test_run_without_checkpoints_raises():
     empty, batch = Suite(config(), steps=[]), TASK.sample(2, seed=0)
     for question in (pl.analysis.trace_checkpoints, pl.analysis.sharpness, patch_across_steps):
         with pytest.raises(ValueError, match=r"Suite\(\) has no checkpoints; record with save_every="):
             question(empty, batch)
 
 
-def test_what_cannot_be_done_is_refused_in_one_line(tmp_path):
+def test_invalid_arguments_raise_in_one_line(tmp_path):
     run, batch = Suite(config()), TASK.sample(4, seed=0)
     empty = Suite(config(), steps=[])
     other = Suite(config(n_heads=4))
@@ -272,12 +272,12 @@ def test_what_cannot_be_done_is_refused_in_one_line(tmp_path):
     cases = [
         (dict(run=empty), "no checkpoints; record with save_every="),
         (dict(donor=empty), "no checkpoints"),
-        (dict(what="blocks.0.attn.hook_patern"), "did you mean .*hook_pattern"),
-        (dict(what=[]), "at least one"),
+        (dict(sites="blocks.0.attn.hook_patern"), "did you mean .*hook_pattern"),
+        (dict(sites=[]), "at least one"),
         (dict(metrics=[]), "at least one"),
         (dict(metrics=["tf_acuracy"]), "did you mean 'tf_accuracy'"),
         (dict(parts="atn"), "unknown part .*did you mean 'attn'"),
-        (dict(parts="attn", what=MAPS), "not both"),
+        (dict(parts="attn", sites=MAPS), "not both"),
         (dict(sources=[11]), "source step 11 has no checkpoint in Suite.*nearest: 10, all: "),
         (dict(targets=[0, 400]), "target step 400 has no checkpoint"),
         (dict(sources=[]), "sources= is empty"),
@@ -291,7 +291,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_the_figure_shows_every_pair_and_the_margins():
+def test_step_grid_shows_every_pair_and_the_untouched_models():
     run, batch = Suite(config()), TASK.sample(8, seed=3)
     grid = patch_across_steps(run, batch, metrics=["tf_accuracy", "answer_loss"], sources=[10, 30], progress=False)
     figure = pl.plots.step_grid(grid)
@@ -306,15 +306,15 @@ def test_the_figure_shows_every_pair_and_the_margins():
     assert {(s["x0"], s["x1"], s["y0"], s["y1"]) for s in shapes} == {(1, 2, 0, 1), (2, 3, 1, 2)}  # steps 10 and 30
     assert heat.x == (0, 1, 2, 3, 3.3, 4.3) and heat.y == (0, 1, 2, 2.3, 3.3)
     assert figure.layout.xaxis.ticktext == ("0", "10", "30", "own") and figure.layout.yaxis.ticktext[1] == "30"
-    said = heat.text[0, 2]
-    assert "step 10" in said and "step 30" in said and f"{float(grid.tf_accuracy[0, 2]):.3g}" in said
+    hover = heat.text[0, 2]
+    assert "step 10" in hover and "step 30" in hover and f"{float(grid.tf_accuracy[0, 2]):.3g}" in hover
     losses = pl.plots.step_grid(grid, "answer_loss")
     assert "answer_loss" in losses.layout.title.text and losses.data[0].zmax != 1
     with pytest.raises(ValueError, match="did you mean 'answer_loss'"):
         pl.plots.step_grid(grid, "answer_los")
 
 
-def test_the_figure_refuses_several_values_a_cell():
+def test_step_grid_refuses_several_values_a_cell():
     run, batch = Suite(config()), TASK.sample(8, seed=3)
     grid = patch_across_steps(run, batch, metrics=["position_accuracy"], progress=False)
     with pytest.raises(ValueError, match="choose one: dataset.isel"):
