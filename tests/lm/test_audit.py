@@ -3,8 +3,10 @@
 import json
 import re
 import warnings
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +27,8 @@ class Hub:
     name: str
     branches: dict[str, dict[str, str]]
     calls: int = 0
+    max_bytes: int | None = None
+    lock: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
     @property
     def main(self) -> str | None:
@@ -39,6 +43,9 @@ class Hub:
 
     def fetch(self, revision: str, files: list[File]) -> Path:
         raise AssertionError("an audit of the Hub downloads nothing")
+
+    def stop(self) -> None:
+        pass
 
 
 @dataclass
@@ -68,12 +75,12 @@ def look(source: Source, expected: tuple[int, ...] | None = None, steps: list[in
 
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auditing, "_told", set())
+    monkeypatch.setattr(auditing, "_warned", set())
 
 
 def test_what_is_no_suite_is_refused():
-    with pytest.raises(ValueError, match="an audit is of a suite, such as"):
-        audit(object())
+    with pytest.raises(ValueError, match="audit takes a suite, such as"):
+        getattr(audit, "__wrapped__", audit)(object())  # without the runtime check of types
 
 
 def test_a_suite_as_it_should_be_gives_nothing():
@@ -89,11 +96,11 @@ def test_a_suite_as_it_should_be_gives_nothing():
 def test_steps_that_serve_main_are_found_and_the_last_is_not_blamed():
     found = look(hub({"step0": "z", "step1": "b", "step2": "z", "step9": "z", "main": "z"}))
     (group,) = found.duplicates
-    assert (group.steps, group.main, group.of) == ((0, 2, 9), True, 1)
+    assert (group.steps, group.main, group.n_files) == ((0, 2, 9), True, 1)
     assert list(group.files) == ["model.safetensors"]
     assert found.table["same_as"].to_dict() == {0: (2, 9, "main"), 1: (), 2: (0, 9, "main"), 9: (0, 2, "main")}
     line = found.evidence(0)
-    assert line is not None and line.startswith("serves the weights of main and 2 steps (2, 9, the last) (model.safet")
+    assert line is not None and line.startswith("has the weights of main and 2 steps (2, 9, the last) (model.safet")
     assert found.evidence(1) is None and found.evidence(9) is None
 
 
@@ -103,7 +110,7 @@ def test_without_a_main_no_step_of_a_pair_is_exempt():
     assert (group.steps, group.main) == ((0, 1), False)
     assert all("the weights of step" in str(found.evidence(step)) for step in (0, 1))
     last_too = look(hub({"step0": "z", "step2": "z"}))
-    assert "serves the weights of step 0 " in str(last_too.evidence(2))
+    assert "has the weights of step 0 " in str(last_too.evidence(2))
 
 
 def test_the_last_step_is_blamed_when_its_twin_is_not_main():
@@ -125,7 +132,7 @@ def test_shards_are_compared_one_by_one():
         found = look(hub({**branches, "main": {**branches["main"], **beside_main}}))
         assert found.duplicates == ()
         (group,) = found.partial
-        assert (group.steps, group.main, group.of) == ((50, 58, 143), True, 3)
+        assert (group.steps, group.main, group.n_files) == ((50, 58, 143), True, 3)
         assert list(group.files) == ["pytorch_model-00001-of-00003.bin"]
         assert "1 of 3 weight files" in str(found.evidence(50))
         assert found.evidence(1) is None and found.evidence(143) is None
@@ -210,7 +217,7 @@ def test_equal_tensors_are_equal_in_any_layout_of_files(tmp_path: Path, form: st
     write(tmp_path / "suite", 2, tensors(2))
     found = look(LocalSource(tmp_path / "suite"))
     (group,) = found.duplicates
-    assert (group.steps, group.of, len(group.files)) == ((0, 1), 1, 1)
+    assert (group.steps, group.n_files, len(group.files)) == ((0, 1), 1, 1)
     assert found.evidence(2) is None and found.table.loc[0, "digest"] == found.table.loc[1, "digest"]
 
 
@@ -246,7 +253,7 @@ def test_a_local_shard_in_common_is_found(tmp_path: Path):
     write(tmp_path, 0, tensors(0), form="shards")
     write(tmp_path, 1, tensors(1) | {"embed": tensors(0)["embed"]}, form="shards")
     (group,) = look(LocalSource(tmp_path)).partial
-    assert (group.steps, list(group.files), group.of) == ((0, 1), ["model-00002-of-00003.safetensors"], 3)
+    assert (group.steps, list(group.files), group.n_files) == ((0, 1), ["model-00002-of-00003.safetensors"], 3)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
@@ -300,12 +307,12 @@ def test_evidence_comes_before_reports_and_silence_is_told():
     found = look(hub(branches, name))
     (line,) = said(101_000, 175_000, name=name, found=found)
     assert (
-        line.index("serves the weights of 2 steps (175000, 300000) (model")
+        line.index("has the weights of 2 steps (175000, 300000) (model")
         < line.index("reported in https://")
         < line.index("915")
     )
     assert "plateaulens checkpoints audit" not in line
-    auditing._told.clear()
+    auditing._warned.clear()
     mended = look(hub({revision: revision for revision in branches}, name))
     (line,) = said(101_000, name=name, found=mended)
     assert line.endswith("among 4 audited steps no other has a weight file of this one")

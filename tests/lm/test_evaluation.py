@@ -75,7 +75,7 @@ def test_it_measures_what_plain_hugging_face_measures_one_prompt_at_a_time(suite
         assert done.step(step)["generated"] == said
         np.testing.assert_allclose(done.values(step)["collapse"], collapse, atol=1e-5)
         np.testing.assert_allclose(done.values(step)["repetition"], repetition, atol=1e-6)
-        assert done.step(step)["said"] == suite.tokenizer.batch_decode(said)
+        assert done.step(step)["generated_text"] == suite.tokenizer.batch_decode(said)
     assert done.metrics.collapse[16] == pytest.approx(np.mean(done.values(16)["collapse"]))
     assert list(done.metrics) == [
         *("collapse", "repetition", "norm@blocks.0.hook_resid_post", "norm@blocks.1.hook_resid_post"),
@@ -100,7 +100,9 @@ def test_it_goes_on_where_it_was_and_more_steps_can_be_added(suite, prompts, tmp
     whole = pl.lm.evaluate(suite, tmp_path / "whole", prompts, WATCH, progress=False)
     pl.lm.evaluate(suite, tmp_path / "parts", prompts, WATCH, [128, 0], progress=False)
     opened = []
-    monkeypatch.setattr(suite, "_open", lambda step, folder, own=suite._open: opened.append(step) or own(step, folder))
+    monkeypatch.setattr(
+        suite, "_open", lambda step, *rest, original=suite._open: opened.append(step) or original(step, *rest)
+    )
     parts = pl.lm.evaluate(suite, tmp_path / "parts", prompts, WATCH, progress=False)
     assert opened == [1, 16] and contents(parts.path) == contents(whole.path)
     pl.lm.evaluate(suite, tmp_path / "parts", prompts, WATCH, progress=False)
@@ -140,8 +142,8 @@ def test_a_folder_of_another_survey_is_refused(suite, prompts, tmp_path):
     before = contents(path)
     other = pl.Batch.prompts([row.tolist()[:3] for row in prompts.tokens], 8, prompts.decoding)
     cases = [
-        (dict(prompts=prompts, metrics=["collapse"]), "holds a survey with metrics"),
-        (dict(prompts=other, metrics=WATCH), "other prompts"),
+        (dict(prompts=prompts, metrics=["collapse"]), "has an evaluation with metrics"),
+        (dict(prompts=other, metrics=WATCH), "of other prompts"),
         (dict(prompts=pl.Batch.prompts([[1]], 5), metrics=WATCH), "with n_new 8, not 5"),
         (dict(prompts=prompts, metrics=WATCH, steps=[3]), "no checkpoint of step 3"),
     ]
@@ -155,9 +157,9 @@ def test_a_folder_of_another_survey_is_refused(suite, prompts, tmp_path):
     assert contents(path) == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
-    with pytest.raises(FileExistsError, match="holds no survey"):
+    with pytest.raises(FileExistsError, match="has no evaluation"):
         pl.lm.evaluate(suite, tmp_path / "full", prompts, WATCH, progress=False)
-    with pytest.raises(FileNotFoundError, match="is not a survey"):
+    with pytest.raises(FileNotFoundError, match="is not an evaluation"):
         pl.lm.EvaluatedCheckpoints(tmp_path / "full")
 
 
@@ -195,7 +197,7 @@ def test_what_will_be_fetched_is_said_first(suite, prompts, tmp_path, capsys):
 
 def test_a_reported_step_is_warned_of_before_it_is_measured(suite, prompts, tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "name", "EleutherAI/pythia-2.8b")
-    monkeypatch.setattr(weight_audit, "_told", set())
+    monkeypatch.setattr(weight_audit, "_warned", set())
     with pytest.warns(UserWarning, match="issues/205"):
         pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, [16], progress=False)
 
@@ -241,7 +243,7 @@ def test_a_step_without_weights_is_left_out_and_said(suite_folder, prompts, tmp_
         *(True, True, False, False)
     ]
     assert pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, progress=False).steps == [0, 1]
-    assert "without weights, and left out: 128, 200" in capsys.readouterr().err
+    assert "left out, as they have no weights: 128, 200" in capsys.readouterr().err
     with pytest.raises(ValueError, match="step 200 of suite has no weights; leave it out"):
         pl.lm.evaluate(suite, tmp_path / "t", prompts, WATCH, [0, 200], progress=False)
     assert pl.lm.EvaluatedCheckpoints(tmp_path / "t").steps == []
@@ -253,7 +255,7 @@ def test_results_of_other_weights_are_no_results(suite_folder, prompts, tmp_path
         shutil.copytree(suite_folder / step, tmp_path / name / "suite" / "step0")
     first, second = (pl.lm.from_folder(tmp_path / name / "suite") for name in "ab")
     done = pl.lm.evaluate(first, tmp_path / "s", prompts, WATCH, progress=False)
-    with pytest.raises(ValueError, match=r"holds step 0 of other weights than suite has now.*remove steps/000000.json"):
+    with pytest.raises(ValueError, match=r"has step 0 of other weights than suite has now.*remove steps/000000.json"):
         pl.lm.evaluate(second, tmp_path / "s", prompts, WATCH, progress=False)
     shutil.move(tmp_path / "a", tmp_path / "moved")
     pl.lm.evaluate(pl.lm.from_folder(tmp_path / "moved" / "suite"), tmp_path / "s", prompts, WATCH, progress=False)
@@ -261,26 +263,26 @@ def test_results_of_other_weights_are_no_results(suite_folder, prompts, tmp_path
     other = pl.lm.evaluate(second, tmp_path / "s", prompts, WATCH, progress=False)
     assert other.step(0)["weights"] == pl.lm.audit(second, progress=False).table.digest[0]
     shutil.copytree(suite_folder / "step16", tmp_path / "b" / "suite" / "stage2-step5")
-    with pytest.raises(ValueError, match="holds a survey with pattern"):
+    with pytest.raises(ValueError, match="has an evaluation with pattern"):
         pl.lm.evaluate(pl.lm.from_folder(tmp_path / "b" / "suite", r"stage2-step(\d+)"), tmp_path / "s", prompts, WATCH)
 
 
 def test_evidence_is_warned_of_once_kept_and_shown_also_of_folders_and_in_parts(
     suite_folder, prompts, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(weight_audit, "_told", set())
+    monkeypatch.setattr(weight_audit, "_warned", set())
     for i, step in enumerate((0, 16, 16, 128)):
         shutil.copytree(suite_folder / f"step{step}", tmp_path / "twice" / f"step{i}")
     suite = pl.lm.from_folder(tmp_path / "twice")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, [0, 1], progress=False)
-    with pytest.warns(UserWarning, match="step 2: serves the weights of step 1 ") as caught:
+    with pytest.warns(UserWarning, match="step 2: has the weights of step 1 ") as caught:
         done = pl.lm.evaluate(pl.lm.from_folder(tmp_path / "twice"), tmp_path / "s", prompts, WATCH, progress=False)
     assert len(caught) == 1
     assert [bool(done.step(step)["evidence"]) for step in done.steps] == [False, True, True, False]
     page = pl.write_report(done).read_text()
-    assert "step 2: serves the weights of step 1 " in page
+    assert "step 2: has the weights of step 1 " in page
     pl.lm.evaluate(suite, tmp_path / "other", prompts, WATCH, [2], progress=False)
     other = pl.lm.evaluate(
         pl.lm.from_folder(tmp_path / "twice"), tmp_path / "other", prompts, WATCH, [1, 2], progress=False
@@ -288,9 +290,9 @@ def test_evidence_is_warned_of_once_kept_and_shown_also_of_folders_and_in_parts(
     assert all(other.step(step)["evidence"] for step in (1, 2))  # whichever came first
     suite = pl.lm.from_folder(tmp_path / "twice")
     for step in (1, 2):
-        suite.look([step])
-    weight_audit._told.clear()
-    with pytest.warns(UserWarning, match="step 1: serves the weights of step 2 "):
+        suite.audit_steps([step])
+    weight_audit._warned.clear()
+    with pytest.warns(UserWarning, match="step 1: has the weights of step 2 "):
         suite.model(1)
 
 
@@ -304,7 +306,7 @@ def test_weights_of_a_folder_are_read_once_while_they_stay_the_same(suite_folder
         pl.lm.evaluate(pl.lm.from_folder(tmp_path / "suite"), tmp_path / "s", prompts, WATCH, steps, progress=False)
     assert read == ["step0", "step1", "step16", "step128"]
     shutil.copy(suite_folder / "step1" / "model.safetensors", tmp_path / "suite" / "step0")
-    with pytest.raises(ValueError, match="holds step 0 of other weights"):
+    with pytest.raises(ValueError, match="has step 0 of other weights"):
         pl.lm.evaluate(pl.lm.from_folder(tmp_path / "suite"), tmp_path / "s", prompts, WATCH, progress=False)
 
 

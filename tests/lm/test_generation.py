@@ -9,8 +9,7 @@ import torch.nn.functional as F
 import plateaulens as pl
 from plateaulens.lm import generation as generating
 from plateaulens.lm.generation import generate
-from plateaulens.tracing import decoding
-from plateaulens.tracing import next_token as choosing
+from plateaulens.tracing import decoding, next_token as choosing
 from plateaulens.tracing.next_token import TokenChoice
 
 LENGTHS = [5, 11, 3, 5, 8, 1, 14]
@@ -89,7 +88,7 @@ def test_the_company_does_not_matter(kind, decoding, request):
 def test_many_prompts_go_in_several_passes_and_come_back_in_their_order(neox, monkeypatch):
     batch = prompts([1 + i % 7 for i in range(20)])
     whole = generate(neox[1], batch, SITES)
-    monkeypatch.setattr(generating, "ROWS", 3)
+    monkeypatch.setattr(generating, "MAX_PROMPTS", 3)
     parts = generate(neox[1], batch, SITES)
     assert torch.equal(parts.tokens, whole.tokens) and torch.equal(parts.tokens, by_hand(neox[0], batch)[0])
     for name in SITES:
@@ -196,7 +195,7 @@ def test_a_token_that_comes_out_otherwise_alone_changes_all_after_it(neox):
     for tensor in (*wrong.rows.values(), wrong.logits, wrong.entropy):
         tensor[1, 2:] = 0
     wrong.near_ties[1, [2, 4]] = True
-    generating._run_again(bridge, batch[1:2], wrong, 1)
+    generating._rerun_near_ties(bridge, batch[1:2], wrong, 1)
     assert torch.equal(wrong.tokens, right.tokens)
     for name in SITES:
         torch.testing.assert_close(wrong.rows[name], right.rows[name], rtol=1e-5, atol=1e-5)

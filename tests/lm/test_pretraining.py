@@ -355,7 +355,7 @@ def test_the_command(tmp_path, text, suite, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_update", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
         result = call(*words)
-        assert result.exit_code == 130 and "the same command goes on" in result.stderr
+        assert result.exit_code == 130 and "the same command continues" in result.stderr
     result = call(*words)
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == str(tmp_path / "out")

@@ -8,8 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from plateaulens.lm import bundled_data as files
-from plateaulens.lm import prompts as module
+from plateaulens.lm import bundled_data as files, prompts as module
 from plateaulens.lm.bundled_data import bundled
 from plateaulens.lm.prompts import read_prompts
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from plateaulens.cli.base import main, option
-from plateaulens.cli.checkpoints import among
+from plateaulens.cli.checkpoints import select_steps
 
 QUICK = 1000  # values of all visible tokens together, up to which a probe of them takes seconds
 FEWEST = 20  # sequences, of which 12 train a probe, 2 choose its C and 6 test it
@@ -228,7 +228,7 @@ def _steps(run: Any, steps: str | None) -> list[int]:
     """The saved steps that were asked for."""
     if not run.steps or run.steps[-1] == 0:
         raise ValueError(f"{run.path} has no checkpoint of a trained model, only {run.steps}; `plateaulens resume` it")
-    chosen = run.steps if steps is None else sorted(among(steps, run.steps))
+    chosen = run.steps if steps is None else sorted(select_steps(steps, run.steps))
     if missing := [step for step in chosen if step not in run.steps]:
         raise ValueError(f"{run.path} has no checkpoint of step {missing[0]}; there are {run.steps}")
     return chosen

@@ -93,6 +93,8 @@ def intervene(model: Any, *interventions: Intervention) -> AbstractContextManage
 
 @contextmanager
 def _applied(model: Any, interventions: Sequence[Intervention]) -> Iterator[None]:
+    if getattr(model, "read_only", False):
+        raise ValueError(f"a {type(model).__name__} can be read, not edited; use the bridge of Checkpoints.model(step)")
     silent: dict[tuple[int, str], bool] = {}
     calls = _Calls()
     hooks = []

@@ -2,13 +2,16 @@
 
 from plateaulens.batch import Decoding
 from plateaulens.lm.bundled_data import bundled
-from plateaulens.lm.evaluation import LANGUAGE_METRICS as DEFAULT_METRICS
-from plateaulens.lm.evaluation import EvaluatedCheckpoints, evaluate
+from plateaulens.lm.evaluation import LANGUAGE_METRICS as DEFAULT_METRICS, EvaluatedCheckpoints, evaluate
 from plateaulens.lm.generation import generate
-from plateaulens.lm.pretrained import from_folder, from_hub, load, olmo2, pythia
+from plateaulens.lm.olmo_suites import olmo2
+from plateaulens.lm.opening import from_folder, from_hub
+from plateaulens.lm.plain_model import PlainModel
 from plateaulens.lm.pretraining import pretrain
 from plateaulens.lm.prompts import read_prompts
+from plateaulens.lm.pythia_suites import pythia
 from plateaulens.lm.suite import Checkpoints
+from plateaulens.lm.suites_by_name import load
 from plateaulens.lm.weight_audit import Audit, audit
 from plateaulens.tracing.decoding import Generation
 
@@ -19,6 +22,7 @@ __all__ = [
     "Decoding",
     "EvaluatedCheckpoints",
     "Generation",
+    "PlainModel",
     "audit",
     "bundled",
     "evaluate",

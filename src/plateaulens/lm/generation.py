@@ -1,12 +1,12 @@
-"""`generate`: what a model says to each prompt, and its activations at the rows that said it, in one go.
+"""`generate`: tokens that a model generates after each prompt, and activations at the positions that predict them.
 
-Prompts of unequal length share a pass: shorter ones are padded on the left, behind a mask. What comes out
-for a prompt does not depend on its company; where rounding could have chosen another token, the prompt
-is run again from there by itself, without a cache.
+Prompts of unequal length share a forward pass: shorter ones are padded on the left and masked. The result for a
+prompt is independent of the batch it is in: where rounding could have changed a token (a near tie), the prompt is run
+again from there by itself, without a key-value cache.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,49 +15,78 @@ from torch import Tensor
 from plateaulens._signals import without_gradients
 from plateaulens.batch import Batch
 from plateaulens.hooks import active_interventions, has_user_hooks
-from plateaulens.lm.unhooked import PADDING, TOKENS, batch_by_length, unhooked
+from plateaulens.protocols import HookedModel
 from plateaulens.tracing.decoding import Generation, Reading, decode, supports_cache
 from plateaulens.tracing.next_token import TokenChoice, gumbel_noise
 
-ROWS = 128  # prompts a pass
+MAX_PROMPTS = 128  # prompts that share a pass
+MAX_PADDING = 1024  # padded tokens in a batch: about what another pass costs (benchmarks/checkpoints.py)
+MAX_TOKENS = 2**14  # tokens in a pass, padding included, to bound memory
 
 
 @without_gradients
 def generate(
-    model: Any, batch: Batch, sites: Sequence[str] = (), logits: bool = False, entropy: bool = False
+    model: HookedModel, batch: Batch, sites: Sequence[str] = (), *, logits: bool = False, entropy: bool = False
 ) -> Generation:
-    """Let `model` answer the prompts of `batch`, and read `sites` at the rows that predict the answers.
+    """Generate `batch.n_new` tokens after each prompt, and read `sites` at the positions that predict them.
 
-    Under interventions, which may be made for these very prompts, all go through together, of equal length,
-    and none is run again.
+    With interventions, which may be made for these very prompts, all prompts share each pass and none is run again.
+
+    Args:
+        model: Hooked model: a bridge, a `PlainModel` or a `Transformer`.
+        batch: Prompts, as of `Batch.prompts`.
+        sites: Names of hooks whose activations are kept.
+        logits: Whether to keep the logits of each generated token.
+        entropy: Whether to keep the entropy of each predicted distribution.
+
+    Returns:
+        The tokens [batch out] and what was read at the positions that predict them.
 
     Raises:
-        ValueError: for prompts of unequal length under an intervention or a hook of the caller's, and for a
+        ValueError: For prompts of unequal length under an intervention or a hook of the caller's, and for a
             site without positions on its second axis.
     """
     cached, reading = supports_cache(model), Reading(tuple(sites), logits, entropy)
     if active_interventions(model) or has_user_hooks(model):
         return _decode_batch(model, batch, cached, reading)
-    lengths, plain = (batch.answer_positions[:, 0] + 1).tolist(), unhooked(model, sites) if cached else None
-    if next(model.parameters()).dtype == torch.float64:  # whose mask is -inf to Hugging Face's softmax in float32
-        model, passes = plain or model, batch_by_length(lengths, rows=ROWS, padding=0)
-    elif plain is not None:
-        model, passes = plain, batch_by_length(lengths, rows=ROWS)
-    elif cached and not hasattr(model, "kv_cache"):  # the shorter can be masked
-        passes = batch_by_length(lengths, rows=ROWS, padding=PADDING, tokens=TOKENS)
+    lengths = (batch.answer_positions[:, 0] + 1).tolist()
+    has_masks = cached and not hasattr(model, "kv_cache")  # Hugging Face's models, not ours
+    # The mask of float64 is -inf to Hugging Face's softmax, which is in float32: padding would become NaN.
+    can_pad = has_masks and next(model.parameters()).dtype != torch.float64
+    max_padding = MAX_PADDING if can_pad else 0
+    groups = batch_by_length(lengths, max_prompts=MAX_PROMPTS, max_padding=max_padding, max_tokens=MAX_TOKENS)
+    if len(groups) == 1:
+        generation = _decode_batch(model, batch, cached, reading)
     else:
-        passes = batch_by_length(lengths, rows=ROWS, padding=0)
-    if len(passes) == 1:
-        found = _decode_batch(model, batch, cached, reading)
-    else:
-        parts = [batch[torch.tensor(rows, device=batch.answer_positions.device)] for rows in passes]
-        found = _join(passes, [_decode_batch(model, part, cached, reading) for part in parts])
-    for i in found.near_ties.any(1).nonzero()[:, 0].tolist():
-        _run_again(model, batch[i : i + 1], found, i)
-    return found
+        batches = [batch[torch.tensor(rows, device=batch.answer_positions.device)] for rows in groups]
+        generation = _join(groups, [_decode_batch(model, part, cached, reading) for part in batches])
+    for i in generation.near_ties.any(1).nonzero()[:, 0].tolist():
+        _rerun_near_ties(model, batch[i : i + 1], generation, i)
+    return generation
 
 
-def _decode_batch(model: Any, batch: Batch, cached: bool, reading: Reading) -> Generation:
+def batch_by_length(
+    lengths: Sequence[int],
+    *,
+    max_prompts: float | int = math.inf,
+    max_padding: float | int = math.inf,
+    max_tokens: float | int = math.inf,
+) -> list[list[int]]:
+    """Indices of the prompts that share a pass: of about the same length, within each of the limits."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        group = [*groups[-1], i] if groups else []
+        tokens = len(group) * lengths[i]
+        padding = tokens - sum(lengths[j] for j in group)
+        if not group or len(group) > max_prompts or tokens > max_tokens or padding > max_padding:
+            groups.append([i])
+        else:
+            groups[-1].append(i)
+    return groups
+
+
+def _decode_batch(model: HookedModel, batch: Batch, cached: bool, reading: Reading) -> Generation:
+    """Generate after all prompts of `batch` together; shorter ones are padded on the left behind a mask."""
     lengths = (batch.answer_positions[:, 0] + 1).tolist()
     longest, mask, tokens = max(lengths), None, batch.tokens[:, : max(lengths)]
     if min(lengths) < longest:
@@ -71,46 +100,50 @@ def _decode_batch(model: Any, batch: Batch, cached: bool, reading: Reading) -> G
     return decode(model, tokens, count, use_cache=cached, mask=mask, reading=reading, choice=choice)
 
 
-def _run_again(model: Any, prompt: Batch, found: Generation, i: int) -> None:
-    """Say the unsure tokens of prompt `i` again, by itself and with everything in every pass.
+def _rerun_near_ties(model: HookedModel, prompt: Batch, generation: Generation, i: int) -> None:
+    """Generate the near ties of prompt `i` again by full passes over it alone, and write them into `generation`.
 
-    As long as they come out the same, so does what follows; after one that does not, all is said again.
+    While the tokens come out the same, those after them hold; after one that differs, all are generated again.
     """
-    length, total = prompt.prompt_len, found.tokens.shape[1]
+    length, count = prompt.prompt_len, generation.tokens.shape[1]
     noise = gumbel_noise(prompt, [length], int(model.cfg.d_vocab)) if prompt.decoding.sample else None
-    reading = Reading(tuple(found.rows), found.logits is not None, found.entropy is not None)
+    reading = Reading(tuple(generation.rows), generation.logits is not None, generation.entropy is not None)
 
-    def decode_from(k: int, count: int) -> Generation:
-        tokens = torch.cat([prompt.tokens[:, :length], found.tokens[i : i + 1, :k]], 1)
-        choice = TokenChoice(decoding=prompt.decoding, noise=None if noise is None else noise[:, k : k + count])
-        return decode(model, tokens, count, use_cache=False, reading=reading, choice=choice)
+    def decode_from(k: int, n_new: int) -> Generation:
+        tokens = torch.cat([prompt.tokens[:, :length], generation.tokens[i : i + 1, :k]], 1)
+        choice = TokenChoice(decoding=prompt.decoding, noise=None if noise is None else noise[:, k : k + n_new])
+        return decode(model, tokens, n_new, use_cache=False, reading=reading, choice=choice)
 
-    for k in found.near_ties[i].nonzero()[:, 0].tolist():
+    for k in generation.near_ties[i].nonzero()[:, 0].tolist():
         again = decode_from(k, 1)
-        if other := bool(again.tokens[0, 0] != found.tokens[i, k]):
-            again = decode_from(k, total - k)
-        for old, new in zip(_tensors(found), _tensors(again), strict=True):
+        if differs := bool(again.tokens[0, 0] != generation.tokens[i, k]):
+            again = decode_from(k, count - k)
+        for old, new in zip(_tensors(generation), _tensors(again), strict=True):
             old[i, k : k + new.shape[1]] = new[0]
-        if other:
+        if differs:
             return
 
 
-def _tensors(g: Generation) -> list[Tensor]:
-    return [g.tokens, *g.rows.values(), *(t for t in (g.logits, g.entropy) if t is not None)]
+def _tensors(generation: Generation) -> list[Tensor]:
+    optional = (generation.logits, generation.entropy)
+    return [generation.tokens, *generation.rows.values(), *(tensor for tensor in optional if tensor is not None)]
 
 
-def _join(passes: list[list[int]], parts: list[Generation]) -> Generation:
-    """The prompts of all passes in their own order."""
+def _join(groups: list[list[int]], parts: list[Generation]) -> Generation:
+    """The prompts of all groups in their original order."""
+    order = torch.tensor([i for group in groups for i in group]).argsort()
 
-    def join(of: Callable[[Generation], Any]) -> Tensor:
-        pieces = [of(part) for part in parts]
-        joined = pieces[0].new_empty(sum(map(len, pieces)), *pieces[0].shape[1:])
-        for rows, piece in zip(passes, pieces, strict=True):
-            joined[rows] = piece
-        return joined
+    def join(field: Callable[[Generation], Tensor]) -> Tensor:
+        joined = torch.cat([field(part) for part in parts])
+        return joined[order.to(joined.device)]
 
-    rows = {name: join(lambda g, name=name: g.rows[name]) for name in parts[0].rows}
-    logits = None if parts[0].logits is None else join(lambda g: g.logits)
-    entropy = None if parts[0].entropy is None else join(lambda g: g.entropy)
-    tokens, near_ties = join(lambda g: g.tokens), join(lambda g: g.near_ties)
-    return Generation(tokens=tokens, rows=rows, logits=logits, entropy=entropy, near_ties=near_ties)
+    def join_optional(field: str) -> Tensor | None:
+        return None if getattr(parts[0], field) is None else join(lambda part: getattr(part, field))
+
+    return Generation(
+        tokens=join(lambda part: part.tokens),
+        rows={name: join(lambda part, name=name: part.rows[name]) for name in parts[0].rows},
+        logits=join_optional("logits"),
+        entropy=join_optional("entropy"),
+        near_ties=join(lambda part: part.near_ties),
+    )

@@ -90,7 +90,7 @@ def steps_of(names: list[str], pattern: str | re.Pattern[str] = STEP) -> dict[in
     return dict(sorted(found.items()))
 
 
-def few(steps: Sequence[int]) -> str:
+def list_steps(steps: Sequence[int]) -> str:
     """In words: the first three and the last, if there are more than four."""
     return ", ".join(map(str, steps if len(steps) < 5 else [*steps[:3], "...", steps[-1]]))
 

@@ -1,13 +1,13 @@
-"""Which checkpoints of a suite are what their names say, without downloading any.
+"""`audit`: find steps of a suite that have the weights of other steps, or none, without downloading any.
 
-    found = audit(pl.lm.pythia("2.8b"))
-    found.duplicates, found.missing, found.evidence(0)
+    result = audit(pl.lm.pythia("2.8b"))
+    result.duplicates, result.missing, result.evidence(0)
 
-Of a Hub repository, the content hashes that its API lists are compared: equal hashes are equal bytes, for certain.
-Unequal hashes show nothing: the same weights, written again by another library, hash differently. Of local folders,
-the tensors themselves are compared (names, types, shapes, bytes), so that another file layout makes no difference,
-though the sign of a zero does. No hash tells *which* of two equal steps is the right one, nor that a step which equals
-no other is right: for that, see whether its weights and its loss lie between those of its neighbors.
+Of a Hub repository, the content hashes that its API lists are compared. Equal hashes are equal bytes, for certain;
+unequal hashes show nothing, as the same weights, written again by another library, hash differently. Of local folders,
+the tensors are compared (names, types, shapes, bytes), so that the layout of the files makes no difference, though the
+sign of a zero does. No hash tells *which* of two equal steps is the right one, nor that a step which equals no other is
+right: for that, check whether its weights and its loss are between those of its neighbors.
 """
 
 import pickle
@@ -19,7 +19,7 @@ from functools import lru_cache
 from hashlib import sha256
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 import torch
@@ -29,44 +29,55 @@ from tqdm.auto import tqdm
 
 from plateaulens._io import digest
 from plateaulens.lm.known_issues import Report, reports_for
-from plateaulens.lm.source import WEIGHTS, few, weight_files
+from plateaulens.lm.source import WEIGHTS, Source, list_steps, weight_files
 
 Digests = dict[str, str]  # name of a file, or of a tensor -> digest of its content
-_told: set[Any] = set()  # what `warn_once` has said in this process
+Member = int | str  # a step, or "main"
+_warned: set[Any] = set()  # what `warn_once` has warned about in this process
+
+
+@runtime_checkable
+class Audited(Protocol):
+    """What an audit needs of a suite: its name, where its checkpoints are, and the steps that were announced."""
+
+    name: str
+    source: Source
+    expected: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Steps that serve the same weights, or the same part of them.
+    """Steps that have the same weights, or some weight files in common.
 
     Attributes:
-        steps: ascending.
-        main: whether the branch `main` serves them too.
-        files: what is the same, each with its digest.
-        of: how many weight files there are; the weights are identical when `files` are as many.
-        differ: weights in another format that lie beside these, are not the ones read, and are *not* all the same.
+        steps: The steps, ascending.
+        main: Whether the branch `main` has them too.
+        files: The files that are the same, each with its digest.
+        n_files: Number of weight files of a step; the weights are identical when `files` are as many.
+        differ: Names of weight files in another format, which are not the ones that are read and are *not* all the
+            same.
     """
 
     steps: tuple[int, ...]
     main: bool
     files: Digests
-    of: int
+    n_files: int
     differ: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Audit:
-    """What an audit found; the module says what equal and unequal digests show.
+    """The result of `audit`; see the module's docstring for what equal and unequal digests show.
 
     Attributes:
-        name: of the suite.
-        table: a row per step: revision, bytes and number of its weight files, digest of its weights, and `same_as`,
-            the other steps (and "main") that serve the very same weights.
-        missing: steps that were announced but are not there, or that are there without weights.
-        duplicates: groups of steps with identical weights, except the last step and `main`, which should be.
-        partial: groups of steps that have only some weight files in common.
-        reports: public reports about this suite, as reported.
-        last: the suite's last step.
+        name: Name of the suite.
+        table: A row per step: revision, bytes and number of its weight files, digest of its weights, and `same_as`,
+            the other steps (and "main") with identical weights.
+        missing: Steps that were announced but have no checkpoint, or have one without weights.
+        duplicates: Groups of steps with identical weights, except the last step and `main`, which should be identical.
+        partial: Groups of steps that have only some weight files in common.
+        reports: Public reports about this suite.
+        last: The suite's last step.
     """
 
     name: str
@@ -78,29 +89,30 @@ class Audit:
     last: int
 
     def group(self, step: int) -> Duplicate | None:
-        """The duplicates among which the step should not be; the last step may be among those of `main`."""
+        """The group of duplicates that the step should not be in; the last step may be in a group with `main`."""
         groups = (g for g in (*self.duplicates, *self.partial) if step in g.steps)
         return next((g for g in groups if not (g.main and step == self.last)), None)
 
     def evidence(self, step: int) -> str | None:
-        """What is wrong with the step, in a line; None when nothing was found."""
+        """One line on what is wrong with the weights of a step; None when nothing is."""
         if step in self.missing:
             return "has no weights"
         return self._line(group, step) if (group := self.group(step)) else None
 
     def _line(self, group: Duplicate, step: int | None = None) -> str:
-        what = "the weights" if group.of == len(group.files) else f"{len(group.files)} of {group.of} weight files"
-        rest = [s for s in group.steps if s != step]
-        names = few(rest) + ", the last" * (self.last in rest)
-        steps = [f"{len(rest)} steps ({names})" if len(rest) > 1 else f"step {names}"] if rest else []
-        others = ["main"] * group.main + steps
-        verb = f"serves {what} of" if step is not None else f"{what} are the same in"
-        file, digest = min(group.files.items())
-        differ = "".join(f"; {form}, which is not read, differs among them" for form in group.differ)
-        return f"{verb} {' and '.join(others)} ({file} {digest[:19]}){differ}"
+        whole = group.n_files == len(group.files)
+        part = "the weights" if whole else f"{len(group.files)} of {group.n_files} weight files"
+        others = [s for s in group.steps if s != step]
+        names = list_steps(others) + ", the last" * (self.last in others)
+        steps = [f"{len(others)} steps ({names})" if len(others) > 1 else f"step {names}"] if others else []
+        members = " and ".join(["main"] * group.main + steps)
+        verb = f"has {part} of" if step is not None else f"{part} are the same in"
+        file, content = min(group.files.items())
+        differ = "".join(f"; {name}, which is not read, differs among them" for name in group.differ)
+        return f"{verb} {members} ({file} {content[:19]}){differ}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """The audit as a dict of plain values."""
         table = self.table.assign(same_as=self.table["same_as"].map(list)).reset_index().astype(object)
         return {
             "name": self.name,
@@ -113,99 +125,131 @@ class Audit:
         }
 
     def __repr__(self) -> str:
-        found = [f"missing: {few(self.missing)}"] * bool(self.missing)
-        found += [self._line(group) for group in (*self.duplicates, *self.partial)]
-        found = found or ["nothing is missing, and no two steps have weight files in common"]
-        return "\n  ".join([f"Audit of {self.name}, {len(self.table)} steps:", *found, *map(str, self.reports)])
+        lines = [f"missing: {list_steps(self.missing)}"] * bool(self.missing)
+        lines += [self._line(group) for group in (*self.duplicates, *self.partial)]
+        lines = lines or ["nothing is missing, and no two steps have weight files in common"]
+        return "\n  ".join([f"Audit of {self.name}, {len(self.table)} steps:", *lines, *map(str, self.reports)])
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(repr(self))}</pre>{self.table.to_html(max_rows=20)}"
 
 
-def audit(suite: Any, steps: Sequence[int] | None = None, progress: bool = True) -> Audit:
-    """Compare the weights of a suite's steps with each other, and with those of `main`.
+def audit(suite: Audited, steps: Sequence[int] | None = None, *, progress: bool = True) -> Audit:
+    """Compare the weights of a suite's steps with each other, and with those of the branch `main`.
 
-    It costs one call of the Hub's API per step and no download; of a local folder, every weight file is read once.
-    Nothing is written, so after an interrupt one starts again.
+    This takes one call of the Hub's API per step and no download; of a local folder, every weight file is read once.
+    Nothing is written, so an interrupted audit starts again.
 
     Args:
-        suite: a `Checkpoints`: its `name`, `source` and `expected` are all that is needed.
-        steps: to compare; None means all.
-        progress: whether to show a bar.
+        suite: The suite, such as `Checkpoints`.
+        steps: Steps to compare; all by default.
+        progress: Whether to show a progress bar.
 
     Raises:
-        ValueError: for anything else than a suite, when a step is neither there nor announced, or when a local weight
-            file cannot be read.
+        ValueError: For an object that is not a suite, for a step that neither exists nor was announced, or when a
+            local weight file cannot be read.
     """
-    if not hasattr(suite, "source"):
+    if not isinstance(suite, Audited):
         raise ValueError(
-            f"an audit is of a suite, such as pl.lm.pythia('14m') or pl.lm.from_folder(folder); got {suite!r}"
+            f"audit takes a suite, such as pl.lm.pythia('14m') or pl.lm.from_folder(folder); got {suite!r}"
         )
-    revisions, expected = suite.source.revisions(), set(suite.expected or ())
-    wanted = {*revisions, *expected} if steps is None else set(steps)
-    if unknown := sorted(wanted - {*revisions, *expected}):
-        raise ValueError(f"{suite.name} has no step {few(unknown)}; it has {few(sorted(revisions))}")
-    there: dict[int | str, str] = {step: revision for step, revision in revisions.items() if step in wanted}
-    if main := getattr(suite.source, "main", None):
-        there["main"] = main
-    bar = tqdm(there.items(), desc=f"audit {suite.name}", unit="revision", disable=not progress, leave=False)
-    served = {who: _forms(suite.source, revision) for who, revision in bar}
-
-    whole, single = defaultdict(set), defaultdict(set)
-    for who, forms in served.items():
-        for form in forms if who == "main" else forms[:1]:  # a step has the weights of main in whatever format
-            whole[form.digest].add(who)
-            for item in form.files.items():
-                single[item].add(who)
-    shared: defaultdict[frozenset[int | str], Digests] = defaultdict(dict)
-    for (file, content), members in single.items():
-        if len(members) > 1 and not any(members <= w for w in whole.values()):
-            shared[frozenset(members)][file] = content
+    revisions, announced = suite.source.revisions(), set(suite.expected or ())
+    wanted = {*revisions, *announced} if steps is None else set(steps)
+    if unknown := sorted(wanted - {*revisions, *announced}):
+        raise ValueError(f"{suite.name} has no step {list_steps(unknown)}; it has {list_steps(sorted(revisions))}")
+    members: dict[Member, str] = {step: revision for step, revision in revisions.items() if step in wanted}
+    if suite.source.main:
+        members["main"] = suite.source.main
+    bar = tqdm(members.items(), desc=f"audit {suite.name}", unit="revision", disable=not progress, leave=False)
+    formats = {member: _formats(suite.source, revision) for member, revision in bar}
+    identical, shared_files = _compare(formats)
     last = max(revisions)
-    same = {who: whole[forms[0].digest] - {who} for who, forms in served.items() if forms}
-    rows = [
-        {"step": step, "revision": there[step], "bytes": form.size, "files": len(form.files), "digest": form.digest}
-        | {"same_as": tuple(sorted(same.get(step, ()), key=lambda who: (who == "main", who)))}
-        for step, form in ((who, (*forms, _Form("", 0, {}, ""))[0]) for who, forms in served.items() if who != "main")
-    ]
     return Audit(
         name=suite.name,
-        table=pd.DataFrame(rows, columns=["step", "revision", "bytes", "files", "digest", "same_as"]).set_index("step"),
-        missing=tuple(sorted(step for step in wanted if not served.get(step))),
-        duplicates=tuple(_group(w, served) for w in whole.values() if len(w) > 1 and w != {last, "main"}),
-        partial=tuple(_group(members, served, files) for members, files in shared.items()),
+        table=_table(members, formats, identical),
+        missing=tuple(sorted(step for step in wanted if not formats.get(step))),
+        duplicates=tuple(_group(g, formats) for g in identical.values() if len(g) > 1 and g != {last, "main"}),
+        partial=tuple(_group(group, formats, files) for group, files in shared_files.items()),
         reports=tuple(reports_for(suite.name)),
         last=last,
     )
 
 
+def _compare(
+    formats: Mapping[Member, Sequence["_Format"]],
+) -> tuple[dict[str, set[Member]], dict[frozenset[Member], Digests]]:
+    """Digest of all weights -> the steps with identical ones; and groups of steps -> some files that they share."""
+    identical: defaultdict[str, set[Member]] = defaultdict(set)
+    by_file: defaultdict[tuple[str, str], set[Member]] = defaultdict(set)
+    for member, forms in formats.items():
+        for form in forms if member == "main" else forms[:1]:  # a step may equal any format of main
+            identical[form.digest].add(member)
+            for file_and_digest in form.files.items():
+                by_file[file_and_digest].add(member)
+    shared: defaultdict[frozenset[Member], Digests] = defaultdict(dict)
+    for (file, content), group in by_file.items():
+        if len(group) > 1 and not any(group <= whole for whole in identical.values()):
+            shared[frozenset(group)][file] = content
+    return identical, shared
+
+
+def _table(
+    members: Mapping[Member, str], formats: Mapping[Member, Sequence["_Format"]], identical: Mapping[str, set[Member]]
+) -> pd.DataFrame:
+    rows = []
+    for step, forms in formats.items():
+        if step == "main":
+            continue
+        form = forms[0] if forms else _Format("", 0, {}, "")
+        others = identical[form.digest] - {step} if forms else ()
+        rows.append(
+            {
+                "step": step,
+                "revision": members[step],
+                "bytes": form.size,
+                "files": len(form.files),
+                "digest": form.digest,
+                "same_as": tuple(sorted(others, key=lambda member: (member == "main", member))),
+            }
+        )
+    columns = ["step", "revision", "bytes", "files", "digest", "same_as"]
+    return pd.DataFrame(rows, columns=columns).set_index("step")
+
+
 def warn_once(name: str, step: int, audit: Audit | None = None) -> None:
-    """Warn that a step about to be measured may have other weights than its name says, once per group of steps.
+    """Warn that a step may have other weights than its name says, once per group of steps.
 
     Args:
-        name: of the suite.
-        step: about to be measured.
-        audit: of this suite; what it found comes before what was reported in public.
+        name: Name of the suite.
+        step: Step that is about to be measured.
+        audit: Audit of this suite; its evidence comes before public reports.
     """
     line, group = (audit.evidence(step), audit.group(step)) if audit is not None else (None, None)
-    found = (name, group.steps if group else step)
-    said = [line] if line and found not in _told else []
-    new = [report for report in reports_for(name, step) if report.warns and (name, report) not in _told]
-    if new:  # the first is the nearest to the point
-        said.append("; also ".join([str(new[0]), *(f"{report.url} ({report.date})" for report in new[1:])]))
-    if not said:
+    key = (name, group.steps if group else step)
+    parts = [line] if line and key not in _warned else []
+    new = [report for report in reports_for(name, step) if report.warns and (name, report) not in _warned]
+    if new:  # the first is the most specific
+        parts.append("; also ".join([str(new[0]), *(f"{report.url} ({report.date})" for report in new[1:])]))
+    if not parts:
         return
-    _told.update([found] * bool(line), ((name, report) for report in new))
+    _warned.update([key] * bool(line), ((name, report) for report in new))
     if audit is None:
-        said.append(f"run `plateaulens checkpoints audit {name}`")
+        parts.append(f"run `plateaulens checkpoints audit {name}`")
     elif not line and step in audit.table.index:
-        said.append(f"among {len(audit.table)} audited steps no other has a weight file of this one")
-    warnings.warn(f"{name}, step {step}: {'; '.join(said)}", stacklevel=3)
+        parts.append(f"among {len(audit.table)} audited steps no other has a weight file of this one")
+    warnings.warn(f"{name}, step {step}: {'; '.join(parts)}", stacklevel=3)
 
 
 @dataclass(frozen=True)
-class _Form:
-    """The weights of a revision in one format: its files by digest, and a digest of them all."""
+class _Format:
+    """The weights of a revision in one file format.
+
+    Attributes:
+        name: Name of the weight file, such as model.safetensors.
+        size: Bytes of all its files.
+        files: Each file with its digest.
+        digest: One digest of them all.
+    """
 
     name: str
     size: int
@@ -213,35 +257,35 @@ class _Form:
     digest: str
 
 
-def _forms(source: Any, revision: str) -> list[_Form]:
-    """The formats in which a revision has its weights, the one that is read first; none when it has no weights."""
-    listed, found = source.files(revision), []
+def _formats(source: Source, revision: str) -> list[_Format]:
+    """The formats in which a revision has its weights, first the one that is read; none when it has no weights."""
+    listed, formats = source.files(revision), list[_Format]()
     for name in WEIGHTS:
         try:
             files = weight_files([f for f in listed if f.path.startswith(name.partition(".")[0])])
         except ValueError:
             continue
-        files = [f for f in files if not f.path.endswith(".index.json")]  # the same for every step, and no weights
+        files = [f for f in files if not f.path.endswith(".index.json")]  # the same at every step, without weights
         digests = {f.path: f.digest for f in files}
         size = sum(f.size for f in files)
         if files and all(digests.values()):
-            found.append(_Form(name, size, digests, _combine(digests)))
-        elif files and not found:  # nobody has hashed these: read them, in the format that is read only
+            formats.append(_Format(name, size, digests, _combine(digests)))
+        elif files and not formats:  # files without a listed digest: read them, only in the format that is used
             folder = source.fetch(revision, files)
             tensors = {f.path: _read(folder / f.path, (folder / f.path).stat().st_mtime_ns) for f in files}
-            every = {name: digest for part in tensors.values() for name, digest in part.items()}
-            found.append(_Form(name, size, {path: _combine(part) for path, part in tensors.items()}, _combine(every)))
-    return found
+            digest_of_all = _combine({name: value for part in tensors.values() for name, value in part.items()})
+            formats.append(_Format(name, size, {path: _combine(part) for path, part in tensors.items()}, digest_of_all))
+    return formats
 
 
 @lru_cache(maxsize=4096)
 def _read(path: Path, modified: int) -> Digests:
-    """The tensors of a weight file; once, while it is not modified."""
+    """The digests of the tensors in a weight file; read again only if its time of modification differs."""
     return dict(_tensors(path))
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, str]]:
-    """Each tensor of a weight file with its digest; no more than the file is in memory, of safetensors one tensor."""
+    """Each tensor of a weight file with its digest; of safetensors, one tensor at a time is in memory."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as f:
@@ -257,13 +301,16 @@ def _combine(digests: Digests) -> str:
     return f"sha256:{sha256(repr(sorted(digests.items())).encode()).hexdigest()}"
 
 
-def _group(members: Set[int | str], served: Mapping[int | str, list[_Form]], part: Digests | None = None) -> Duplicate:
-    steps = tuple(sorted(who for who in members if isinstance(who, int)))
-    read = served[steps[0]][0]
-    batch_by_length = all(any(read.files == form.files for form in served[who]) for who in members)
-    files = part or (read.files if batch_by_length else {"tensors": read.digest})  # equal in another layout of files
-    beside: defaultdict[str, set[str]] = defaultdict(set)
-    for form in (form for who in members for form in served[who] if form.name != read.name):
-        beside[form.name].add(form.digest)
-    differ = tuple(name for name, digests in beside.items() if len(digests) > 1)
-    return Duplicate(steps, "main" in members, files, len(read.files if part else files), differ)
+def _group(
+    members: Set[Member], formats: Mapping[Member, Sequence[_Format]], shared: Digests | None = None
+) -> Duplicate:
+    """A group of steps with identical weights, or with the `shared` files in common."""
+    steps = tuple(sorted(member for member in members if isinstance(member, int)))
+    read = formats[steps[0]][0]
+    same_files = all(any(read.files == form.files for form in formats[member]) for member in members)
+    files = shared or (read.files if same_files else {"tensors": read.digest})  # equal tensors in another layout
+    others: defaultdict[str, set[str]] = defaultdict(set)
+    for form in (form for member in members for form in formats[member] if form.name != read.name):
+        others[form.name].add(form.digest)
+    differ = tuple(name for name, digests in others.items() if len(digests) > 1)
+    return Duplicate(steps, "main" in members, files, len(read.files if shared else files), differ)

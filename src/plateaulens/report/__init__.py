@@ -1,4 +1,4 @@
-"""`write_report`: one self-contained, offline HTML page about a run or a survey."""
+"""`write_report`: one self-contained, offline HTML page on a run or an evaluation of checkpoints."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +18,11 @@ def write_report(
     compare_with: Run | EvaluatedCheckpoints | None = None,
     sections: Sequence[Section] = (),
 ) -> Path:
-    """Write `report.html` into the folder of a run or survey: headline, figures, examples, provenance.
+    """Write `report.html` into the folder of a run or evaluation: headline, figures, examples, provenance.
 
     Args:
         of: what the page is about.
-        compare_with: for a survey, a run to show on the same axes.
+        compare_with: for an evaluation, a run to show on the same axes.
         sections: for a run, sections that replace the figures of a sequence task.
 
     Raises:
@@ -31,5 +31,5 @@ def write_report(
     if isinstance(of, EvaluatedCheckpoints):
         return evaluation_report(of, compare_with)
     if compare_with is not None:
-        raise ValueError("compare_with= belongs to the report of a survey; write_report(survey, compare_with=run)")
+        raise ValueError("compare_with= is for the report of an evaluation; write_report(results, compare_with=run)")
     return run_report(of, sections)

@@ -1,4 +1,4 @@
-"""The page about a survey."""
+"""The report on an evaluation of checkpoints."""
 
 import json
 from pathlib import Path
@@ -10,27 +10,32 @@ from plateaulens import plots
 from plateaulens.lm.evaluation import EvaluatedCheckpoints
 from plateaulens.lm.known_issues import reports_for
 from plateaulens.report.page import write_page
+from plateaulens.runs.run import Run
 
-EXAMPLES = 4
+N_SAMPLES = 4  # prompts whose generated text is shown
 TITLES = {"collapse": "peak collapse", "repetition": "peak repetition"}
 
 
-def evaluation_report(evaluated: EvaluatedCheckpoints, compare_with: Any = None) -> Path:
-    """Write `report.html` into the survey's folder.
+def evaluation_report(evaluated: EvaluatedCheckpoints, compare_with: Run | None = None) -> Path:
+    """Write `report.html` into the folder of the evaluation.
+
+    Args:
+        evaluated: Results of the evaluation.
+        compare_with: A run to show on the same axes.
 
     Raises:
-        ValueError: when nothing was measured yet.
+        ValueError: When no step was evaluated yet.
     """
     metrics = evaluated.metrics
     if metrics.empty:
-        raise ValueError(f"{evaluated.path} has no measured step yet; plateaulens checkpoints measure")
+        raise ValueError(f"{evaluated.path} has no evaluated step yet; run plateaulens checkpoints evaluate")
     figures = {}
-    if set(TITLES) <= set(metrics) and metrics[list(TITLES)].notna().any().all():  # one token alone has no pair
+    if set(TITLES) <= set(metrics) and metrics[list(TITLES)].notna().any().all():  # a single token has no pair
         figures["early"] = plots.early(evaluated)
     if compare_with is not None:
-        figures["beside"] = plots.side_by_side(compare_with, evaluated)
-    sited = [str(column).partition("@") for column in metrics if metrics[column].notna().any()]
-    layered = dict.fromkeys(metric for metric, _, site in sited if site.startswith("blocks."))
+        figures["comparison"] = plots.side_by_side(compare_with, evaluated)
+    columns = [str(column).partition("@") for column in metrics if metrics[column].notna().any()]
+    layered = dict.fromkeys(metric for metric, _, site in columns if site.startswith("blocks."))
     maps = {f"layers-{metric}": plots.layer_steps(evaluated, metric) for metric in layered}
     return write_page(
         evaluated.path / "report.html",
@@ -50,9 +55,9 @@ def evaluation_report(evaluated: EvaluatedCheckpoints, compare_with: Any = None)
 
 
 def _evidence(evaluated: EvaluatedCheckpoints) -> list[str]:
-    """What the audit found wrong with the steps that were measured."""
-    found = ((step, evaluated.step(step).get("evidence")) for step in evaluated.steps)
-    return [f"step {step}: {line}" for step, line in found if line]
+    """The audit's evidence against the evaluated steps."""
+    evidence = ((step, evaluated.step(step).get("evidence")) for step in evaluated.steps)
+    return [f"step {step}: {line}" for step, line in evidence if line]
 
 
 def _headline(metrics: pd.DataFrame, evaluated: EvaluatedCheckpoints) -> dict[str, str]:
@@ -61,24 +66,24 @@ def _headline(metrics: pd.DataFrame, evaluated: EvaluatedCheckpoints) -> dict[st
         if name in metrics and metrics[name].notna().any():
             lines[title] = f"{metrics[name].max():.3f} at step {metrics[name].idxmax()}"
             lines[f"{name} first, last"] = f"{metrics[name].iloc[0]:.3f}, {metrics[name].iloc[-1]:.3f}"
-    again = int(metrics.near_ties.sum())
-    return lines | {"prompts run again alone": f"{again} of {len(metrics) * evaluated.config['prompts']}"}
+    reruns = int(metrics.near_ties.sum())
+    return lines | {"prompts with near ties": f"{reruns} of {len(metrics) * evaluated.config['prompts']}"}
 
 
 def _samples(evaluated: EvaluatedCheckpoints) -> list[dict[str, Any]]:
-    """The first prompts with what each step says to them, where the words are known."""
-    kept = {step: evaluated.step(step) for step in evaluated.steps}
-    said = {step: values["said"] for step, values in kept.items() if values.get("said")}
-    texts = evaluated.config.get("texts", [])
+    """The first prompts with the text that each step generates after them, where the suite has a tokenizer."""
+    records = {step: evaluated.step(step) for step in evaluated.steps}
+    texts = {step: record["generated_text"] for step, record in records.items() if record.get("generated_text")}
+    prompts = evaluated.config.get("texts", [])
     return [
-        {"prompt": texts[i], "said": {f"step {step}": _seen(words[i]) for step, words in said.items()}}
-        for i in range(min(EXAMPLES, len(texts)))
-        if said
+        {"prompt": prompts[i], "steps": {f"step {step}": _show_whitespace(text[i]) for step, text in texts.items()}}
+        for i in range(min(N_SAMPLES, len(prompts)))
+        if texts
     ]
 
 
-def _seen(text: str) -> str:
-    """Line breaks and tabs in sight: an early model says little else."""
+def _show_whitespace(text: str) -> str:
+    """The text with symbols for line breaks and tabs, which early models generate a lot."""
     return text.replace("\n", "⏎").replace("\t", "⇥")
 
 
