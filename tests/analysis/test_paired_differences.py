@@ -256,7 +256,7 @@ def test_the_figure_takes_any_metric_and_a_single_pair():
     [
         (([], []), {}, "at least one pair of runs"),
         (arms([1, 2], [1]), {}, "each control needs its changed run"),
-        (arms([100], [50]), {"labels": ("a", "a")}, "two labels, got 'a' twice"),
+        (arms([100], [50]), {"labels": ("a", "a")}, "different labels, got 'a' twice"),
         ((*arms([100], [50]), "los"), {}, "los was not recorded"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The numbers in the figures are the numbers that were recorded."""
+"""Figures of runs show the numbers that were recorded."""
 
 import json
 
@@ -9,7 +9,7 @@ import pytest
 import plateaulens as pl
 from plateaulens.analysis.checkpoint_traces import CheckpointTraces
 from plateaulens.plots import curves, style
-from plateaulens.plots import site_curves as layers
+from plateaulens.plots import site_curves
 from plateaulens.tracing import traces as tracing
 
 STEPS = pd.Index(range(0, 60, 10), name="step")
@@ -41,12 +41,12 @@ def y_of(figure, name):
 
 
 @pytest.mark.parametrize(
-    "n, said, low, high", [(4, "min to max", 0, 9), (11, "10th to 90th percentile", 1, 81)], ids=["few", "many"]
+    "n, band, low, high", [(4, "min to max", 0, 9), (11, "10th to 90th percentile", 1, 81)], ids=["few", "many"]
 )
-def test_seeds_draws_the_median_and_the_band_that_its_legend_names(n, said, low, high):
+def test_seeds_draws_the_median_and_the_band_of_its_legend(n, band, low, high):
     figure = pl.plots.seeds(runs_of(n))
     (entry,) = [trace for trace in figure.data if trace.showlegend]
-    assert entry.name == f"{n} runs: median, {said}"
+    assert entry.name == f"{n} runs: median, {band}"
     assert list(entry.y) == [np.median([i * i for i in range(n)])] * len(STEPS)
     assert (set(y_of(figure, "low")), set(y_of(figure, "high"))) == ({low}, {high})
     assert [list(t.y) for t in figure.data if (t.name or "").startswith("run ")] == [[i * i] * 6 for i in range(n)]
@@ -57,7 +57,7 @@ def test_seeds_of_one_run_have_no_band():
     assert [trace.name for trace in figure.data] == ["run 0", "1 run"]
 
 
-def test_seeds_interpolate_nothing():
+def test_seeds_use_only_common_steps():
     runs = [run_of([1.0, 2.0, 3.0], [0, 10, 20]), run_of([5.0, 7.0, np.nan], [10, 15, 20])]
     figure = pl.plots.seeds(runs)
     middle = figure.data[-1]
@@ -67,7 +67,7 @@ def test_seeds_interpolate_nothing():
         pl.plots.seeds([run_of([1.0], [0]), run_of([1.0], [1])])
 
 
-def test_groups_have_a_colour_and_one_legend_entry_each():
+def test_groups_have_one_color_and_one_legend_entry_each():
     groups = {name: [run.assign(accuracy=0.5) for run in runs_of(3)] for name in "abc"}
     figure = pl.plots.seeds(groups)
     assert [t.name for t in figure.data if t.showlegend] == [f"{g}, 3 runs: median, min to max" for g in "abc"]
@@ -76,7 +76,7 @@ def test_groups_have_a_colour_and_one_legend_entry_each():
     assert titles(figure) == ["loss (nats)", "accuracy"]
 
 
-def test_seeds_draw_the_columns_that_were_asked_for_over_the_axis_asked_for():
+def test_seeds_draw_given_columns_over_a_given_axis():
     runs = [run_of([2.0] * 6, tokens=STEPS * 100, entropy=1.5) for _ in range(2)]
     figure = pl.plots.seeds(runs, ["entropy"], x="tokens")
     assert (titles(figure), figure.layout.xaxis.title.text) == (["entropy (nats)"], "tokens")
@@ -95,7 +95,7 @@ def test_seeds_draw_the_columns_that_were_asked_for_over_the_axis_asked_for():
         (([pd.DataFrame({"odd": [1.0]})],), r"nothing to draw: recorded columns are \['odd'\]; pass columns="),
     ],
 )
-def test_seeds_say_what_is_wrong_and_what_to_do(arguments, message):
+def test_seeds_errors_name_the_cause(arguments, message):
     with pytest.raises(ValueError, match=message):
         pl.plots.seeds(*arguments)
 
@@ -121,17 +121,17 @@ def test_part_accuracy_draws_a_named_line_per_part():
     assert len({(t.line.color, t.line.dash) for t in figure.data}) == 2
 
 
-def test_part_accuracy_says_what_is_missing():
+def test_part_accuracy_errors_name_what_is_missing():
     with pytest.raises(ValueError, match="part_accuracy was not recorded; add .*to the metrics list"):
         pl.plots.part_accuracy(run_of([1.0] * 6), Named())
     three = pd.DataFrame({"part_accuracy": [[1.0, 0.5, 0.0]]})
     with pytest.raises(ValueError, match=r"3 parts were recorded, but Named\(\) has 2 .*pass task="):
         pl.plots.part_accuracy(three, Named())
-    with pytest.raises(ValueError, match="the parts have no names.*pass task="):
+    with pytest.raises(ValueError, match="names of the parts are not known.*pass task="):
         pl.plots.part_accuracy(three)
 
 
-def test_two_dozen_lines_can_be_told_apart():
+def test_24_line_styles_differ():
     lines = [tuple(style.distinct(i).values()) for i in range(24)]
     assert len(set(lines)) == 24
 
@@ -140,26 +140,26 @@ def test_two_dozen_lines_can_be_told_apart():
 
 
 def at_sites(n_layers, metric="collapse"):
-    """A frame in which every site has a value of its own, with NaN at one step."""
-    sites = [f"blocks.{i}.hook_{name}" for i in range(n_layers) for name in layers.ORDER] + [tracing.FINAL]
+    """A DataFrame with a different value for each site, and NaN at one step."""
+    sites = [f"blocks.{i}.hook_{name}" for i in range(n_layers) for name in site_curves.SITE_ORDER] + [tracing.FINAL]
     return pd.DataFrame({f"{metric}@{s}": [float(i), np.nan, i + 0.5] for i, s in enumerate(sites)}, [0, 10, 20])
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 12])
-def test_sites_have_a_panel_per_layer_and_one_colour_per_site(n_layers):
+def test_sites_have_a_panel_per_layer_and_a_color_per_site(n_layers):
     run = at_sites(n_layers)
     figure = pl.plots.sites(run)
-    assert layers.FINAL == tracing.FINAL
+    assert site_curves.FINAL == tracing.FINAL
     assert titles(figure) == [f"collapse, layer {i}" for i in range(n_layers)] + ["collapse, after the final norm"]
     for trace, column in zip(figure.data, run, strict=True):
         np.testing.assert_array_equal(trace.y, run[column])
-    assert [t.name for t in figure.data if t.showlegend] == [*layers.ORDER, "after the final norm"]
-    for i, name in enumerate(layers.ORDER):
+    assert [t.name for t in figure.data if t.showlegend] == [*site_curves.SITE_ORDER, "after the final norm"]
+    for i, name in enumerate(site_curves.SITE_ORDER):
         drawn = [t for t in figure.data if t.name == name]
         assert len(drawn) == n_layers and {t.line.color for t in drawn} == {style.PALETTE[i]}
 
 
-def test_sites_draw_what_was_recorded_in_the_order_of_the_model():
+def test_sites_are_in_the_order_of_the_model():
     hooks = ["unembed.hook_in", "hook_embed", "blocks.10.hook_resid_post", "blocks.2.attn.hook_z"]
     run = pd.DataFrame({f"norm@{hook}": [float(i)] for i, hook in enumerate(hooks)} | {"norm": [9.0]})
     figure = pl.plots.sites(run, "norm")
@@ -168,45 +168,45 @@ def test_sites_draw_what_was_recorded_in_the_order_of_the_model():
     assert figure.data[0].name == "attn.z"
 
 
-def test_sites_say_how_to_record_them():
+def test_sites_error_names_how_to_record_them():
     with pytest.raises(ValueError, match=r'no collapse@SITE was recorded.*metrics=\[\.\.\., "collapse@\*"\]'):
         pl.plots.sites(pd.DataFrame({"collapse": [1.0]}))
 
 
-# Attention of all layers.
+# Attention of all site_curves.
 
 
-def evolution_of(steps, n_layers, heads, size=3):
+def traces_of(steps, n_layers, heads, size=3):
     pattern = np.random.default_rng(0).normal(size=(len(steps), n_layers, heads, size, size)).astype("float32")
     batch = pl.tasks.MovingWindowSum(n=2).sample(2, seed=0)
     return CheckpointTraces(list(steps), pattern, pattern[:, 0, 0], np.zeros((len(steps), 2, size), int), batch)
 
 
 @pytest.mark.parametrize("n_layers, heads", [(1, 1), (2, 3)])
-def test_layer_maps_show_every_head_at_every_step_on_one_scale(n_layers, heads):
-    evolution = evolution_of([0, 5, 9], n_layers, heads)
-    figure = pl.plots.layer_maps(evolution)
+def test_layer_maps_show_each_head_and_step_on_one_scale(n_layers, heads):
+    traces = traces_of([0, 5, 9], n_layers, heads)
+    figure = pl.plots.layer_maps(traces)
     assert titles(figure) == [f"layer {i}, head {j}" for i in range(n_layers) for j in range(heads)]
     assert [m.label for m in figure.layout.sliders[0].steps] == ["0", "5", "9"] == [f.name for f in figure.frames]
     for i, frame in enumerate(figure.frames):
         assert list(frame.traces) == list(range(n_layers * heads))
-        for heat, shown in zip(frame.data, evolution.pattern[i].reshape(-1, 3, 3), strict=True):
+        for heat, shown in zip(frame.data, traces.pattern[i].reshape(-1, 3, 3), strict=True):
             np.testing.assert_array_equal(heat.z, shown)
-        limit = pytest.approx(np.abs(evolution.pattern[i]).max())
+        limit = pytest.approx(np.abs(traces.pattern[i]).max())
         assert {(-h.zmin, h.zmax) for h in frame.data} == {(frame.data[0].zmax,) * 2} and frame.data[0].zmax == limit
     assert [heat.showscale for heat in figure.data] == [True] + [False] * (n_layers * heads - 1)
 
 
-def test_layer_maps_of_nothing_but_zeros_have_a_scale():
-    evolution = evolution_of([0], 1, 1)
-    evolution.pattern[:] = 0
-    assert pl.plots.layer_maps(evolution).data[0].zmax == 1
+def test_layer_maps_of_zeros_have_a_scale():
+    traces = traces_of([0], 1, 1)
+    traces.pattern[:] = 0
+    assert pl.plots.layer_maps(traces).data[0].zmax == 1
 
 
 # The dynamics.
 
 
-def test_dynamics_draw_each_layer_and_the_task_specific_columns_in_their_panels():
+def test_dynamics_draw_layers_and_task_metrics_in_their_panels():
     names = ["count_check", "alpha_1", "attention_progress", "attention_progress@1", "attention_progress@1:alternative"]
     run = run_of([2.0] * 6, **{name: float(i) for i, name in enumerate(names)}, entropy=1.0)
     figure = pl.plots.dynamics(run)
@@ -218,7 +218,7 @@ def test_dynamics_draw_each_layer_and_the_task_specific_columns_in_their_panels(
     assert len(lines) == 3
 
 
-def test_dynamics_give_an_extra_column_a_panel():
+def test_dynamics_give_an_extra_metric_a_panel():
     run = run_of([2.0] * 6, entropy=[1.0, np.nan, 1.2, 1.3, 1.4, 1.5], sequence_log_prob=-3.0, position_accuracy=None)
     figure = pl.plots.dynamics(run, extra=["entropy", "sequence_log_prob"])
     assert titles(figure) == ["loss (nats)", "entropy (nats)", "sequence_log_prob (nats)"]
@@ -227,7 +227,7 @@ def test_dynamics_give_an_extra_column_a_panel():
         pl.plots.dynamics(run, extra=["alpha_1"])
 
 
-def test_the_lines_of_twelve_layers_can_be_told_apart():
+def test_lines_of_twelve_layers_differ():
     names = ["attention_progress", *(f"attention_progress@{i}" for i in range(12))]
     lines = curves.panels_of(names)["attention progress"].values()
     assert len({(line["color"], line.get("dash", "solid")) for line in lines}) == 13
@@ -252,7 +252,7 @@ def test_figures_with_gaps_become_valid_json(draw):
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-def test_an_extra_measured_less_often_is_drawn_where_it_was():
+def test_extra_metric_is_drawn_at_its_measured_steps():
     metrics = pd.DataFrame({"loss": [3.0, 2.0, 1.0], "sharpness": [5.0, np.nan, 7.0]}, index=[0, 5, 10])
     line = pl.plots.dynamics(metrics, extra=["sharpness"]).data[-1]
     assert list(line.x) == [0, 10] and list(line.y) == [5.0, 7.0]

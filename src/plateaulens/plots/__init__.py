@@ -1,4 +1,7 @@
-"""Pictures: functions that take Runs, frames or arrays and return a `plotly` figure, never showing or saving it."""
+"""Figures: functions of runs, DataFrames and arrays that return a `plotly` figure and neither show nor save it.
+
+pl.plots.dynamics(run, pl.find_plateau(run)).show()
+"""
 
 from plateaulens.plots.attention_maps import attention_map, cosine_map, layer_maps
 from plateaulens.plots.counterfactuals import counterfactual

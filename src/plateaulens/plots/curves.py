@@ -1,13 +1,13 @@
-"""Curves over training."""
+"""Curves of recorded metrics over training."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Float
 
+from plateaulens.plots.inputs import HasParts, Metrics, PlateauSteps, metrics_frame, require_numbers
 from plateaulens.plots.style import (
     BLUE,
     GRAY,
@@ -23,7 +23,7 @@ from plateaulens.plots.style import (
     styled,
 )
 
-# Panel title -> columns with their colors; a panel without any recorded column is left out.
+# Title of a panel -> metrics with their colors; a panel without any recorded metric is left out.
 PANELS: dict[str, dict[str, str]] = {
     "loss (nats)": {"loss": BLUE, "answer_loss": ORANGE},
     "accuracy": {"accuracy": GREEN, "count_check": SKY},
@@ -33,18 +33,13 @@ PANELS: dict[str, dict[str, str]] = {
 IN_NATS = ("loss", "answer_loss", "train_loss", "entropy", "sequence_log_prob")
 
 
-def frame(run: Any) -> pd.DataFrame:
-    """The metrics of a Run, or the frame itself."""
-    return run if isinstance(run, pd.DataFrame) else run.metrics
-
-
 def title_of(column: str) -> str:
-    """A column's name with its unit."""
+    """The name of a metric with its unit."""
     return f"{column} (nats)" if column in IN_NATS else column
 
 
 def panels_of(columns: Iterable[str]) -> dict[str, dict[str, dict[str, str]]]:
-    """Panel title -> the lines of those `columns` that have a place in PANELS, with `attention_progress@LAYER`."""
+    """Lines of each panel by its title: those `columns` that are in `PANELS`, and `attention_progress@LAYER`."""
     columns = list(columns)
     panels = {title: {c: {"color": k} for c, k in cs.items() if c in columns} for title, cs in PANELS.items()}
     others = [color for color in PALETTE if color != PURPLE]
@@ -58,30 +53,22 @@ def panels_of(columns: Iterable[str]) -> dict[str, dict[str, dict[str, str]]]:
     return {title: lines for title, lines in panels.items() if lines}
 
 
-def require_numbers(metrics: pd.DataFrame, column: str) -> None:
-    """Raise ValueError unless `column` was recorded and has one number a step."""
-    if column not in metrics:
-        raise ValueError(f"{column} was not recorded; add it to the metrics list, or choose from {list(metrics)}")
-    if metrics[column].map(np.ndim).gt(0).any():
-        raise ValueError(f"{column} has a list at each step, not a number; draw it with position_ or part_accuracy")
-
-
-def dynamics(run: Any, plateau: Any = None, extra: Sequence[str] = ()) -> go.Figure:
+def dynamics(run: Metrics, plateau: PlateauSteps | None = None, extra: Sequence[str] = ()) -> go.Figure:
     """Loss, accuracy, repetition, collapse and attention progress on one time axis.
 
     `count_check`, `alpha_1` and `attention_progress@LAYER` are drawn when they were recorded, the second
-    route (`attention_progress@LAYER:alternative`) dashed.
+    solution (`attention_progress@LAYER:alternative`) dashed.
 
     Args:
-        run: a Run or a metrics frame.
-        plateau: from `find_plateau`; shades the plateau and draws its level, the floor and the drop.
-        extra: more columns, each in a panel of its own: `entropy`, `sequence_log_prob` or any other; steps
-            without a value are left out.
+        run: A run or a DataFrame of metrics by step.
+        plateau: Result of `find_plateau`; shades the plateau and draws its level, the floor and the drop.
+        extra: Names of more metrics, each in a panel of its own, such as `entropy`; steps without a value are
+            left out.
 
     Raises:
-        ValueError: when nothing was recorded that belongs into a panel, or an extra column was not.
+        ValueError: when no metric of any panel was recorded, or an extra metric was not.
     """
-    metrics = frame(run)
+    metrics = metrics_frame(run)
     panels = list(panels_of(map(str, metrics)).items())
     for name in extra:
         require_numbers(metrics, name)
@@ -91,14 +78,17 @@ def dynamics(run: Any, plateau: Any = None, extra: Sequence[str] = ()) -> go.Fig
     figure = stacked([title for title, _ in panels])
     for row, (_, lines) in enumerate(panels, 1):
         for name, line in lines.items():
-            series = metrics[name].dropna() if name in extra else metrics[name]  # extras may be measured less often
+            series = (
+                metrics[name].dropna() if name in extra else metrics[name]
+            )  # an extra metric may be measured less often
             figure.add_trace(go.Scatter(x=series.index, y=series, name=name, mode="lines", line=line), row, 1)
     if plateau is not None:
         _mark(figure, plateau, int(metrics.index.max()))
     return stacked_style(figure, len(panels), hovermode="x unified")
 
 
-def _mark(figure: go.Figure, plateau: Any, last: int) -> None:
+def _mark(figure: go.Figure, plateau: PlateauSteps, last: int) -> None:
+    """Shade the plateau, and draw the drop and the two loss levels; `last` is the last recorded step."""
     if plateau.start is not None:
         end = last if plateau.end is None else plateau.end
         figure.add_vrect(plateau.start, end, fillcolor=GRAY, opacity=0.15, line_width=0, row="all", col=1)
@@ -110,13 +100,16 @@ def _mark(figure: go.Figure, plateau: Any, last: int) -> None:
         figure.add_hline(y, line=line, annotation_text=text, annotation_position="top right", row=1, col=1)
 
 
-def position_accuracy(run: Any) -> go.Figure:
-    """Accuracy of every answer position over training.
+def position_accuracy(run: Metrics) -> go.Figure:
+    """Accuracy of every answer position over training, as a heat map.
+
+    Args:
+        run: A run or a DataFrame with the column `position_accuracy`.
 
     Raises:
         ValueError: when `position_accuracy` was not recorded.
     """
-    steps, rows = _rows(frame(run), "position_accuracy")
+    steps, rows = _rows(metrics_frame(run), "position_accuracy")
     heat = go.Heatmap(z=rows.T, x=steps, y=np.arange(1, rows.shape[1] + 1), zmin=0, zmax=1, colorscale="Viridis")
     figure = go.Figure(heat)
     figure.update_xaxes(title="step")
@@ -124,20 +117,20 @@ def position_accuracy(run: Any) -> go.Figure:
     return styled(figure, height=360, title="accuracy by answer position")
 
 
-def part_accuracy(run: Any, task: Any = None) -> go.Figure:
-    """Accuracy of each of the task's `parts` over training, a line per part.
+def part_accuracy(run: Metrics, task: HasParts | None = None) -> go.Figure:
+    """Accuracy of each of the task's `parts` over training, a line for each part.
 
     Args:
-        run: a Run, or a metrics frame together with `task`.
-        task: names the parts; the run's own task unless given.
+        run: A run, or a DataFrame with the column `part_accuracy` together with `task`.
+        task: The task, which names the parts; by default that of the run.
 
     Raises:
-        ValueError: when `part_accuracy` was not recorded, no task is known, or its parts are not those recorded.
+        ValueError: when `part_accuracy` was not recorded, no task is known, or its parts are not the recorded ones.
     """
-    steps, rows = _rows(frame(run), "part_accuracy")
+    steps, rows = _rows(metrics_frame(run), "part_accuracy")
     task = getattr(run, "task", None) if task is None else task
     if task is None:
-        raise ValueError("the parts have no names: this run knows no task; pass task=")
+        raise ValueError("the names of the parts are not known, since this run has no task; pass task=")
     names = list(task.parts)
     if len(names) != rows.shape[1]:
         raise ValueError(
@@ -155,8 +148,8 @@ def part_accuracy(run: Any, task: Any = None) -> go.Figure:
 
 
 def _rows(metrics: pd.DataFrame, column: str) -> tuple[pd.Index, Float[np.ndarray, "step part"]]:
-    """The steps at which a list was recorded, and the lists."""
+    """The steps at which a metric with a list of values was recorded, and the lists."""
     lists = metrics[column].dropna() if column in metrics else pd.Series(dtype=object)
     if lists.empty:
-        raise ValueError(f"{column} was not recorded; add pl.{column} to the metrics list")
+        raise ValueError(f"{column} was not recorded; add it to the metrics list")
     return lists.index, np.stack([np.asarray(row, dtype=float) for row in lists])

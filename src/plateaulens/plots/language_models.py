@@ -15,7 +15,8 @@ import plotly.graph_objects as go
 from scipy.special import stdtrit
 
 from plateaulens._registry import look_up
-from plateaulens.plots.curves import frame, require_numbers, title_of
+from plateaulens.plots.curves import title_of
+from plateaulens.plots.inputs import metrics_frame, require_numbers
 from plateaulens.plots.site_curves import FINAL
 from plateaulens.plots.step_grids import GAP
 from plateaulens.plots.steps_axis import add_curve, short, step_axes
@@ -43,7 +44,7 @@ def early(evaluated: Any, left: str = "collapse", right: str = "repetition") -> 
     Raises:
         ValueError: for a column that was not recorded, has no value, or has a list at each step.
     """
-    metrics = frame(evaluated)
+    metrics = metrics_frame(evaluated)
     curves = [_curve(metrics, left), _curve(metrics, right)]
     bands = [intervals(evaluated, curve) for curve in curves]
     figure = go.Figure()
@@ -79,7 +80,7 @@ def layer_steps(evaluated: Any, metric: str = "collapse", site: str = "hook_resi
     Raises:
         ValueError: when `metric` was recorded in no layer at `site`, has no value, or has a list at each step.
     """
-    metrics = frame(evaluated)
+    metrics = metrics_frame(evaluated)
     rows = _layers(list(map(str, metrics)), metric, site)
     for column in rows.values():
         require_numbers(metrics, column)
@@ -124,7 +125,7 @@ def side_by_side(
         ValueError: for no metric, one that one of the two does not have, or an unknown `align`.
     """
     look_up("alignment", align, {"step": None})
-    frames = {"run": frame(run), "evaluation": frame(evaluated)}
+    frames = {"run": metrics_frame(run), "evaluation": metrics_frame(evaluated)}
     has = {side: [str(c) for c in columns.dropna(axis=1, how="all")] for side, columns in frames.items()}
     lacking = [f"the {side} has no {name}" for name in metrics for side in has if name not in has[side]]
     if lacking or not metrics:

@@ -1,33 +1,34 @@
-"""Grids of patched runs."""
+"""Heat maps of activation and path patching."""
 
 from math import ceil
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+import xarray as xr
 from plotly.subplots import make_subplots
 
 from plateaulens.plots.style import styled
 
 
-def patching(grid: Any) -> go.Figure:
-    """The metric at every patched place, as a heat map; with three axes, a panel for each head.
+def patching(grid: xr.DataArray) -> go.Figure:
+    """Metric after each patch, as a heat map; with three axes, a panel for each head.
 
-    Colors are centered on the corrupted run: white where a patch does nothing, red where it raises the metric.
+    Colors are centered on the corrupted prompts: white where a patch has no effect, red where it raises the metric.
 
     Args:
-        grid: of `activation_patching` or `path_patching`, or `normalized`.
+        grid: Result of `activation_patching`, `path_patching` or `normalized`.
 
     Raises:
-        ValueError: for a grid that says nothing of its corrupted run, or of more than three axes.
+        ValueError: for a grid without the attribute "corrupted", or of more than three axes.
     """
     if "corrupted" not in grid.attrs or not 1 <= grid.ndim <= 3:
         raise ValueError(
             f"patching draws grids of 1 to 3 axes with the attribute 'corrupted', got axes {list(grid.dims)} and "
-            f"attributes {list(grid.attrs)}; keep those of activation_patching"
+            f"attributes {list(grid.attrs)}; pass the result of activation_patching with its attributes"
         )
-    apart = ("head" if "head" in grid.dims else grid.dims[-1]) if grid.ndim == 3 else None
-    panels = {f"{apart} {i}": grid.sel({apart: i}) for i in grid[apart].values} if apart else {"": grid}
+    split = ("head" if "head" in grid.dims else grid.dims[-1]) if grid.ndim == 3 else None
+    panels = {f"{split} {i}": grid.sel({split: i}) for i in grid[split].values} if split else {"": grid}
     columns = min(len(panels), 4)
     rows = ceil(len(panels) / columns)
     layout: dict[str, Any] = {"vertical_spacing": 0.3 / rows, "horizontal_spacing": 0.15 / columns}
@@ -35,7 +36,7 @@ def patching(grid: Any) -> go.Figure:
     layout["specs"] = [[{} if row * columns + i < len(panels) else None for i in range(columns)] for row in range(rows)]
     figure = make_subplots(rows, columns, **layout)
     for i, panel in enumerate(panels.values()):
-        figure.add_trace(_heat(panel), i // columns + 1, i % columns + 1)
+        figure.add_trace(_heatmap(panel), i // columns + 1, i % columns + 1)
     y, x = ("", *panel.dims)[-2:]
     figure.update_xaxes(dtick=ceil(panel.shape[-1] * columns / 16))  # whole numbers, as many as there is room for
     figure.update_xaxes(title=x, row=rows)
@@ -47,13 +48,13 @@ def patching(grid: Any) -> go.Figure:
     what = f"paths to {grid.attrs['receivers']}" if "receivers" in grid.attrs else f"{grid.attrs.get('site')} patched"
     height = 160 + rows * max(100, min(360, 32 * panel.shape[0] if y else 100))
     styled(figure, title=f"{grid.name}, {what}", height=height, coloraxis=scale)
-    return figure.update_layout(margin_t=90 if apart else 50)  # the panels' titles lie below the figure's
+    return figure.update_layout(margin_t=90 if split else 50)  # the titles of panels are below the title of the figure
 
 
-def _heat(panel: Any) -> go.Heatmap:
-    """One panel: the first axis downwards, the second to the right; a single axis to the right."""
+def _heatmap(panel: xr.DataArray) -> go.Heatmap:
+    """Heat map of one panel: the last axis to the right, another one downwards."""
     y, x = ("", *panel.dims)[-2:]
     z = panel.values if y else panel.values[None]
-    said = f"{y} %{{y}}, {x} %{{x}}: %{{z:.4g}}<extra></extra>" if y else f"{x} %{{x}}: %{{z:.4g}}<extra></extra>"
-    down = panel[y].values if y else [0]
-    return go.Heatmap(z=z, x=panel[x].values, y=down, coloraxis="coloraxis", hovertemplate=said)
+    hover = f"{y} %{{y}}, {x} %{{x}}: %{{z:.4g}}<extra></extra>" if y else f"{x} %{{x}}: %{{z:.4g}}<extra></extra>"
+    rows = panel[y].values if y else [0]
+    return go.Heatmap(z=z, x=panel[x].values, y=rows, coloraxis="coloraxis", hovertemplate=hover)

@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from plateaulens.plots.curves import frame
+from plateaulens.plots.inputs import metrics_frame
 from plateaulens.plots.steps_axis import add_curve, step_axes
 from plateaulens.plots.style import BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, distinct, pale, styled
 
@@ -52,7 +52,7 @@ def probes(over: Any, run: Any = None, plateau: Any = None, *, feature: str | No
     known = [third for third in LOOKS if not np.isnan(table.loss.sel(third=third)).all()]
     if not known:
         raise ValueError("there is nothing to draw: the feature varies at no offset")
-    loss = pd.Series(dtype=float) if run is None else frame(run).loss.dropna()
+    loss = pd.Series(dtype=float) if run is None else metrics_frame(run).loss.dropna()
     figure = go.Figure()
     steps = loss.index.union(pd.Index(over.step.values))
     axes = step_axes(figure, steps)

@@ -1,38 +1,41 @@
-"""Several runs in one figure: what is typical, and how much seeds differ."""
+"""Several runs in one figure: their median and their spread over seeds."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from plateaulens.plots.curves import frame, panels_of, require_numbers, title_of
+from plateaulens.plots.curves import panels_of, title_of
+from plateaulens.plots.inputs import Metrics, metrics_frame, require_numbers
 from plateaulens.plots.style import distinct, pale, stacked, stacked_style
 
-FEW = 5  # fewer runs than this have no percentiles to speak of
+MIN_RUNS_FOR_PERCENTILES = 5  # the band of fewer runs is from their minimum to their maximum
 
 
 def seeds(
-    runs: Sequence[Any] | Mapping[str, Sequence[Any]], columns: Sequence[str] | None = None, x: str | None = None
+    runs: Sequence[Metrics] | Mapping[str, Sequence[Metrics]],
+    columns: Sequence[str] | None = None,
+    x: str | None = None,
 ) -> go.Figure:
-    """Runs overlaid, a panel per column: a thin line per run, their median, and a band.
+    """Curves of several runs, a panel for each metric: a thin line for each run, their median, and a band.
 
-    The band reaches from the least to the greatest of fewer than 5 runs, and from the 10th to the 90th
-    percentile of more; the legend says which. Nothing is interpolated: median and band use the steps at
-    which every run of the group has a value.
+    The band is from the minimum to the maximum of fewer than 5 runs, and from the 10th to the 90th percentile
+    of more; the legend names it. Nothing is interpolated: median and band are of the steps at which every run
+    of the group has a value.
 
     Args:
-        runs: Runs or metrics frames; a dict of several such lists, by label, compares them.
-        columns: what to draw; what `dynamics` draws unless given.
-        x: a column to use as the time axis in place of the step, such as examples seen.
+        runs: Runs or DataFrames of metrics; a dict of several such lists by label compares them.
+        columns: Names of the metrics to draw; by default those that `dynamics` draws.
+        x: Name of a column to use as the time axis instead of the step, such as the number of examples.
 
     Raises:
-        ValueError: when there is no run, a column was recorded by none, or the runs of a group share no step.
+        ValueError: when there is no run, a metric was not recorded, or the runs of a group have no common step.
     """
-    named = runs if isinstance(runs, Mapping) else {"": runs}
-    groups = {label: [_indexed(frame(run), x) for run in group] for label, group in named.items()}
+    runs_by_label = runs if isinstance(runs, Mapping) else {"": runs}
+    groups = {label: [_indexed(metrics_frame(run), x) for run in group] for label, group in runs_by_label.items()}
     if not groups or not all(groups.values()):
-        raise ValueError(f"each group needs at least one run, got { ({k: len(v) for k, v in groups.items()}) }")
+        sizes = {label: len(group) for label, group in groups.items()}
+        raise ValueError(f"each group needs at least one run, got {sizes}")
     frames = [metrics for group in groups.values() for metrics in group]
     recorded = list(dict.fromkeys(str(c) for metrics in frames for c in metrics))
     if columns is None:
@@ -49,6 +52,7 @@ def seeds(
 
 
 def _indexed(metrics: pd.DataFrame, x: str | None) -> pd.DataFrame:
+    """The metrics with column `x` as their index, or as they are."""
     if x is None:
         return metrics
     require_numbers(metrics, x)
@@ -58,34 +62,38 @@ def _indexed(metrics: pd.DataFrame, x: str | None) -> pd.DataFrame:
 
 
 def _draw(figure: go.Figure, i: int, label: str, group: list[pd.DataFrame], columns: Sequence[str]) -> None:
-    """One group in all panels, with one entry in the legend."""
-    line, legend = distinct(i), True
-    few = len(group) < FEW
+    """Draw the i-th group in all panels, with one entry in the legend."""
+    line, in_legend = distinct(i), False
+    few = len(group) < MIN_RUNS_FOR_PERCENTILES
     low, high = (0.0, 1.0) if few else (0.1, 0.9)
     band = "min to max" if few else "10th to 90th percentile"
     count = "1 run" if len(group) == 1 else f"{len(group)} runs: median, {band}"
     name = f"{label}, {count}" if label else count
     for row, column in enumerate(columns, 1):
         curves = [metrics[column].astype(float) for metrics in group if column in metrics]
+        thin = {
+            "mode": "lines",
+            "line": {**line, "width": 1},
+            "opacity": 0.5,
+            "legendgroup": label,
+            "showlegend": False,
+        }
         for k, curve in enumerate(curves):
-            thin = {**line, "width": 1}
-            style = {"mode": "lines", "line": thin, "opacity": 0.5, "legendgroup": label, "showlegend": False}
-            run = go.Scatter(x=curve.index, y=curve, name=f"{label} run {k}".strip(), **style)
-            figure.add_trace(run, row, 1)
+            figure.add_trace(go.Scatter(x=curve.index, y=curve, name=f"{label} run {k}".strip(), **thin), row, 1)
         if len(curves) < len(group):
-            continue  # a run without this column has no step in common with the others
-        shared = pd.concat(curves, axis=1, join="inner").dropna()
-        if shared.empty:
+            continue  # a run without this metric has no step in common with the others
+        common = pd.concat(curves, axis=1, join="inner").dropna()
+        if common.empty:
             continue
         edge = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "legendgroup": label, "showlegend": False}
         if len(group) > 1:
-            bottom, top = shared.quantile(low, axis=1), shared.quantile(high, axis=1)
-            figure.add_trace(go.Scatter(x=shared.index, y=bottom, name="low", **edge), row, 1)
-            shade = go.Scatter(x=shared.index, y=top, name="high", fill="tonexty", fillcolor=pale(line["color"]))
+            bottom, top = common.quantile(low, axis=1), common.quantile(high, axis=1)
+            figure.add_trace(go.Scatter(x=common.index, y=bottom, name="low", **edge), row, 1)
+            shade = go.Scatter(x=common.index, y=top, name="high", fill="tonexty", fillcolor=pale(line["color"]))
             figure.add_trace(shade.update(edge), row, 1)
-        middle = go.Scatter(x=shared.index, y=shared.median(axis=1), name=name, mode="lines", line={**line, "width": 3})
-        figure.add_trace(middle.update(legendgroup=label, showlegend=legend), row, 1)
-        legend = False
-    if legend:
+        middle = go.Scatter(x=common.index, y=common.median(axis=1), name=name, mode="lines", line={**line, "width": 3})
+        figure.add_trace(middle.update(legendgroup=label, showlegend=not in_legend), row, 1)
+        in_legend = True
+    if not in_legend:
         whose = f"group {label!r} has" if label else "there is"
         raise ValueError(f"{whose} no step at which all runs recorded one of {list(columns)}; measure at equal steps")

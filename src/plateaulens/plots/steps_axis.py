@@ -1,6 +1,6 @@
-"""Training steps on a log axis, and step 0, which no log axis has, in a place of its own to the left of it.
+"""A logarithmic axis of training steps, with step 0 on a short axis of its own to the left of it.
 
-The place is an axis of its own, apart from the log axis by a gap with break marks; no line crosses the gap.
+The two axes are separated by a gap with break marks; no line crosses the gap.
 """
 
 from collections.abc import Iterable
@@ -12,19 +12,19 @@ import plotly.graph_objects as go
 
 from plateaulens.plots.style import GRAY, pale
 
-WIDTH, GAP = 0.03, 0.015  # of step 0's place and of the gap after it, as shares of the figure
-FEW = 40  # up to as many measured steps are marked one by one
-DOUBLED = [*(2**i for i in range(10)), *(1000 * 2**i for i in range(20))]  # Pythia's own steps, continued
+ZERO_WIDTH, ZERO_GAP = 0.03, 0.015  # width of the axis of step 0 and of the gap after it, as shares of the figure
+MAX_MARKERS = 40  # curves of more measured steps have no markers
+DOUBLING_STEPS = [*(2**i for i in range(10)), *(1000 * 2**i for i in range(20))]  # as the checkpoints of Pythia
 
 
 def short(step: int) -> str:
-    """512, 1k, 1.5k, 143k; nothing is rounded."""
+    """A step as a label, without rounding: 512, 1k, 1.5k, 143k."""
     return f"{step / 1000:g}k" if step >= 1000 and step % 100 == 0 else str(step)
 
 
 def ticks(first: int, last: int, room: int) -> list[int]:
-    """Powers of two, of four or of ten within the steps, the densest of them that are at most `room`."""
-    for powers in (DOUBLED, DOUBLED[::2], [10**i for i in range(10)]):
+    """Powers of two, of four or of ten from `first` to `last`: the densest of which there are at most `room`."""
+    for powers in (DOUBLING_STEPS, DOUBLING_STEPS[::2], [10**i for i in range(10)]):
         inside = [step for step in powers if first <= step <= last]
         if len(inside) <= room:
             break
@@ -34,22 +34,25 @@ def ticks(first: int, last: int, room: int) -> list[int]:
 def step_axes(
     figure: go.Figure, steps: Iterable[int], domain: tuple[float, float] = (0.0, 1.0), *, panel: int = 1, room: int = 18
 ) -> tuple[str, str]:
-    """Lay out the axes of a panel for `steps`; returns the names of the log axis and of step 0's.
+    """Lay out the x axes of a panel for `steps`.
 
     Args:
-        figure: gets the x axes and the break marks; the y axes are the caller's.
-        steps: all that the panel is to show; the place of step 0 is there only if it is among them.
-        domain: the panel's share of the width.
-        panel: 1, 2, ... from the left; panels zoom together.
-        room: how many labels the log axis can bear.
+        figure: Figure that gets the x axes and the break marks.
+        steps: All steps of the panel; the axis of step 0 is drawn only if 0 is one of them.
+        domain: Start and end of the panel, as shares of the figure's width.
+        panel: Number of the panel, 1, 2, ... from the left; panels zoom together.
+        room: Largest number of labels on the log axis.
+
+    Returns:
+        The names of the log axis and of the axis of step 0.
     """
     steps = [int(step) for step in steps]
-    later = [step for step in steps if step > 0] or [1, 10]  # of step 0 alone: an axis with nothing on it
+    later = [step for step in steps if step > 0] or [1, 10]  # step 0 alone: an empty log axis
     first, last = min(later), max(later)
     margin = 0.03 * np.log10(last / first) or 0.3
     marks = ticks(first, last, room)
     start, end = domain
-    cut, left = (start + WIDTH, start + WIDTH + GAP) if 0 in steps else (start, start)
+    cut, left = (start + ZERO_WIDTH, start + ZERO_WIDTH + ZERO_GAP) if 0 in steps else (start, start)
     log, zero = f"x{2 * panel - 1}", f"x{2 * panel}"
     look = {"showline": True, "linecolor": GRAY, "ticks": "outside", "tickcolor": GRAY}
     scale = {"type": "log", "range": [np.log10(first) - margin, np.log10(last) + margin], "domain": [left, end]}
@@ -69,15 +72,15 @@ def step_axes(
 def add_curve(
     figure: go.Figure, curve: pd.Series, band: pd.DataFrame, line: dict[str, Any], axes: tuple[str, str], y: str = "y"
 ) -> None:
-    """A line over the steps after 0 and a point at step 0, each with its interval where `band` has one.
+    """Draw a line over the steps after 0 and a point at step 0, each with its interval where `band` has one.
 
     Args:
-        figure: with the axes of `step_axes`.
-        curve: a number a step.
-        band: low and high, by step.
-        line: color and dash; its `symbol` marks the steps.
-        axes: from `step_axes`.
-        y: the y axis.
+        figure: Figure with the axes of `step_axes`.
+        curve: Values by step; its name is that of the curve.
+        band: Columns `low` and `high` by step.
+        line: Color and dash of the line, and `symbol` of its markers.
+        axes: Result of `step_axes`.
+        y: Name of the y axis.
     """
     line = dict(line)
     marker = {"color": line["color"], "symbol": line.pop("symbol", "circle"), "size": 6}
@@ -91,7 +94,7 @@ def add_curve(
         shade = {"fill": "tonexty", "fillcolor": pale(line["color"])}
         figure.add_scatter(y=after.high, name=f"{name}, high", xaxis=log, **shade, **edge, **common)
     later = curve[curve.index > 0]
-    mode = "lines+markers" if len(later) <= FEW else "lines"
+    mode = "lines+markers" if len(later) <= MAX_MARKERS else "lines"
     drawn = {"name": name, "marker": marker, "hovertemplate": "%{y:.3f}", **common}
     figure.add_scatter(x=later.index, y=later, mode=mode, line={**line, "width": 2}, xaxis=log, **drawn)
     if 0 in curve.index:

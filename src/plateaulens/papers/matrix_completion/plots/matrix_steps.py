@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 import xarray as xr
 from plotly.subplots import make_subplots
 
-from plateaulens.plots.attention_maps import slider_of
-from plateaulens.plots.curves import frame
+from plateaulens.plots.attention_maps import step_slider
+from plateaulens.plots.inputs import metrics_frame
 from plateaulens.plots.style import BLUE, GRAY, GREEN, ORANGE, stacked, stacked_style, styled
 
 LOSSES = {"loss": BLUE, "observed_loss": GREEN, "masked_loss": ORANGE}
@@ -24,7 +24,7 @@ def completion(run: Any, plateau: Any = None) -> go.Figure:
     Raises:
         ValueError: when the losses of shown and hidden cells were not recorded.
     """
-    metrics = frame(run)
+    metrics = metrics_frame(run)
     if missing := [name for name in LOSSES if name not in metrics]:
         raise ValueError(f"{', '.join(missing)} was not recorded; record matrix completion with its standard watch")
     panels = ["mean squared error"] + ["mean |output| at hidden cells"] * ("masked_size" in metrics)
@@ -81,5 +81,5 @@ def matrix_steps(found: xr.Dataset, matrix: int = 0) -> go.Figure:
     figure.update_xaxes(constrain="domain", showticklabels=False)
     figure.update_yaxes(autorange="reversed", constrain="domain", showticklabels=False)
     figure.for_each_yaxis(lambda axis: axis.update(scaleanchor=axis.anchor))
-    styled(figure, height=430, title="a matrix, hidden cells framed", sliders=[slider_of(steps)])
+    styled(figure, height=430, title="a matrix, hidden cells framed", sliders=[step_slider(steps)])
     return figure.update_layout(margin_t=90)
