@@ -133,7 +133,7 @@ def test_examples_solve_their_inputs(task):
 @each(ALL)
 def test_features_are_those_of_the_specification(task, released):
     batch = task.sample(200, seed=2)
-    found = task.features(batch, released)
+    found = task.features(batch, released=released)
     for s, row in enumerate(batch.tokens.tolist()):
         expected = features(task, row, released)
         assert expected.keys() == found.keys()

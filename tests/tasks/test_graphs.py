@@ -454,7 +454,7 @@ def test_orientations_are_those_of_a_random_order():
 @pytest.mark.parametrize("of_classes", [False, True])
 def test_edges_in_the_mean(of_classes):
     """27.5542 of labeled graphs, by recursion over their number of edges; 27.56 of classes."""
-    graphs = connected_graphs(20_000, 11, torch.Generator().manual_seed(4), of_classes)
+    graphs = connected_graphs(20_000, 11, torch.Generator().manual_seed(4), classes=of_classes)
     assert graphs.sum((1, 2)).double().mean().item() / 2 == pytest.approx(27.555, abs=0.1)
 
 

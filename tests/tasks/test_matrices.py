@@ -85,7 +85,7 @@ def test_the_mask_and_the_matrix_can_be_changed_apart():
     assert torch.equal(batch.negated().observed, batch.observed)
     assert (batch.negated().inputs == MASK).equal(batch.inputs == MASK)
     seen = torch.arange(12) % 2 == 0
-    assert torch.equal(batch.hiding(seen[None]).observed, seen.expand(8, -1))
+    assert torch.equal(batch.with_observed(seen[None]).observed, seen.expand(8, -1))
     filled = replace(batch, filler=int(TINY.token(torch.tensor(0.4))))
     assert (TINY.value(filled.inputs)[~batch.observed] == 0.4).all()
 

@@ -28,7 +28,7 @@ from plateaulens._io import move_aside, read_tensors, versions, write_atomically
 from plateaulens._signals import defer_sigint
 from plateaulens.lm.loading import without_bars
 from plateaulens.lm.text import Text, python_documentation
-from plateaulens.tasks.base import require
+from plateaulens.tasks.base import check
 from plateaulens.training.config import TrainConfig
 from plateaulens.training.loop import Step, Training
 
@@ -92,7 +92,7 @@ def pretrain(
         return out
     tokenizer, tokens = _tokenized(words, vocab)
     windows = len(tokens) // (context + 1)
-    require(
+    check(
         windows >= HELD_OUT_FRACTION,
         f"the text is too short: {windows} windows of {context + 1} tokens; {HELD_OUT_FRACTION} are needed",
     )
@@ -117,12 +117,12 @@ def schedule(last: int) -> list[int]:
 
 def _check(sizes: Mapping[str, int], steps: list[int], last: int, dtype: torch.dtype) -> None:
     for name, size in sizes.items():
-        require(size >= 1, f"{name} must be at least 1, got {size}")
+        check(size >= 1, f"{name} must be at least 1, got {size}")
     unit = 8 * sizes["heads"]  # a quarter of each head's dimensions rotates, in pairs
-    require(sizes["hidden"] % unit == 0, f"hidden must be a multiple of 8 x heads = {unit}, got {sizes['hidden']}")
-    require(sizes["vocab"] >= 257, f"vocab must be at least 257 (256 bytes and {END_OF_TEXT}), got {sizes['vocab']}")
-    require(steps[0] == 0 and steps[-1] == last, f"steps_to_save must lie in 0..steps={last}, got {steps}")
-    require(dtype.is_floating_point, f"weights are saved as floating-point numbers, not as {dtype}")
+    check(sizes["hidden"] % unit == 0, f"hidden must be a multiple of 8 x heads = {unit}, got {sizes['hidden']}")
+    check(sizes["vocab"] >= 257, f"vocab must be at least 257 (256 bytes and {END_OF_TEXT}), got {sizes['vocab']}")
+    check(steps[0] == 0 and steps[-1] == last, f"steps_to_save must lie in 0..steps={last}, got {steps}")
+    check(dtype.is_floating_point, f"weights are saved as floating-point numbers, not as {dtype}")
 
 
 def _read(text: str | Path | None) -> tuple[str, str]:
@@ -179,7 +179,7 @@ def _tokenized(text: str, vocab: int) -> tuple[Any, Tensor]:
     )
     bpe.train_from_iterator(text.splitlines(keepends=True), trainer)
     size = bpe.get_vocab_size()
-    require(size == vocab, f"the text is too short for a vocabulary of {vocab}: it has merges for {size}")
+    check(size == vocab, f"the text is too short for a vocabulary of {vocab}: it has merges for {size}")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
     return tokenizer, torch.tensor(bpe.encode(text).ids)
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from plateaulens.batch import Batch
-from plateaulens.tasks.base import generator, require
+from plateaulens.tasks.base import check, generator
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,8 +36,8 @@ class Text:
     context: int = 64
 
     def __post_init__(self) -> None:
-        require(self.context >= 1, f"context must be at least 1 token, got {self.context}")
-        require(
+        check(self.context >= 1, f"context must be at least 1 token, got {self.context}")
+        check(
             len(self.tokens) > self.context,
             f"a window of context={self.context} takes {self.context + 1} tokens, the text has {len(self.tokens)}",
         )

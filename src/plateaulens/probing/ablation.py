@@ -40,7 +40,7 @@ from plateaulens.probing.edit_directions import (
     shared,
 )
 from plateaulens.probing.fitting import fit_logistic
-from plateaulens.tasks.base import NUMBERS, Feature
+from plateaulens.tasks.base import REGRESSED_KINDS, Feature
 
 RESAMPLES = 10_000
 
@@ -189,7 +189,7 @@ def ablate_feature(
     if (probes is None) == (sites is None) or draws < 1 or k < 1:
         raise ValueError("give either probes= or sites=, and k= and draws= of at least 1")
     name, places = _named(feature), _placed(feature, batch)
-    if places.kind in NUMBERS and probes is None and method != "mean_difference":
+    if places.kind in REGRESSED_KINDS and probes is None and method != "mean_difference":
         raise ValueError(f"{name} is of kind {places.kind!r}: {method} fits probes of 0 and 1; take 'mean_difference'")
     given = probes if probes is None or isinstance(probes, Directions) else Directions.of(probes)
     where = _sites(given.sites if given is not None else sites, places.positions.shape[1])

@@ -23,7 +23,7 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from torch import Tensor
 
 from plateaulens.probing.datasets import ProbeConfig, ProbeDataset
-from plateaulens.tasks.base import NUMBERS
+from plateaulens.tasks.base import REGRESSED_KINDS
 
 TOLERANCE = 1e-6  # largest entry of the gradient that is left by a logistic regression
 MAX_ITER = 500
@@ -176,7 +176,7 @@ def _fit_best(
 def _fit(x: Matrix, y: Labels, kind: str, exclusive: bool, C: float, config: ProbeConfig) -> LinearProbe | MLPProbe:
     """A probe of one problem, fitted to all rows; NaN for labels that do not vary."""
     varies = y.max(0) > y.min(0) if len(y) else np.zeros(y.shape[1], bool)
-    if exclusive or (kind in NUMBERS and config.hidden is None):
+    if exclusive or (kind in REGRESSED_KINDS and config.hidden is None):
         varies[:] = varies.any()
     layer = _nan_layer(y.shape[1], x.shape[1])
     if config.hidden is None:
@@ -188,7 +188,7 @@ def _fit(x: Matrix, y: Labels, kind: str, exclusive: bool, C: float, config: Pro
 
 def _linear(x: Matrix, y: Labels, kind: str, exclusive: bool, C: float, bias: bool = True) -> Layer:
     """Ridge regression, softmax regression, or one logistic regression a label."""
-    if kind in NUMBERS:
+    if kind in REGRESSED_KINDS:
         return _ridge(x, y, C, bias)
     if exclusive:
         return _softmax(x, y.argmax(1), y.shape[1], C)
@@ -270,7 +270,7 @@ def _mlp(
     inner = np.zeros((networks * width, x.shape[1])), np.zeros(networks * width)
     outer = np.zeros((labels, networks * width)), np.where(varies, 0.0, np.nan)
     options = {"hidden_layer_sizes": (width,), "solver": "lbfgs", "alpha": 1 / C, "max_iter": MAX_ITER}
-    Network = MLPRegressor if kind in NUMBERS else MLPClassifier
+    Network = MLPRegressor if kind in REGRESSED_KINDS else MLPClassifier
     for i in range(networks):
         if not varies[i]:
             continue
@@ -326,7 +326,7 @@ def _exclusive(
     y: Float[Tensor, "problem batch label"], exists: Bool[Tensor, "problem batch"], data: ProbeDataset
 ) -> Bool[Tensor, " problem"]:
     """Whether exactly one label of each training example is 1, so that a softmax predicts them together."""
-    if data.kind in NUMBERS or data.kind == "classes":
+    if data.kind in REGRESSED_KINDS or data.kind == "classes":
         return torch.full((len(y),), data.kind == "classes")
     y, exists = y[:, data.split.train], exists[:, data.split.train]
     one_hot = (y.sum(-1) == 1) & (y.amax(-1) == 1)
@@ -340,7 +340,7 @@ def _losses(
     kind: str,
 ) -> Float[Tensor, "problem n"]:
     """Loss of each example, in the mean over the labels that vary: nats, or squared error for numbers."""
-    if kind in NUMBERS:
+    if kind in REGRESSED_KINDS:
         return (z - y).square().mean(-1)
     binary = (F.softplus(z) - y * z).nanmean(-1)
     return (-(z.log_softmax(-1) * y).sum(-1)).where(exclusive[:, None], binary) if exclusive.any() else binary
@@ -354,7 +354,7 @@ def _scores(
     kind: str,
 ) -> dict[str, Float[Tensor, " problem"]]:
     """Test scores other than the loss, see `Probes.table`."""
-    if kind in NUMBERS:
+    if kind in REGRESSED_KINDS:
         truth = y.where(exists[..., None], torch.nan)
         error, variance = (z - truth).square().nanmean(1), (truth - truth.nanmean(1, keepdim=True)).square().nanmean(1)
         scores = {"r2": (1 - error / variance).where(variance > 0, torch.nan).nanmean(1)}

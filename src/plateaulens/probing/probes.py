@@ -27,7 +27,7 @@ from plateaulens.hooks import match_hooks
 from plateaulens.probing.datasets import PAPER_C, ProbeConfig, ProbeDataset, ProbeSplit, group_copies, states_at
 from plateaulens.probing.results import Probes, fit_dataset
 from plateaulens.protocols import CheckpointSeries, HookedModel
-from plateaulens.tasks.base import NUMBERS, Feature
+from plateaulens.tasks.base import REGRESSED_KINDS, Feature
 
 RESIDUAL = "blocks.*.hook_resid_post"
 
@@ -247,7 +247,7 @@ def _datasets(
 
 def _check_labels(dataset: ProbeDataset, config: ProbeConfig) -> None:
     name, labels = dataset.name, dataset.labels[dataset.exists]
-    if dataset.kind in NUMBERS:
+    if dataset.kind in REGRESSED_KINDS:
         if not labels.isfinite().all():
             raise ValueError(f"labels of {name} are not finite; give positions of -1 where it has no value")
         return

@@ -1,4 +1,4 @@
-"""What is to be learned: samplers with their ground truth."""
+"""Tasks: samplers of prompts with true answers, by paper; `TASKS` has them by name."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,12 +15,13 @@ from plateaulens.tasks.algorithms.graphs import (
     TopologicalSort,
 )
 from plateaulens.tasks.algorithms.maximum_subarray import MaximumSubarray
-from plateaulens.tasks.base import Feature, Task
+from plateaulens.tasks.base import Feature, Task, output_map
 from plateaulens.tasks.matrices.completion import MatrixBatch, MatrixCompletion, MatrixMixture, MatrixSequence
 from plateaulens.tasks.sequences.addition import Addition
 from plateaulens.tasks.sequences.copying import Copy, Reverse
 from plateaulens.tasks.sequences.histogram import Histogram
 from plateaulens.tasks.sequences.moving_window_sum import MovingWindowSum, WindowMix
+from plateaulens.tasks.sequences.number_task import ModularTask, NumberTask
 from plateaulens.tasks.sequences.permutation import Permutation
 from plateaulens.tasks.sequences.prefix_sum import PrefixSum
 from plateaulens.tasks.sequences.repeat import Repeat
@@ -52,13 +53,17 @@ TASKS: dict[str, type[Task]] = {
 
 
 def task_to_json(task: Task) -> dict[str, Any]:
-    """`{"task": name, parameter: value, ...}`; a task of the user's goes by its class name."""
+    """A task as `{"task": name, parameter: value, ...}`; the name of a user's task is that of its class."""
     name = next((name for name, cls in TASKS.items() if cls is type(task)), type(task).__name__)
     return {"task": name, **asdict(task)}
 
 
 def task_from_json(values: Mapping[str, Any]) -> Task:
-    """The task that `task_to_json` wrote; an unknown name or parameter raises with the nearest one."""
+    """The task of a dictionary written by `task_to_json`.
+
+    Raises:
+        ValueError: If the name or a parameter is unknown (the message has the nearest one).
+    """
     rest = {k: v for k, v in values.items() if k != "task"}
     return build(look_up("task", values["task"], TASKS), rest, f"task {values['task']!r}")
 
@@ -80,8 +85,10 @@ __all__ = [
     "MatrixSequence",
     "MaximumSubarray",
     "MinimumSpanningTree",
+    "ModularTask",
     "MovingWindowSum",
     "Multiplication",
+    "NumberTask",
     "Permutation",
     "PrefixSum",
     "Repeat",
@@ -90,6 +97,7 @@ __all__ = [
     "Task",
     "TopologicalSort",
     "WindowMix",
+    "output_map",
     "task_from_json",
     "task_to_json",
 ]

@@ -114,7 +114,7 @@ def test_structured_masks_and_bad_batches():
     assert np.flatnonzero(rows.masked).tolist() == [4, 6, 7, 8, 9, 11]
     run = SimpleNamespace(steps=[0], model=lambda step: model)
     for kind in ("masked", "observed"):  # a mean over no cell would be NaN
-        without = BATCH.hiding(torch.full((1, 12), kind == "masked"))
+        without = BATCH.with_observed(torch.full((1, 12), kind == "masked"))
         for question in (
             lambda b, kind=kind: head_atlas(model, b, kind),
             lambda b: head_ablations(model, b),

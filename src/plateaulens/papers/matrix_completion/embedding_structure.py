@@ -21,12 +21,12 @@ from plateaulens.analysis.checkpoint_steps import map_checkpoints
 from plateaulens.batch import Batch
 from plateaulens.interventions import Patch, intervene
 from plateaulens.papers.matrix_completion.ablation_and_patching import LOSSES, measured
-from plateaulens.tasks.matrices.entries import Entries
+from plateaulens.tasks.matrices.entries import MatrixEntries
 
 POSITIONS = "hook_pos_embed"
 
 
-def values_of(task: Entries, least: float | int = 0.0, most: float | int | None = None) -> dict[int, float]:
+def values_of(task: MatrixEntries, least: float | int = 0.0, most: float | int | None = None) -> dict[int, float]:
     """Tokens of a matrix task and the values that they stand for, of magnitudes from `least` to `most`.
 
     Values that entries never take keep their first embedding; leave them out.

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from plateaulens.batch import Batch
 from plateaulens.tasks.algorithms.maximum_subarray import multisets
-from plateaulens.tasks.algorithms.string_task import FixedInput, evenly_placed
-from plateaulens.tasks.base import Feature, require
+from plateaulens.tasks.algorithms.string_task import FixedLengthTask, evenly_placed
+from plateaulens.tasks.base import Feature, check
 
 MAX_START = 9  # starts and durations are 1..9, so that ends are 2..18
 
 
 @dataclass(frozen=True, kw_only=True)
-class ActivitySelection(FixedInput):
+class ActivitySelection(FixedLengthTask):
     """The starts and then the ends of n activities; the answer is those of the greedy choice.
 
     Numbers are letters, B = 1 to S = 18. Activities are considered by their ends, equal ends in the given order, and
@@ -41,7 +41,7 @@ class ActivitySelection(FixedInput):
     symbols = ascii_uppercase[: 2 * MAX_START + 1]
 
     def __post_init__(self) -> None:
-        require(self.n >= 1, f"ActivitySelection needs n >= 1 activities, got n={self.n}")
+        check(self.n >= 1, f"ActivitySelection needs n >= 1 activities, got n={self.n}")
 
     @property
     def n_answer(self) -> int:
@@ -58,7 +58,7 @@ class ActivitySelection(FixedInput):
     def answer(self, inputs: Int[Tensor, "batch input"]) -> Int[Tensor, "batch answer"]:
         return greedy(*inputs.chunk(2, 1))[:, : self.n_answer]
 
-    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+    def features(self, batch: Batch, *, released: bool = False) -> dict[str, Feature]:
         """`retrieve_start_times`: the start of each activity, read at the position of its end."""
         starts = batch.tokens[:, : self.n]
         return {"retrieve_start_times": evenly_placed(starts, self.n, kind="integer", published="loud")}

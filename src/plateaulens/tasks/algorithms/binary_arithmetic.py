@@ -12,12 +12,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from plateaulens.batch import Batch
-from plateaulens.tasks.algorithms.string_task import FixedInput, evenly_placed
-from plateaulens.tasks.base import Feature, require
+from plateaulens.tasks.algorithms.string_task import FixedLengthTask, evenly_placed
+from plateaulens.tasks.base import Feature, Published, check
 
 
 @dataclass(frozen=True, kw_only=True)
-class Binary(FixedInput):
+class Binary(FixedLengthTask):
     """Base of the binary tasks, which share a vocabulary of five tokens.
 
     Attributes:
@@ -28,7 +28,7 @@ class Binary(FixedInput):
     symbols = "01+"
 
     def __post_init__(self) -> None:
-        require(self.bits >= 2, f"{type(self).__name__} needs at least two bits, got bits={self.bits}")
+        check(self.bits >= 2, f"{type(self).__name__} needs at least two bits, got bits={self.bits}")
 
     def draw(self, n: int, rng: torch.Generator) -> Int[Tensor, "batch input"]:
         return torch.randint(2, (n, self.bits), generator=rng, device=rng.device)
@@ -53,11 +53,11 @@ class Arithmetic(Binary):
         """The bits of the operands a and b of inputs or of whole sequences."""
         return tokens[:, : self.bits], tokens[:, self.bits + 1 : 2 * self.bits + 1]
 
-    def read_at(self, labels: Int[Tensor, "batch offset"], place: int, published: str = "") -> Feature:
+    def read_at(self, labels: Int[Tensor, "batch offset"], place: int, published: Published = "") -> Feature:
         """A feature whose offset r is read where bit place + r of the answer is predicted."""
         return evenly_placed(labels, 2 * self.bits + 1 + place, published=published)
 
-    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+    def features(self, batch: Batch, *, released: bool = False) -> dict[str, Feature]:
         """`first_operand`: bit r of a, where bit r of the answer is predicted."""
         return {"first_operand": self.read_at(self.operands(batch.tokens)[0], 0, "quiet")}
 
@@ -94,11 +94,11 @@ class BinaryAddition(Arithmetic):
         a, b = self.operands(inputs)
         return propagate_carries(F.pad(a + b, (0, 1)))
 
-    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+    def features(self, batch: Batch, *, released: bool = False) -> dict[str, Feature]:
         """`first_operand`, and `carry`: the carry out of column r, read where bit r + 1 of the sum is predicted."""
         a, b = self.operands(batch.tokens)
         carries = F.pad(a ^ b, (0, 1)) ^ self.answer(batch.tokens)  # into each column: what the operands do not explain
-        return super().features(batch, released) | {"carry": self.read_at(carries[:, 1:], 1, "quiet")}
+        return super().features(batch, released=released) | {"carry": self.read_at(carries[:, 1:], 1, "quiet")}
 
     def priors(self) -> list[float]:
         """One half for each bit but the last: a + b >= 2^bits is a little rarer."""
@@ -134,12 +134,11 @@ class Multiplication(Arithmetic):
     def rows(self, tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch row answer"]:
         """Rows of long multiplication: row k is a shifted by k - 1 places, or zeros where bit k - 1 of b is 0."""
         a, b = self.operands(tokens)
-        padded = F.pad(
-            b[:, :, None] * a[:, None], (0, self.bits + 1)
-        )  # one column too wide: reshaped, each row is shifted by one more
+        # Padded one column too wide: reshaped, each row is shifted by one more than the row before it.
+        padded = F.pad(b[:, :, None] * a[:, None], (0, self.bits + 1))
         return padded.flatten(1)[:, : 2 * self.bits**2].unflatten(1, (self.bits, 2 * self.bits))
 
-    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+    def features(self, batch: Batch, *, released: bool = False) -> dict[str, Feature]:
         """`first_operand`, and `carry_k` for k = 2 .. `bits`, of which the paper shows the last.
 
         `carry_k` is the carry into column k + r as row k is added to the rows before it, read where bit k + r of the
@@ -148,7 +147,7 @@ class Multiplication(Arithmetic):
         rows = self.rows(batch.tokens)
         sums = propagate_carries(rows.cumsum(1))
         carries = rows[:, 1:] ^ sums[:, :-1] ^ sums[:, 1:]
-        found = super().features(batch, released)
+        found = super().features(batch, released=released)
         for k in range(2, self.bits + 1):
             labels = carries[:, k - 2, k : k + self.bits]
             found[f"carry_{k}"] = self.read_at(labels, k, "quiet" if k == self.bits else "")
@@ -190,7 +189,7 @@ class MajorityOfMajorities(Binary):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
+        check(
             self.groups >= 1 and self.bits % self.groups == 0,
             f"bits={self.bits} do not divide into groups={self.groups} equal parts; use a divisor",
         )
@@ -210,17 +209,15 @@ class MajorityOfMajorities(Binary):
     def answer(self, inputs: Int[Tensor, "batch input"]) -> Int[Tensor, "batch answer"]:
         return majority(self.group_majorities(inputs))[:, None]
 
-    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+    def features(self, batch: Batch, *, released: bool = False) -> dict[str, Feature]:
         """`group_vote` (not in the paper): the majority of each group, read at its last bit."""
         size = self.bits // self.groups
         return {"group_vote": evenly_placed(self.group_majorities(batch.tokens[:, : self.bits]), size - 1, size)}
 
     def loss_plateau(self) -> float:
         """Entropy of the answer per target, in nats."""
-        return (
-            bit_entropy(majority_probability(self.groups, majority_probability(self.bits // self.groups, 0.5)))
-            / self.n_out
-        )
+        p_group = majority_probability(self.bits // self.groups, 0.5)
+        return bit_entropy(majority_probability(self.groups, p_group)) / self.n_out
 
     def published_chance(self) -> float:
         return log(2) / 3

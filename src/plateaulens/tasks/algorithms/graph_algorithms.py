@@ -76,11 +76,8 @@ def shortest_path(graphs: Graphs, ends: Int[Tensor, "batch 2"]) -> Nodes:
     visit_rank = torch.stack([search(graphs, end, newest=False, again=False).argsort(1) for end in ends.unbind(1)], 1)
     half = length // 2
     middle = (far[:, 0] == length - half) & (far[:, 1] == half)
-    met = (
-        torch.where(length % 2 == 1, visit_rank[:, 0], visit_rank[:, 1])
-        .masked_fill(~middle, nodes)
-        .argmin(1, keepdim=True)
-    )
+    finder_rank = torch.where(length % 2 == 1, visit_rank[:, 0], visit_rank[:, 1])
+    met = finder_rank.masked_fill(~middle, nodes).argmin(1, keepdim=True)
     reachable = graphs | torch.eye(nodes, dtype=torch.bool, device=graphs.device)  # an end leads to itself
     path = torch.full_like(visit_rank[:, 0], -1)
     for side in (0, 1):

@@ -13,15 +13,15 @@ from plateaulens.tasks.algorithms.graph_algorithms import Graphs, distances
 from plateaulens.tasks.base import permutations
 
 
-def connected_graphs(n: int, nodes: int, rng: torch.Generator, classes: bool = False) -> Graphs:
+def connected_graphs(n: int, nodes: int, rng: torch.Generator, *, classes: bool = False) -> Graphs:
     """`n` connected graphs, uniform over labeled graphs, or with `classes` over isomorphism classes."""
-    graphs = random_graphs(n, nodes, rng, classes)
+    graphs = random_graphs(n, nodes, rng, classes=classes)
     while (unconnected := distances(graphs)[:, 0].amax(1) == nodes).any():
-        graphs[unconnected] = random_graphs(int(unconnected.sum()), nodes, rng, classes)
+        graphs[unconnected] = random_graphs(int(unconnected.sum()), nodes, rng, classes=classes)
     return graphs
 
 
-def random_graphs(n: int, nodes: int, rng: torch.Generator, classes: bool) -> Graphs:
+def random_graphs(n: int, nodes: int, rng: torch.Generator, *, classes: bool) -> Graphs:
     """`n` graphs, connected or not: each edge with probability 1/2, or uniform over isomorphism classes.
 
     Classes are sampled by the algorithm of Dixon and Wilf (J. Algorithms 4, 1983), which needs no list of the classes

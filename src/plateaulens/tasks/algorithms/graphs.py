@@ -25,7 +25,7 @@ from plateaulens.tasks.algorithms.graph_algorithms import (
 )
 from plateaulens.tasks.algorithms.graph_sampling import connected_graphs
 from plateaulens.tasks.algorithms.string_task import StringTask
-from plateaulens.tasks.base import Feature, generator, permutations, require
+from plateaulens.tasks.base import Feature, check, generator, permutations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class GraphTask(StringTask):
     spare: ClassVar[int] = 0  # tokens by which the paper's context is longer than any example
 
     def __post_init__(self) -> None:
-        require(2 <= self.nodes <= 26, f"{type(self).__name__} needs 2 to 26 nodes, got nodes={self.nodes}")
+        check(2 <= self.nodes <= 26, f"{type(self).__name__} needs 2 to 26 nodes, got nodes={self.nodes}")
 
     @property
     def n_answer(self) -> int:
@@ -77,7 +77,7 @@ class GraphTask(StringTask):
 
     def draw(self, n: int, rng: torch.Generator) -> Graphs:
         """Graphs as adjacency matrices; in a directed graph, row u marks the heads of the edges from u."""
-        return connected_graphs(n, self.nodes, rng, self.classes)
+        return connected_graphs(n, self.nodes, rng, classes=self.classes)
 
     def solve(self, graphs: Graphs, named: Int[Tensor, "batch named"]) -> Int[Tensor, "batch out"]:
         """The true answers; -1 where an example has fewer tokens."""
@@ -88,7 +88,7 @@ class GraphTask(StringTask):
         graphs, named = self.draw(n, rng), permutations(n, self.nodes, rng)[:, : self.named]
         return self.assemble(torch.cat([named, edge_list(graphs)], 1), self.solve(graphs, named))
 
-    def read(self, batch: Batch, released: bool = False) -> tuple[Graphs, Nodes, Nodes]:
+    def read(self, batch: Batch, *, released: bool = False) -> tuple[Graphs, Nodes, Nodes]:
         """Parse a batch.
 
         Args:
@@ -100,17 +100,14 @@ class GraphTask(StringTask):
             The graphs [batch node node], the nodes of each answer [batch node] and their positions [batch node]; -1 for
             no node.
         """
-        positions = batch.answer_positions[
-            :, -self.n_answer - 1 :
-        ]  # positions of `=` and of the nodes, each of which predicts the next token
+        positions = batch.answer_positions[:, -self.n_answer - 1 :]  # of `=` and of the nodes
         equals, at = positions[:, :1], positions[:, 1:]
         order = batch.tokens.gather(1, at.clamp(min=0)).masked_fill(at < 0, -1)
         edges = batch.tokens[:, self.named :][:, : self.nodes * (self.nodes - 1)].unflatten(1, (-1, 2))
         written = torch.arange(self.named, self.named + 2 * edges.shape[1], 2, device=at.device) < equals
-        entry = torch.where(
-            written, edges[..., 0] * self.nodes + edges[..., 1], self.nodes**2
-        )  # an extra entry, dropped below, where there is no edge
-        graphs = torch.zeros(len(batch), self.nodes**2 + 1, dtype=torch.bool, device=at.device)
+        no_edge = self.nodes**2  # an extra entry, which is dropped below
+        entry = torch.where(written, edges[..., 0] * self.nodes + edges[..., 1], no_edge)
+        graphs = torch.zeros(len(batch), no_edge + 1, dtype=torch.bool, device=at.device)
         graphs = graphs.scatter(1, entry, True)[:, :-1].unflatten(1, (self.nodes, self.nodes))
         if released:
             at = torch.where(at < 0, -1, equals[0] + 1 + torch.arange(at.shape[1], device=at.device))
@@ -140,9 +137,9 @@ class BreadthFirstSearch(Traversal):
     def solve(self, graphs: Graphs, named: Int[Tensor, "batch named"]) -> Nodes:
         return search(graphs, named[:, 0], newest=False, again=False)
 
-    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+    def features(self, batch: Batch, *, released: bool = False) -> dict[str, Feature]:
         """`queue`: the waiting nodes after each visit, read at the visited node; `adjacency_list`: its neighbors."""
-        graphs, order, at = self.read(batch, released)
+        graphs, order, at = self.read(batch, released=released)
         return {
             "queue": Feature(waiting_nodes(graphs, order), at[:, :-1], "labels", "quiet"),
             "adjacency_list": Feature(neighbors(graphs, order), at, "labels", "loud"),
@@ -161,13 +158,13 @@ class DepthFirstSearch(Traversal):
     def solve(self, graphs: Graphs, named: Int[Tensor, "batch named"]) -> Nodes:
         return search(graphs, named[:, 0], newest=True, again=True)
 
-    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+    def features(self, batch: Batch, *, released: bool = False) -> dict[str, Feature]:
         """`adjacency_list`: the neighbors of each visited node; `queue`: the stack of another search.
 
         As in the released code, that search pushes a node only once and so visits in another order: its stack after r
         of its own visits is read at the r-th node of the answer.
         """
-        graphs, order, at = self.read(batch, released)
+        graphs, order, at = self.read(batch, released=released)
         other = search(graphs, order[:, 0], newest=True, again=False)
         return {
             "queue": Feature(waiting_nodes(graphs, other), at[:, :-1], "labels"),
@@ -189,9 +186,9 @@ class ShortestPath(GraphTask):
     def solve(self, graphs: Graphs, named: Int[Tensor, "batch named"]) -> Nodes:
         return shortest_path(graphs, named)
 
-    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+    def features(self, batch: Batch, *, released: bool = False) -> dict[str, Feature]:
         """The neighbors of each node of the path, and the whole graph, read where that node is predicted."""
-        return adjacency(*self.read(batch, released))
+        return adjacency(*self.read(batch, released=released))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,9 +210,9 @@ class TopologicalSort(GraphTask):
     def solve(self, graphs: Graphs, named: Int[Tensor, "batch named"]) -> Nodes:
         return topological_order(graphs)
 
-    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+    def features(self, batch: Batch, *, released: bool = False) -> dict[str, Feature]:
         """The heads of the edges from each node, read there, and the whole graph, read where that node is predicted."""
-        return adjacency(*self.read(batch, released))
+        return adjacency(*self.read(batch, released=released))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,12 +13,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from plateaulens.batch import Batch
-from plateaulens.tasks.algorithms.string_task import FixedInput, evenly_placed
-from plateaulens.tasks.base import Feature, permutations, require
+from plateaulens.tasks.algorithms.string_task import FixedLengthTask, evenly_placed
+from plateaulens.tasks.base import Feature, check, permutations
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaximumSubarray(FixedInput):
+class MaximumSubarray(FixedLengthTask):
     """The contiguous subarray with the largest sum, of integers -largest..largest written as letters A, B, C, ...
 
     By Kadane's algorithm, which restarts after a negative sum, not after a sum of 0, and keeps the first of equally
@@ -41,8 +41,8 @@ class MaximumSubarray(FixedInput):
     largest: int = 9
 
     def __post_init__(self) -> None:
-        require(self.length >= 2, f"MaximumSubarray needs length >= 2, got length={self.length}")
-        require(
+        check(self.length >= 2, f"MaximumSubarray needs length >= 2, got length={self.length}")
+        check(
             1 <= self.largest <= 12, f"largest must lie in 1..12, as there are 25 letters, got largest={self.largest}"
         )
 
@@ -67,7 +67,7 @@ class MaximumSubarray(FixedInput):
         places = start.gather(1, last) + torch.arange(self.length, device=inputs.device)
         return inputs.gather(1, places.minimum(last)).masked_fill(places > last, -1)
 
-    def features(self, batch: Batch, released: bool = False) -> dict[str, Feature]:
+    def features(self, batch: Batch, *, released: bool = False) -> dict[str, Feature]:
         """`is_prev_negative`, `max_ending_here` and `max_so_far` of each number, read one token later.
 
         `max_so_far` is not in the paper. With `released`, the first `max_ending_here` is 0, and positions are those

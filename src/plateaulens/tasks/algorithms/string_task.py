@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from plateaulens.batch import Batch
-from plateaulens.tasks.base import Feature, Task, generator
+from plateaulens.tasks.base import Feature, FeatureKind, Published, Task, generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class StringTask(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedInput(StringTask):
+class FixedLengthTask(StringTask):
     """Base of tasks whose inputs have one length. A subclass defines `draw` and `answer` instead of `sample`."""
 
     def draw(self, n: int, rng: torch.Generator) -> Int[Tensor, "batch input"]:
@@ -113,7 +113,13 @@ class FixedInput(StringTask):
         return 0.0
 
 
-def evenly_placed(labels: Int[Tensor, "batch offset"], first: int, step: int = 1, **kwargs: str) -> Feature:
+def evenly_placed(
+    labels: Int[Tensor, "batch offset"],
+    first: int,
+    step: int = 1,
+    kind: FeatureKind = "binary",
+    published: Published = "",
+) -> Feature:
     """A feature whose offset r is read at position first + r * step of every example."""
     positions = first + step * torch.arange(labels.shape[1], device=labels.device)
-    return Feature(labels, positions.expand_as(labels), **kwargs)
+    return Feature(labels, positions.expand_as(labels), kind, published)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from plateaulens.batch import Batch
-from plateaulens.tasks.base import Task, generator, output_map, require
+from plateaulens.tasks.base import Task, check, generator, output_map
 
 PLUS, EQUALS = 10, 11
 
@@ -38,7 +38,7 @@ class Addition(Task):
     reverse: bool = True
 
     def __post_init__(self) -> None:
-        require(1 <= self.n <= 18, f"Addition needs 1 to 18 digits, got n={self.n}")
+        check(1 <= self.n <= 18, f"Addition needs 1 to 18 digits, got n={self.n}")
 
     @property
     def prompt_len(self) -> int:

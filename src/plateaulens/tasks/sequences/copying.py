@@ -8,7 +8,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from plateaulens.batch import Batch
-from plateaulens.tasks.base import NumberTask, output_map, require
+from plateaulens.tasks.base import check, output_map
+from plateaulens.tasks.sequences.number_task import NumberTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class Copy(NumberTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
+        check(
             self.max_value >= 2,
             f"{type(self).__name__} needs max_value >= 2 different numbers, got max_value={self.max_value}",
         )

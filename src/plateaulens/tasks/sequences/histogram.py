@@ -7,7 +7,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from plateaulens.batch import Batch
-from plateaulens.tasks.base import Maps, NumberTask, output_map, require
+from plateaulens.tasks.base import AttentionMaps, check, output_map
+from plateaulens.tasks.sequences.number_task import NumberTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Histogram(NumberTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.max_value >= 2, f"Histogram needs max_value >= 2 numbers, got max_value={self.max_value}")
+        check(self.max_value >= 2, f"Histogram needs max_value >= 2 numbers, got max_value={self.max_value}")
 
     @property
     def values(self) -> range:
@@ -52,7 +53,7 @@ class Histogram(NumberTask):
     def answer(self, x: Int[Tensor, "batch n"]) -> Int[Tensor, "batch out"]:
         return (x[:, :, None] == x[:, None, :]).sum(-1)
 
-    def optimal_attention(self, batch: Batch | None = None) -> Maps:
+    def optimal_attention(self, batch: Batch | None = None) -> AttentionMaps:
         """The first layer attends to the prompt number itself; no map is known for the second, which counts."""
         return output_map([(r,) for r in range(self.n)], self.prompt_len - 1, self.n_targets), None
 

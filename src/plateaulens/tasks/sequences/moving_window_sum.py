@@ -8,7 +8,8 @@ from torch import Tensor
 
 from plateaulens._registry import look_up
 from plateaulens.batch import Batch
-from plateaulens.tasks.base import ModularTask, output_map, require
+from plateaulens.tasks.base import check, output_map
+from plateaulens.tasks.sequences.number_task import ModularTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class MovingWindowSum(ModularTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(1 <= self.k <= self.n, f"the window k must lie in 1..n={self.n}, got k={self.k}; use a smaller k")
+        check(1 <= self.k <= self.n, f"the window k must lie in 1..n={self.n}, got k={self.k}; use a smaller k")
 
     def answer(self, x: Int[Tensor, "batch n"]) -> Int[Tensor, "batch out"]:
         sums = x.unfold(1, self.k, 1).sum(-1) % self.p
@@ -87,12 +88,12 @@ class WindowMix(ModularTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
+        check(
             len(self.segments) > 0 and all(len(segment) == 3 for segment in self.segments),
             f"a mix needs at least one segment, and each is (k, first, last); got {self.mix}",
         )
         for k, first, last in self.segments:
-            require(
+            check(
                 k >= 1 and 1 <= first <= last and last + k - 1 <= self.n,
                 f"segment (k={k}, first={first}, last={last}) leaves the prompt of n={self.n} numbers; "
                 "it needs k >= 1 and 1 <= first <= last <= n-k+1",

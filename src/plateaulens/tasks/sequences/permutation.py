@@ -8,7 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from plateaulens.batch import Batch
-from plateaulens.tasks.base import Maps, Task, generator, permutations, require
+from plateaulens.tasks.base import AttentionMaps, Task, check, generator, permutations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class Permutation(Task):
     compose: int = 1
 
     def __post_init__(self) -> None:
-        require(self.n >= 2, f"Permutation needs n >= 2 values, got n={self.n}")
-        require(self.compose >= 1, f"Permutation needs compose >= 1, got compose={self.compose}")
+        check(self.n >= 2, f"Permutation needs n >= 2 values, got n={self.n}")
+        check(self.compose >= 1, f"Permutation needs compose >= 1, got compose={self.compose}")
 
     @property
     def prompt_len(self) -> int:
@@ -72,13 +72,13 @@ class Permutation(Task):
         """The permutation of each example, as indices from 0."""
         return batch.tokens[:, self.n + 1 : 2 * self.n + 1] - 1
 
-    def optimal_attention(self, batch: Batch | None = None) -> Maps:
+    def optimal_attention(self, batch: Batch | None = None) -> AttentionMaps:
         """At each answer position: one layer looks up pi for each application, the last the value at that index."""
         pi = self._permutation_of(batch)
         hops = [power(pi, i) + self.n + 1 for i in range(self.compose)]
         return tuple(self._map(keys, self.prompt_len - 1) for keys in [*hops, power(pi, self.compose)])
 
-    def alternative_attention(self, batch: Batch | None = None) -> Maps | None:
+    def alternative_attention(self, batch: Batch | None = None) -> AttentionMaps | None:
         """A second route, for compose=1: fetch the value at each permutation position, then copy it to the answer."""
         if self.compose > 1:
             return None
@@ -86,7 +86,7 @@ class Permutation(Task):
         return self._map(self._permutation_of(batch), self.n + 1), self._map(keys[None], self.prompt_len - 1)
 
     def _permutation_of(self, batch: Batch | None) -> Int[Tensor, "batch n"]:
-        require(batch is not None, "the attention maps of Permutation depend on the prompts; pass batch=")
+        check(batch is not None, "the attention maps of Permutation depend on the prompts; pass batch=")
         assert batch is not None
         return self.permutation(batch)
 

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from plateaulens.batch import Batch
-from plateaulens.tasks.base import ModularTask, output_map, permutations, require
+from plateaulens.tasks.base import check, output_map, permutations
+from plateaulens.tasks.sequences.number_task import ModularTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class PrefixSum(ModularTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
+        check(
             not self.no_repeat or self.n < self.p,
             f"no_repeat needs n <= p-1 different numbers, got n={self.n} and p={self.p}; use a larger p",
         )

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from plateaulens.batch import Batch
-from plateaulens.tasks.base import ModularTask, output_map, require
+from plateaulens.tasks.base import check, output_map
+from plateaulens.tasks.sequences.number_task import ModularTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Repeat(ModularTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
+        check(
             self.k >= 1 and self.n % self.k == 0,
             f"the n={self.n} answers do not divide into k={self.k} equal parts; use a divisor of n",
         )
