@@ -15,7 +15,7 @@ import plateaulens as pl
 from plateaulens.cli import main
 from plateaulens.probing.ablation import Directions
 from plateaulens.probing.fitting import fit_logistic
-from plateaulens.report.probe_results import _ablation_of, _probes, concluded, judged, results
+from plateaulens.report.probe_results import _ablation_of, _probes, ablation_text, probes_text, results
 
 TINY = "--d-model 16 --layers 2 --batch-size 16 --eval-size 16 --every 10 --save-every 20".split()
 PROBE = "--n 200 --C 100".split()
@@ -127,7 +127,7 @@ def test_ablate_keeps_what_ablate_feature_finds(addition: Path):
     pd.testing.assert_frame_equal(kept.table, direct.table, check_index_type=False)
     xr.testing.assert_allclose(kept.values, direct.values)
     assert (kept.sites, kept.feature, kept.method) == (direct.sites, "carry", "hyperplane")
-    assert repr(kept) == repr(direct) and repr(direct) in said and concluded(direct.table) in said
+    assert repr(kept) == repr(direct) and repr(direct) in said and ablation_text(direct.table) in said
     assert said.strip().endswith(str(addition / "ablations" / "carry-hyperplane-40.html"))
 
 
@@ -152,7 +152,7 @@ def test_report_shows_what_was_kept(addition: Path):
     assert {"probes-carry", "ablations-carry-hyperplane-60"} <= {result.name for result in kept}
     for result in kept:
         assert f'id="{result.name}"' in html and f'"{result.name}": {{' in html
-        assert result.said.splitlines()[0].replace(">", "&gt;") in html
+        assert result.conclusion.splitlines()[0].replace(">", "&gt;") in html
         page = next(addition.glob(f"{result.name.partition('-')[0]}/{result.name.partition('-')[2]}.html")).read_text()
         assert f'id="{result.name}"' in page and result.title in page
 
@@ -350,30 +350,30 @@ JUDGED = {
     "loud": ({0: 1.0, 10: 0.95, 20: 0.9, 50: 0.1}, DROPS, {}, "carry: loud"),
     "what fell after the plateau does not count": ({10: 0.95, 20: 0.9, 30: 0.2, 50: 0.1}, DROPS, {}, "carry: loud"),
     "no drop": (FALLS, {k: max(v, 0.9) for k, v in DROPS.items()}, {}, "the loss has not dropped (plateau 1.0000)"),
-    "no plateau": (FALLS, {0: 5.0, 50: 4.0}, {}, "not seen on its plateau"),
-    "not probed there": ({0: 1.0, 50: 0.1}, DROPS, {}, "no probed step lies on the plateau (steps 10 to 20)"),
-    "not yet near": ({5: 0.5, 50: 0.1}, DROPS, {}, "no probed step lies on the plateau (steps 10 to 20)"),
-    "between two stretches": ({40: 0.5, 90: 0.1}, TWICE, {}, "lies on the plateau (steps 10 to 30, 50 to 70)"),
+    "no plateau": (FALLS, {0: 5.0, 50: 4.0}, {}, "the loss never reaches its plateau (plateau 1.0000)"),
+    "not probed there": ({0: 1.0, 50: 0.1}, DROPS, {}, "no probed step is on the plateau (steps 10 to 20)"),
+    "not yet near": ({5: 0.5, 50: 0.1}, DROPS, {}, "no probed step is on the plateau (steps 10 to 20)"),
+    "between two stretches": ({40: 0.5, 90: 0.1}, TWICE, {}, "is on the plateau (steps 10 to 30, 50 to 70)"),
     "between two measurements": ({12: 0.5, 50: 0.1}, DROPS, {}, "carry: quiet"),
-    "runs through": (FALLS, PASSES, {}, "no verdict: the loss runs through its level (plateau 1.0000)"),
-    "runs through, between": (FALLS, {0: 5.0, 10: 1.5, 20: 0.9, 30: 0.4, 40: 0.1, 50: 0.1}, {}, "runs through its"),
+    "runs through": (FALLS, PASSES, {}, "no verdict: the loss passes through its plateau's level 1.0000"),
+    "runs through, between": (FALLS, {0: 5.0, 10: 1.5, 20: 0.9, 30: 0.4, 40: 0.1, 50: 0.1}, {}, "passes through its"),
     "runs through, by hand": (FALLS, PASSES, {"plateau": [10, 20]}, "carry: quiet"),
     "after a dip": ({10: 0.95, 24: 0.2, 50: 0.1}, DIPS, {}, "carry: loud"),
     "nor after": ({0: 1.0, 20: 0.1}, DROPS, {}, "from the drop on (step 40)"),
     "by hand": (FALLS, {}, {"plateau": [10, 20]}, "carry: quiet"),
     "by hand, another": (FALLS, DROPS, {"plateau": [10, 10]}, "carry: loud"),
-    "not known": (FALLS, None, {}, "where the plateau lies is not known; say it: --plateau"),
+    "not known": (FALLS, None, {}, "the level of the plateau is not known for this task; give its steps: --plateau"),
 }
 
 
 @pytest.mark.parametrize("ratios, losses, attrs, said", JUDGED.values(), ids=JUDGED.keys())
-def test_judged_on_the_runs_own_plateau(ratios, losses, attrs, said):
+def test_verdict_is_on_the_plateau_of_the_run(ratios, losses, attrs, said):
     run = recorded(losses or {0: 1.0}, known=losses is not None)
-    assert said in judged(run, over(ratios, **attrs))
+    assert said in probes_text(run, over(ratios, **attrs))
 
 
 @pytest.mark.parametrize("case, shaded", {"quiet": True, "runs through": False, "runs through, by hand": True}.items())
-def test_the_picture_shades_no_plateau_where_the_verdict_sees_none(case, shaded):
+def test_figure_shades_no_plateau_without_a_verdict(case, shaded):
     ratios, losses, attrs, _ = JUDGED[case]
     figure = _probes(recorded(losses), over(ratios, **attrs, site="x"))[0]
     assert any(shape.type == "rect" for shape in figure.layout.shapes) == shaded
@@ -381,7 +381,7 @@ def test_the_picture_shades_no_plateau_where_the_verdict_sees_none(case, shaded)
 
 CONCLUDED = {
     "nothing": ({"intact": (-0.1, 0.05), "gaussian": (-0.1, 0.05)}, "does not change"),
-    "no controls": ({"intact": (-0.3, -0.1)}, "without controls this says nothing"),
+    "no controls": ({"intact": (-0.3, -0.1)}, "without controls this is no evidence"),
     "every control": ({"intact": (-0.3, -0.1), "gaussian": (-0.3, -0.1)}, "further than with every control (gaussian)"),
     "some": (
         {"intact": (-0.3, -0.1), "gaussian": (-0.3, -0.1), "variance": (-0.1, 0.1)},
@@ -403,38 +403,38 @@ def compared(intervals: dict[str, tuple[float, float]], of: str = "exact_match",
 
 
 @pytest.mark.parametrize("intervals, said", CONCLUDED.values(), ids=CONCLUDED.keys())
-def test_concluded_goes_by_the_intervals(intervals, said):
-    assert said in concluded(compared(intervals))
+def test_conclusion_of_an_ablation_goes_by_the_intervals(intervals, said):
+    assert said in ablation_text(compared(intervals))
 
 
 def test_where_nothing_could_fall_the_loss_is_judged():
     floor = compared({"intact": (0.0, 0.0), "gaussian": (0.0, 0.0)}, mean=0.0)
-    assert concluded(floor) == "exact_match is 0 to begin with; look at the loss, which was not measured."
+    assert ablation_text(floor) == "exact_match is 0 to begin with; look at the loss, which was not measured."
     rises = compared({"intact": (0.1, 0.3), "gaussian": (0.1, 0.3)}, "loss")
-    said = concluded(pd.concat([floor, rises]))
+    said = ablation_text(pd.concat([floor, rises]))
     assert said.startswith("exact_match is 0 to begin with; look at the loss: loss changes by +0.200")
     assert said.endswith("further than with every control (gaussian).")
-    assert "is 0" not in concluded(pd.concat([compared(LESS), rises]))
+    assert "is 0" not in ablation_text(pd.concat([compared(LESS), rises]))
 
 
 def test_a_control_that_shares_the_directions_is_no_comparison():
-    said = concluded(compared(LESS, overlap=[np.nan, 0.02, 0.69]))
+    said = ablation_text(compared(LESS, overlap=[np.nan, 0.02, 0.69]))
     assert "further than with every other control (gaussian). shuffled shares 69% of the directions" in said
-    said = concluded(compared({**LESS, "shuffled": (-0.1, 0.1)}, overlap=[np.nan, 0.02, 0.31]))
+    said = ablation_text(compared({**LESS, "shuffled": (-0.1, 0.1)}, overlap=[np.nan, 0.02, 0.31]))
     assert "no further" not in said and "shuffled shares 31% of the directions: no comparison." in said
-    said = concluded(compared(LESS, overlap=[np.nan, 0.5, 0.69]))
-    assert "without controls this says nothing of the feature. gaussian shares 50% of" in said and "69%" in said
-    assert "no comparison" not in concluded(compared(LESS, overlap=[np.nan, 0.02, 0.3]))
+    said = ablation_text(compared(LESS, overlap=[np.nan, 0.5, 0.69]))
+    assert "without controls this is no evidence for the feature. gaussian shares 50% of" in said and "69%" in said
+    assert "no comparison" not in ablation_text(compared(LESS, overlap=[np.nan, 0.02, 0.3]))
 
 
 def test_how_much_variance_the_controls_remove_is_said():
     table = compared(LESS, overlap=[np.nan, 0.02, 0.69], variance=[np.nan, 0.49, 1.0])
-    assert "control (gaussian; these remove up to 49% as much variance). shuffled shares" in concluded(table)
-    assert "variance" not in concluded(table.assign(variance=np.nan))
+    assert "control (gaussian; these remove up to 49% as much variance). shuffled shares" in ablation_text(table)
+    assert "variance" not in ablation_text(table.assign(variance=np.nan))
 
 
 def test_the_page_of_an_ablation_without_exact_matches_shows_the_loss(addition: Path):
     good("ablate", str(addition), "--feature", "carry", *ABLATE)
     (kept,) = (result for result in results(pl.Run(addition)) if result.name == "ablations-carry-hyperplane-60")
-    assert kept.said.startswith("exact_match is 0 to begin with; look at the loss: loss ")
+    assert kept.conclusion.startswith("exact_match is 0 to begin with; look at the loss: loss ")
     assert kept.figure.layout.xaxis.title.text == "loss (nats)"

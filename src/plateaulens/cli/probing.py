@@ -65,7 +65,7 @@ def probe(
     """
     import plateaulens as pl
     from plateaulens._signals import defer_sigint
-    from plateaulens.report.probe_results import judged, keep_probes
+    from plateaulens.report.probe_results import keep_probes, probes_text
 
     opened = pl.Run(run)
     batch = _sampled(opened, n, how["seed"])
@@ -88,7 +88,7 @@ def probe(
                 page = keep_probes(opened, over, steps=chosen, sites=" ".join(sites), n=n, **how)
                 done.append(feature)
             click.echo(_table(opened, over))
-            click.echo(judged(opened, over))
+            click.echo(probes_text(opened, over))
             click.echo(page)
     except KeyboardInterrupt:
         kept, rest = (", ".join(part) or "nothing" for part in (done, features[len(done) :]))
@@ -152,7 +152,7 @@ def ablate(
     from plateaulens.probing.ablation import Directions
     from plateaulens.probing.edit_directions import CONTROLS, METHODS
     from plateaulens.probing.fitting import fit_logistic
-    from plateaulens.report.probe_results import concluded, keep_ablation
+    from plateaulens.report.probe_results import ablation_text, keep_ablation
 
     opened = pl.Run(run)
     train = _sampled(opened, n_train, seed)
@@ -183,7 +183,7 @@ def ablate(
     how["controls"] = tuple(map(str, found.values.control.values))  # those that were drawn
     page = keep_ablation(opened, found, step, n=n, train=n_train, seed=seed, C=C, below=below, site=site, **how)
     click.echo(repr(found))
-    click.echo(concluded(found.table))
+    click.echo(ablation_text(found.table))
     click.echo(page)
 
 

@@ -1,8 +1,8 @@
-"""What `plateaulens probe` and `ablate` leave in the folder of a run, and how a page shows it.
+"""Results of `plateaulens probe` and `ablate` in the folder of a run, and the pages that show them.
 
-    probes/carry.nc                     what `probe_checkpoints` returned; `xarray.load_dataset` reads it
+    probes/carry.nc                     the Dataset of `probe_checkpoints`; `xarray.load_dataset` reads it
     ablations/carry-hyperplane-420.nc   values and table of an `Ablation`
-    probes/carry.html, ...              the page of each
+    probes/carry.html, ...              a page for each
 
 Nothing is pickled, and every file is written under a temporary name and renamed.
 """
@@ -18,64 +18,72 @@ import xarray as xr
 
 from plateaulens import plots
 from plateaulens._io import write_atomically
-from plateaulens.analysis.plateau import Plateau, find_plateau
+from plateaulens.analysis.plateau import HasMetrics, Plateau, find_plateau
 from plateaulens.probing.ablation import Ablation
 from plateaulens.probing.verdict import quiet_or_loud
 from plateaulens.report.page import write_page
 from plateaulens.runs.run import Run
 
 FOLDERS = ("probes", "ablations")
-NEAR = 0.05  # of its level, how far the loss on a plateau may be from it
-IN_A_ROW = 3  # measurements, from which on a plateau stands
-SHARED = 0.3  # of the removed directions, what a control may contain and still be a comparison
-PROBED = """How well linear probes read the feature from the residual stream: test loss of the best layer, by
-geometric mean over thirds of the places where it is looked for. Dotted: the untrained network, which is no chance
-level. Quiet is what falls while the loss (gray: its plateau) does not."""
-TOKENS = """ A probe of the visible tokens alone reaches {}: where that is low, a network need only attend to them
-for the feature to be readable, and readable is not yet computed."""
-ABLATED = """The feature's directions are taken out, in teacher forcing and in every step of decoding; so are, at
-the same places, others that know nothing of it: random ones (Gaussian), those that the same method finds for
-shuffled labels, and random ones that remove as much variance, or nearly as much and none of the feature's directions
-(orthogonal). Only an effect beyond all of these is about the feature, but for those that contain much of its
-directions and are no comparison. Left: means, a dot for each draw of a control. Right: how far the ablated model is
-from each, with 95 % intervals."""
+MAX_OVERLAP = 0.3  # share of the removed directions above which a control is no comparison
+PROBES_NOTE = """How well linear probes read the feature from the residual stream: test loss at the best layer,
+geometric mean over thirds of the offsets. Dotted: probes of the untrained network, which are better than chance. A feature is
+quiet if its loss falls while the model's loss is on its plateau (gray)."""
+TOKENS_NOTE = """ A probe of the visible tokens alone reaches {}: where that is low, a network that only attends to
+these tokens makes the feature readable without computing it."""
+ABLATION_NOTE = """The directions of the feature are removed, in teacher forcing and in every step of decoding. Controls
+remove other directions at the same positions: random ones (gaussian), those that the same method finds for shuffled
+labels (shuffled), random ones with as much variance (variance), and random ones orthogonal to the feature's directions
+with nearly as much variance (orthogonal). Only an effect larger than that of all controls is evidence for the feature;
+a control that contains much of the feature's directions is no comparison. Left: means, and a dot for each draw of a
+control. Right: difference of the ablated model to each, with 95 % intervals."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """A kept result as a page shows it."""
+class KeptResult:
+    """A result in the folder of a run, as a page shows it.
+
+    Attributes:
+        name: identifier of the figure on the page.
+        title: heading.
+        note: explanation of the figure.
+        figure: the figure.
+        conclusion: what follows from the result, and its numbers.
+        options: options of the command.
+    """
 
     name: str
     title: str
     note: str
     figure: go.Figure
-    said: str
+    conclusion: str
     options: dict[str, str]
 
 
-def keep_probes(run: Run, over: xr.Dataset, **options: Any) -> Path:
-    """Keep what `probe_checkpoints` found of the feature `over.attrs["feature"]`, with its page; returns the page.
+def keep_probes(run: Run, probes: xr.Dataset, **options: Any) -> Path:
+    """Write the result of `probe_checkpoints` and its page to the folder of a run; returns the path of the page.
 
     Args:
-        run: whose folder it goes to.
-        over: of one feature; an attribute `plateau`, two steps, stands in for `find_plateau`; `tokens`, three numbers,
-            are the thirds of `probe_tokens`.
-        options: how it was asked, for the page.
+        run: the run that was probed.
+        probes: the probes of the feature `probes.attrs["feature"]`. An attribute `plateau`, first and last step,
+            replaces `find_plateau`; `tokens` has the test losses of `probe_tokens` over thirds.
+        options: options of the command, shown on the page.
     """
-    return _keep(run, Path("probes") / over.attrs["feature"], over, options)
+    return _keep(run, Path("probes") / probes.attrs["feature"], probes, options)
 
 
-def keep_ablation(run: Run, found: Ablation, step: int, **options: Any) -> Path:
-    """Keep an `Ablation` of the model of `step`, with its page; returns the page."""
-    table = found.table.to_xarray().to_array("column", name="table").rename({"with": "other"})
+def keep_ablation(run: Run, ablation: Ablation, step: int, **options: Any) -> Path:
+    """Write an `Ablation` of the model of `step` and its page to the folder of a run; returns the path of the page."""
+    table = ablation.table.to_xarray().to_array("column", name="table").rename({"with": "other"})
     table = table.assign_coords({name: list(map(str, table[name].values)) for name in ("column", "other")})
-    values = xr.merge([found.values, table], join="left")  # in the order of the values
-    values.attrs = {"feature": found.feature, "method": found.method, "step": step, "sites": ",".join(found.sites)}
-    return _keep(run, Path("ablations") / f"{found.feature}-{found.method}-{step}", values, options)
+    values = xr.merge([ablation.values, table], join="left")  # keeps the order of the values
+    feature, method = ablation.feature, ablation.method
+    values.attrs = {"feature": feature, "method": method, "step": step, "sites": ",".join(ablation.sites)}
+    return _keep(run, Path("ablations") / f"{feature}-{method}-{step}", values, options)
 
 
-def results(run: Run) -> list[Result]:
-    """All that was kept in the folder of a run.
+def results(run: Run) -> list[KeptResult]:
+    """All results of probes and ablations in the folder of a run.
 
     Raises:
         ValueError: for a damaged file.
@@ -83,91 +91,88 @@ def results(run: Run) -> list[Result]:
     return [_read(run, path) for folder in FOLDERS for path in sorted((run.path / folder).glob("*.nc"))]
 
 
-def plateau_of(run: Any) -> Plateau | None:
-    """The plateau where the task knows its loss levels and the loss was recorded, else None."""
-    task = run.task
+def plateau_of(run: HasMetrics) -> Plateau | None:
+    """The plateau of a run whose task knows its loss levels and whose loss was recorded, else None."""
+    task = getattr(run, "task", None)
     known = task is not None and task.loss_plateau() is not None and task.loss_floor() is not None
     return find_plateau(run) if known and "loss" in run.metrics else None
 
 
-def judged(run: Any, over: xr.Dataset) -> str:
-    """The verdict of `quiet_or_loud` on the run's own plateau, or in a line why there is none.
+def probes_text(run: HasMetrics, probes: xr.Dataset) -> str:
+    """The verdict of `quiet_or_loud` on the plateau of the run, or one line that says why there is none.
 
-    Any curve that comes down passes its level. Plateau steps are therefore the probed ones at which the plateau
-    stands: between `start` and `end` or `drop` of `find_plateau`, in a stretch of at least three measurements in a row
-    with the loss within 5 % of the level. Without such a stretch there is no verdict. (Three in a row say little of a
-    loss that is measured at every step.) A plateau told by hand is taken as it is.
+    Plateau steps are the probed steps within the `stretches` of the run's `Plateau`, so that a loss which only passes
+    through the plateau's level has no verdict. The steps of a plateau that was given by hand are taken as they are.
     """
-    steps, plateau = [int(step) for step in over.step.values], _plateau(run, over)
+    steps, plateau = [int(step) for step in probes.step.values], _plateau(run, probes)
     if plateau is None:
-        return "no verdict: where the plateau lies is not known; say it: --plateau 100-200"
+        return "no verdict: the level of the plateau is not known for this task; give its steps: --plateau 100-200"
     if plateau.start is None or plateau.drop is None:
-        seen = "was not seen on its plateau" if plateau.start is None else "has not dropped"
-        return f"no verdict: the loss {seen} (plateau {plateau.level:.4f})"
-    if not (stands := _stands(run, over, plateau)):
-        told = f"fewer than {IN_A_ROW} measurements in a row are within {NEAR:.0%} of it before it leaves"
-        return f"no verdict: the loss runs through its level (plateau {plateau.level:.4f}): {told}"
-    on = [step for step in steps if any(first <= step <= last for first, last in stands)]
+        missing = "never reaches its plateau" if plateau.start is None else "has not dropped"
+        return f"no verdict: the loss {missing} (plateau {plateau.level:.4f})"
+    stretches = _stretches(run, probes, plateau)
+    if not stretches:
+        rule = plateau.rule
+        return (
+            f"no verdict: the loss passes through its plateau's level {plateau.level:.4f}: fewer than "
+            f"{rule.consecutive} measurements in a row are within {rule.tolerance:.0%} of it before the loss leaves it"
+        )
+    plateau_steps = [step for step in steps if any(first <= step <= last for first, last in stretches)]
     after = [step for step in steps if step >= plateau.drop]
-    if not on or not after:
-        spans = ", ".join(f"{first} to {last}" for first, last in stands)
-        where = f"from the drop on (step {plateau.drop})" if on else f"on the plateau (steps {spans})"
-        return f"no verdict: no probed step lies {where}; save more often (--save-every) or probe other --steps"
-    return repr(quiet_or_loud(over, over.attrs["feature"], plateau_steps=on, after_step=after[-1]))
+    if not plateau_steps or not after:
+        spans = ", ".join(f"{first} to {last}" for first, last in stretches)
+        where = f"from the drop on (step {plateau.drop})" if plateau_steps else f"on the plateau (steps {spans})"
+        return f"no verdict: no probed step is {where}; save more often (--save-every) or probe other --steps"
+    return repr(quiet_or_loud(probes, probes.attrs["feature"], plateau_steps=plateau_steps, after_step=after[-1]))
 
 
-def concluded(table: pd.DataFrame, measurement: str = "exact_match") -> str:
-    """In words what an ablation shows, going by the 95 % intervals of `Ablation.table`.
+def ablation_text(table: pd.DataFrame, metric: str = "exact_match") -> str:
+    """What follows from an ablation, by the 95 % intervals of `Ablation.table`.
 
-    Where the intact model scores 0, nothing could fall: `loss` is judged in place of `measurement`. A control whose
-    directions contain more than three tenths of the removed ones removes the feature too, and is no comparison.
+    Where the metric of the intact model is 0 it cannot fall, and `loss` is judged instead. A control with more than
+    three tenths of the removed directions removes the feature too, and is no comparison.
     """
-    if (telling := _telling(table, measurement)) != measurement:
-        return f"{measurement} is 0 to begin with; look at the loss: {concluded(table, telling)}"
-    rows = table.loc[measurement]
-    intact, others = rows.loc["intact"], rows.drop("intact")
-    low, high = intact.low, intact.high
-    span = f"{intact.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+    if (judged_metric := _judged_metric(table, metric)) != metric:
+        return f"{metric} is 0 to begin with; look at the loss: {ablation_text(table, judged_metric)}"
+    rows = table.loc[metric]
+    intact, controls = rows.loc["intact"], rows.drop("intact")
+    change = f"{intact.difference:+.3f} [{intact.low:+.3f}, {intact.high:+.3f}]"
     if intact["mean"] == 0:
-        return f"{measurement} is 0 to begin with; look at the loss, which was not measured."
-    if low <= 0 <= high:
-        return f"{measurement} does not change ({span}): nothing shows that the model uses these directions."
-    changes = f"{measurement} changes by {span}"
-    batch_by_length = others.overlap[others.overlap > SHARED]
-    aside = "".join(
-        f" {name} shares {share:.0%} of the directions: no comparison." for name, share in batch_by_length.items()
+        return f"{metric} is 0 to begin with; look at the loss, which was not measured."
+    if intact.low <= 0 <= intact.high:
+        return f"{metric} does not change ({change}): no evidence that the model uses these directions."
+    overlapping = controls.overlap[controls.overlap > MAX_OVERLAP]
+    excluded = "".join(
+        f" {name} shares {share:.0%} of the directions: no comparison." for name, share in overlapping.items()
     )
-    others = others.drop(batch_by_length.index)
-    if others.empty:
-        return f"{changes}; without controls this says nothing of the feature.{aside}"
-    beyond = others.high < 0 if intact.difference < 0 else others.low > 0
-    more, same = ", ".join(others.index[beyond]), ", ".join(others.index[~beyond])
-    if not same:
-        variance = others.variance.max()  # of less of it, less is to be expected
-        more += "" if np.isnan(variance) else f"; these remove up to {variance:.0%} as much variance"
-        return f"{changes}, further than with every {'other ' if aside else ''}control ({more}).{aside}"
-    further = f", further than with {more} but" if more else ","
-    same += ": directions that know nothing of the feature do as much"
-    return f"{changes}{further} no further than with {same}.{aside}"
+    controls = controls.drop(overlapping.index)
+    if controls.empty:
+        return f"{metric} changes by {change}; without controls this is no evidence for the feature.{excluded}"
+    beyond = controls.high < 0 if intact.difference < 0 else controls.low > 0
+    exceeded, others = ", ".join(controls.index[beyond]), ", ".join(controls.index[~beyond])
+    if not others:
+        variance = controls.variance.max()  # a smaller effect is expected of less variance
+        exceeded += "" if np.isnan(variance) else f"; these remove up to {variance:.0%} as much variance"
+        every = "every other control" if excluded else "every control"
+        return f"{metric} changes by {change}, further than with {every} ({exceeded}).{excluded}"
+    further = f", further than with {exceeded} but" if exceeded else ","
+    return (
+        f"{metric} changes by {change}{further} no further than with {others}: directions that are unrelated to the "
+        f"feature have the same effect.{excluded}"
+    )
 
 
-def _stands(run: Any, over: xr.Dataset, plateau: Plateau) -> list[tuple[int, int]]:
-    """First and last step of each stretch in which the plateau stands, see `judged`; none before there is a drop."""
-    if plateau.start is None or plateau.drop is None:
-        return []
-    if "plateau" in over.attrs:
+def _stretches(run: HasMetrics, probes: xr.Dataset, plateau: Plateau) -> list[tuple[int, int]]:
+    """First and last step of each stretch on the plateau: by its rule, or as given by hand."""
+    if "plateau" in probes.attrs and plateau.start is not None and plateau.drop is not None:
         return [(plateau.start, plateau.drop - 1)]
-    end = plateau.drop if plateau.end is None else min(plateau.end, plateau.drop)
-    on = run.metrics.loss.dropna().loc[plateau.start : end - 1]
-    near = (on / plateau.level - 1).abs() <= NEAR
-    breaks = (~near).cumsum()[near]  # alike in a stretch
-    return [(int(s.index[0]), int(s.index[-1])) for _, s in breaks.groupby(breaks) if len(s) >= IN_A_ROW]
+    return plateau.stretches(run.metrics.loss)
 
 
-def _telling(table: pd.DataFrame, measurement: str = "exact_match") -> str:
-    """The measurement, or the loss where it was measured and the other is 0 already."""
-    floored = table.loc[(measurement, "intact"), "mean"] == 0
-    return "loss" if floored and "loss" in table.index.get_level_values(0) else measurement
+def _judged_metric(table: pd.DataFrame, metric: str = "exact_match") -> str:
+    """The metric, or "loss" where that was measured and the metric of the intact model is 0."""
+    at_zero = table.loc[(metric, "intact"), "mean"] == 0
+    return "loss" if at_zero and "loss" in table.index.get_level_values(0) else metric
 
 
 # Files and pages.
@@ -177,44 +182,47 @@ def _keep(run: Run, name: Path, data: xr.Dataset, options: dict[str, Any]) -> Pa
     data = data.assign_attrs({f"option_{key}": str(value) for key, value in options.items()})
     path = run.path / name.parent / f"{name.name}.nc"
     write_atomically(path, lambda p: data.to_netcdf(p, engine="scipy", format="NETCDF3_64BIT"))
-    found = _read(run, path)
+    result = _read(run, path)
     return write_page(
         path.with_suffix(".html"),
         "result.html.j2",
-        {found.name: found.figure},
+        {result.name: result.figure},
         title=f"{run.config['task']['task']} · {run.path.name}",
         headline={},
-        results=[found],
-        provenance={"run": str(run.path), "file": path.name, **found.options},
+        results=[result],
+        provenance={"run": str(run.path), "file": path.name, **result.options},
     )
 
 
-def _read(run: Run, path: Path) -> Result:
+def _read(run: Run, path: Path) -> KeptResult:
     try:
         data = xr.load_dataset(path, engine="scipy")
-    except Exception as error:  # SciPy's reader has no error of its own: half a file fails wherever it ends
+    except Exception as error:  # SciPy's reader raises different errors, depending on where a file was cut off
         raise ValueError(f"{path} is damaged ({error}); remove it, or make it again") from error
     if path.parent.name == "ablations" and "table" not in data:
         raise ValueError(f"{path} is of an older version; remove it, or make it again")
-    figure, title, note, said = (_probes if path.parent.name == "probes" else _ablation)(run, data)
+    figure, title, note, conclusion = (_probes if path.parent.name == "probes" else _ablation)(run, data)
     options = {k.removeprefix("option_"): str(v) for k, v in data.attrs.items() if k.startswith("option_")}
-    return Result(f"{path.parent.name}-{path.stem}", title, note, figure, said, options)
+    return KeptResult(f"{path.parent.name}-{path.stem}", title, note, figure, conclusion, options)
 
 
-def _probes(run: Any, over: xr.Dataset) -> tuple[go.Figure, str, str, str]:
-    metrics, plateau = run.metrics, _plateau(run, over)
-    if plateau is not None and plateau.drop is not None and not _stands(run, over, plateau):
-        plateau = replace(plateau, start=None)  # its level is drawn, and no plateau where the verdict sees none
-    figure = plots.probes(over, metrics if "loss" in metrics else None, plateau)
-    seen = ", ".join(f"{loss:.4f}" for loss in over.attrs["tokens"]) if "tokens" in over.attrs else ""
-    title = f"Is {over.attrs['feature']} there before the loss drops?"
-    return figure, title, PROBED + (TOKENS.format(seen) if seen else ""), judged(run, over)
+def _probes(run: HasMetrics, probes: xr.Dataset) -> tuple[go.Figure, str, str, str]:
+    """Figure, title, note and conclusion of probes."""
+    metrics, plateau = run.metrics, _plateau(run, probes)
+    if plateau is not None and plateau.drop is not None and not _stretches(run, probes, plateau):
+        plateau = replace(plateau, start=None)  # draws its level, but no plateau where the verdict has none
+    figure = plots.probes(probes, metrics if "loss" in metrics else None, plateau)
+    losses = ", ".join(f"{loss:.4f}" for loss in probes.attrs.get("tokens", ()))
+    title = f"Is {probes.attrs['feature']} readable before the loss drops?"
+    return figure, title, PROBES_NOTE + (TOKENS_NOTE.format(losses) if losses else ""), probes_text(run, probes)
 
 
-def _ablation(run: Run, data: xr.Dataset) -> tuple[go.Figure, str, str, str]:
-    found = _ablation_of(data)
-    title = f"Does the model need {found.feature}? ({found.method}, step {data.attrs['step']})"
-    return plots.ablation(found, _telling(found.table)), title, ABLATED, f"{concluded(found.table)}\n{found!r}"
+def _ablation(run: HasMetrics, data: xr.Dataset) -> tuple[go.Figure, str, str, str]:
+    """Figure, title, note and conclusion of an ablation."""
+    ablation = _ablation_of(data)
+    title = f"Does the model need {ablation.feature}? ({ablation.method}, step {data.attrs['step']})"
+    figure = plots.ablation(ablation, _judged_metric(ablation.table))
+    return figure, title, ABLATION_NOTE, f"{ablation_text(ablation.table)}\n{ablation!r}"
 
 
 def _ablation_of(data: xr.Dataset) -> Ablation:
@@ -227,9 +235,9 @@ def _ablation_of(data: xr.Dataset) -> Ablation:
     return Ablation(a["feature"], a["method"], tuple(a["sites"].split(",")), values, table)
 
 
-def _plateau(run: Any, over: xr.Dataset) -> Plateau | None:
-    """As told, or else as found."""
-    if "plateau" not in over.attrs:
+def _plateau(run: HasMetrics, probes: xr.Dataset) -> Plateau | None:
+    """The plateau given by hand, or else the one found in the run."""
+    if "plateau" not in probes.attrs:
         return plateau_of(run)
-    start, end = (int(step) for step in over.attrs["plateau"])
+    start, end = (int(step) for step in probes.attrs["plateau"])
     return Plateau(start, end + 1, end + 1, np.nan, np.nan)
