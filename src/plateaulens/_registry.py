@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 T = TypeVar("T")
 
@@ -21,6 +21,13 @@ def look_up(kind: str, name: str, table: Mapping[str, T]) -> T:
     if name not in table:
         raise unknown(kind, name, table)
     return table[name]
+
+
+def check_choices(config: Any) -> None:
+    """Raise if a field of the dataclass whose type is a `Literal` has another value, with the nearest choice."""
+    for field in fields(config):
+        if get_origin(field.type) is Literal:
+            look_up(field.name, getattr(config, field.name), dict.fromkeys(get_args(field.type)))
 
 
 def build(cls: type[T], values: Mapping[str, Any], kind: str) -> T:

@@ -510,13 +510,13 @@ def test_bad_input_gives_one_line(quiet):
     u, t, places = torch.ones(1, 1, 16), torch.zeros(1, 1), torch.zeros(64, 1).long()
     for wrong in ((places, u, torch.zeros(2, 1)), (torch.zeros(64, 2).long(), u, t), (places, u[0], t)):
         shapes = SimpleNamespace(**dict(zip(("positions", "basis", "target"), wrong)))
-        with pytest.raises(ValueError, match="do not belong together"):
+        with pytest.raises(ValueError, match="do not fit each other"):
             Project.__post_init__(shapes)
     edits = [
         (Project(SITES[0], places[:5], u, t), "positions of 5 examples, and the model runs on 64"),
-        (Project("blocks.0.attn.hook_z", places, u, t), "take another site"),
+        (Project("blocks.0.attn.hook_z", places, u, t), "choose another hook"),
         (Project(SITES[0], places, u[..., :7], t), "have 7 entries"),
-        (Project(SITES[0], places + 40, u, t), "never acted"),
+        (Project(SITES[0], places + 40, u, t), "never applied"),
         (Project("blocks.0.hook_resid_pots", places, u, t), "unknown hook"),
     ]
     for edit, message in edits:

@@ -1,15 +1,14 @@
-"""`Intervention`, and the context manager that applies any number of them.
+"""`Intervention`, and `intervene`, the context manager that applies interventions to a model.
 
     with intervene(model, ScaleAttention(task, factor=10.0)):
         measure(model, eval_batch, metrics)
 
-On entering, every site must exist and be writable. When an edit first fires, its shape must be the
-shape of what it replaces. On leaving, an edit that never fired although the model ran raises, and a
-model that never ran warns.
+Checks on entering: every hook exists and an edit of it takes effect. When an edit is first applied: it keeps the shape
+of the activation. On leaving: every edit was applied if the model ran; if the model did not run, a warning is given.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,21 +17,20 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from plateaulens._io import digest
-from plateaulens._registry import look_up
 from plateaulens._signals import uninterruptible
-from plateaulens.hooks import AttentionPattern, attach_interventions, call_hooks, check_writable, past_length
-from plateaulens.tasks import TASKS, Task, task_from_json, task_to_json
+from plateaulens.hooks import attach_interventions, call_hooks, check_writable, past_length
+from plateaulens.interventions.serialization import short_repr, tensors_of, to_plain
+from plateaulens.protocols import HookedModel
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One call of the model, as an edit needs to know it.
+    """Position of one call of the model in the sequences that it works on.
 
     Attributes:
-        tokens: everything from position 0 to the last row of this call; of cached decoding, the earlier
-            tokens too. None when decoding began before the intervention did.
-        start: absolute position of the first row that this call computes.
+        tokens: All tokens from position 0 to the last row of this call, also the earlier ones of cached decoding.
+            None if decoding began before the intervention.
+        start: Absolute position of the first row that this call computes.
     """
 
     tokens: Int[Tensor, "batch pos"] | None
@@ -45,30 +43,30 @@ Edit = Callable[[Tensor, Call], Tensor]
 class Intervention:
     """A change of a model, as a value: a frozen dataclass with repr, equality and JSON.
 
-    A subclass gives `edits`, or `frozen`, or both.
+    A subclass defines `edits`, `frozen`, or both.
     """
 
-    def edits(self, model: Any) -> dict[str, Edit]:
-        """Hook name -> the new tensor there; absolute positions come from the `Call`.
+    def edits(self, model: HookedModel) -> dict[str, Edit]:
+        """Hook name -> function that returns the new activation, given the old one and the `Call`.
 
-        An edit returns a new tensor; the very same one says that nothing of this call was meant.
+        A function that returns the same tensor object leaves this call unchanged, which counts as not applied.
         """
         return {}
 
-    def frozen(self, model: Any) -> list[nn.Parameter]:
-        """Parameters that must not learn."""
+    def frozen(self, model: HookedModel) -> list[nn.Parameter]:
+        """Parameters that are not trained."""
         return []
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, with big tensors as their `digest`."""
-        return {"intervention": type(self).__name__, **{name: _plain(value) for name, value in self._fields()}}
+        """The fields as values for JSON; tensors are represented by their `digest`, see `tensors`."""
+        return {"intervention": type(self).__name__, **{name: to_plain(value) for name, value in self._fields()}}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Digest -> tensor, for whoever saves the intervention."""
-        return {digest(t): t for _, value in self._fields() for t in _tensors(value)}
+        """Digest -> tensor, for all tensors among the fields."""
+        return {key: tensor for _, value in self._fields() for key, tensor in tensors_of(value).items()}
 
     def _fields(self) -> list[tuple[str, Any]]:
-        return [(f.name, getattr(self, f.name)) for f in fields(self)]  # type: ignore[arg-type]
+        return [(f.name, getattr(self, f.name)) for f in fields(self)]  # type: ignore[arg-type] # subclasses are dataclasses
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Intervention) and self.to_json() == other.to_json()
@@ -77,147 +75,111 @@ class Intervention:
         return hash(str(self.to_json()))
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={_short(value)}' for name, value in self._fields())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={short_repr(value)}' for name, value in self._fields())})"
 
 
-def intervene(model: Any, *interventions: Intervention) -> AbstractContextManager[None]:
-    """Apply `interventions` to `model`, in order, until the block ends, even if it is by Ctrl-C.
+def intervene(model: HookedModel, *interventions: Intervention) -> AbstractContextManager[None]:
+    """A context manager that applies `interventions` to `model`, in the given order, until the block ends.
+
+    They act in training, in measuring and in decoding, and are removed after an error or Ctrl-C too.
+
+    Args:
+        model: The model to change, a `Transformer` or any TransformerLens model.
+        interventions: The changes.
 
     Raises:
-        ValueError: for a site that is missing or cannot act, an edit of the wrong shape, other prompts
-            than a pattern came from, or an intervention that never acted although the model ran (a
-            `Freeze` acts when the model runs with gradients on).
+        ValueError: On entering, for a hook that is missing or whose edits would not take effect. When the model runs,
+            for an edit of the wrong shape, or other prompts than a pattern was computed on. On leaving, for an
+            intervention that was never applied although the model ran (a `Freeze` is applied when the model runs
+            with gradients enabled).
     """
     return uninterruptible(_applied(model, interventions))
 
 
 @contextmanager
-def _applied(model: Any, interventions: Sequence[Intervention]) -> Iterator[None]:
+def _applied(model: HookedModel, interventions: Sequence[Intervention]) -> Iterator[None]:
+    unused: dict[tuple[int, str], bool] = {}  # (index of the intervention, hook name) -> whether it was never applied
+    calls = _CallTracker()
+    hooks = []
     if getattr(model, "read_only", False):
         raise ValueError(f"a {type(model).__name__} can be read, not edited; use the bridge of Checkpoints.model(step)")
-    silent: dict[tuple[int, str], bool] = {}
-    calls = _Calls()
-    hooks = []
     for i, intervention in enumerate(interventions):
         for site, edit in intervention.edits(model).items():
             check_writable(model, site)
-            silent[i, site] = True
-            hooks.append((site, _hook(intervention, (i, site), edit, silent, calls)))
-    frozen = {i: found for i, intervention in enumerate(interventions) if (found := intervention.frozen(model))}
-    silent |= {(i, "its parameters"): True for i in frozen}
+            unused[i, site] = True
+            hooks.append((site, _hook(intervention, (i, site), edit, unused, calls)))
+    frozen = {i: parameters for i, change in enumerate(interventions) if (parameters := change.frozen(model))}
+    unused |= {(i, "its parameters"): True for i in frozen}
 
     def on_tokens(tokens: Tensor) -> None:
-        calls.see(tokens)
+        calls.set_tokens(tokens)
         if torch.is_grad_enabled():
-            silent.update({(i, "its parameters"): False for i in frozen})
+            unused.update({(i, "its parameters"): False for i in frozen})
 
     with ExitStack() as stack:
-        stack.enter_context(_no_gradient([p for found in frozen.values() for p in found]))
+        stack.enter_context(_requires_no_grad([p for parameters in frozen.values() for p in parameters]))
         stack.enter_context(call_hooks(model, lambda kwargs: calls.begin(past_length(kwargs)), on_tokens))
-        stack.enter_context(attach_interventions(model, list(interventions), hooks))
+        stack.enter_context(attach_interventions(model, interventions, hooks))
         yield
-    if left := [f"{interventions[i]!r} at {where}" for (i, where), did_not in silent.items() if did_not]:
+    if never_applied := [f"{interventions[i]!r} at {site}" for (i, site), was_unused in unused.items() if was_unused]:
         if calls.count:
-            raise ValueError(f"the model ran but these never acted: {'; '.join(left)}")
+            raise ValueError(f"the model ran, but these were never applied: {'; '.join(never_applied)}")
         warnings.warn("intervene: the model never ran inside the block, so nothing was changed", stacklevel=4)
 
 
-class _Calls:
-    """Follows the model's calls, so that every edit knows where it stands."""
+class _CallTracker:
+    """Follows the calls of a model, so that edits know absolute positions and earlier tokens."""
 
     def __init__(self) -> None:
-        self.count, self.now = 0, Call(None, 0)
+        self.count, self.current = 0, Call(None, 0)
 
     def begin(self, start: int) -> None:
-        self.now = Call(self.now.tokens, start)
+        self.current = Call(self.current.tokens, start)
 
-    def see(self, tokens: Tensor) -> None:
+    def set_tokens(self, tokens: Tensor) -> None:
         self.count += 1
-        start, before = self.now.start, self.now.tokens
+        start, before = self.current.start, self.current.tokens
         if not start:
-            self.now = Call(tokens, 0)
+            self.current = Call(tokens, 0)
         elif before is not None and len(before) == len(tokens) and before.shape[1] >= start:
-            self.now = Call(torch.cat([before[:, :start], tokens], 1), start)
+            self.current = Call(torch.cat([before[:, :start], tokens], 1), start)
         else:
-            self.now = Call(None, start)
+            self.current = Call(None, start)
 
 
 def _hook(
-    intervention: Intervention, key: tuple[int, str], edit: Edit, silent: dict[tuple[int, str], bool], calls: _Calls
+    intervention: Intervention,
+    key: tuple[int, str],
+    edit: Edit,
+    unused: dict[tuple[int, str], bool],
+    calls: _CallTracker,
 ) -> Callable[..., Tensor]:
+    """A TransformerLens hook that applies `edit`, checks the shape and marks `key` as used."""
+
     def hook(tensor: Tensor, hook: Any) -> Tensor:
         if not tensor.is_floating_point():
-            raise ValueError(f"{intervention!r} at {key[1]}: there are tokens there, no activations; nothing would act")
-        new = edit(tensor, calls.now)
+            raise ValueError(f"{intervention!r}: {key[1]} holds tokens, not activations; choose another hook")
+        new = edit(tensor, calls.current)
         if new.shape != tensor.shape:
             raise ValueError(
                 f"{intervention!r} gives shape {list(new.shape)} at {key[1]}, where the model has "
                 f"{list(tensor.shape)}; nothing is broadcast silently"
             )
-        if new is not tensor:  # the very tensor: nothing of this call was meant
-            silent[key] = False
+        if new is not tensor:  # the same object: the edit concerns nothing in this call
+            unused[key] = False
         return new
 
     return hook
 
 
 @contextmanager
-def _no_gradient(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def _requires_no_grad(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Switch gradients of the parameters off inside the block."""
     before = [p.requires_grad for p in parameters]
     for p in parameters:
         p.requires_grad_(False)
     try:
         yield
     finally:
-        for p, learns in reversed(list(zip(parameters, before, strict=True))):  # two may freeze the same one
-            p.requires_grad_(learns)
-
-
-# JSON: tensors by digest, tasks and patterns by their parts.
-
-
-def from_json(values: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None, task: Any = None) -> Intervention:
-    """The intervention that `to_json` wrote; `tensors` by digest, and `task` in case it is one of the user's own."""
-    from plateaulens.interventions import INTERVENTIONS
-
-    cls = look_up("intervention", values["intervention"], INTERVENTIONS)
-    return cls(**{k: _value(v, tensors or {}, task) for k, v in values.items() if k != "intervention"})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return {"tensor": digest(value)}
-    if isinstance(value, Task):
-        return {"task": task_to_json(value)}
-    if isinstance(value, AttentionPattern):
-        return {"maps": {str(layer): _plain(m) for layer, m in value.maps.items()}, "prompts": _plain(value.prompts)}
-    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
-
-
-def _value(value: Any, tensors: Mapping[str, Tensor], task: Any) -> Any:
-    """The inverse of `_plain`."""
-    if isinstance(value, list):
-        return tuple(_value(v, tensors, task) for v in value)
-    if not isinstance(value, Mapping):
-        return value
-    if "tensor" in value:
-        return tensors[value["tensor"]]
-    if "task" in value:
-        own = value["task"]["task"] not in TASKS and isinstance(task, Task) and task_to_json(task) == value["task"]
-        return task if own else task_from_json(value["task"])
-    maps = {int(layer): _value(m, tensors, task) for layer, m in value["maps"].items()}
-    return AttentionPattern(maps, _value(value["prompts"], tensors, task))
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, AttentionPattern):
-        return [*value.maps.values(), *_tensors(value.prompts)]
-    return [value] if isinstance(value, Tensor) else []
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"<{list(value.shape)}>"
-    if isinstance(value, AttentionPattern):
-        return str({layer: list(m.shape) for layer, m in value.maps.items()})
-    return repr(value)
+        for p, flag in reversed(list(zip(parameters, before, strict=True))):  # a parameter may be listed twice
+            p.requires_grad_(flag)

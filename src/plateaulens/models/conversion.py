@@ -1,6 +1,9 @@
-"""To and from TransformerLens's own models: native `TransformerBridge` on 4.x, `HookedTransformer` on 3.9.
+"""Conversion to and from TransformerLens's own models: native `TransformerBridge` on 4.x, `HookedTransformer` on 3.9.
 
-Weights, config and linear attention are carried exactly both ways; what cannot be carried is refused.
+    tl_model = to_tl(model)
+    model = from_tl(tl_model)
+
+Weights, config and linear attention are converted exactly in both directions; whatever has no counterpart raises.
 """
 
 import warnings
@@ -17,22 +20,22 @@ from torch import Tensor
 from plateaulens.models.config import ModelConfig
 from plateaulens.models.transformer import Transformer
 
-# Fields that both configs have under one name.
+# Fields that have the same name in both configs.
 SHARED = (
     *("d_vocab", "n_ctx", "d_model", "n_layers", "n_heads", "d_head", "d_mlp", "act_fn", "attention_dir", "eps"),
     *("gated_mlp", "normalization_type", "positional_embedding_type", "rotary_base"),
 )
 
-# Fields that say nothing about the function computed: of the initial weights, of strings, of where weights came from.
-FREE = {"device", "dtype", "model_name", "n_params", "seed", "initializer_range", "init_weights", "tokenizer_name",
+# Fields that do not change the function computed: of the initial weights, the tokenizer, the origin of the weights.
+IGNORED = {"device", "dtype", "model_name", "n_params", "seed", "initializer_range", "init_weights", "tokenizer_name",
         "default_prepend_bos", "tokenizer_prepends_bos", "tokenizer_appends_eos", "default_padding_side",
         "from_checkpoint", "checkpoint_index", "checkpoint_label_type", "checkpoint_value", "trust_remote_code",
         "train_seq_length"}  # fmt: skip
 
-# `model_name` carries what TransformerLens has no field for: the kind of attention, and whether there are no biases.
-MARK, UNBIASED = "plateaulens-", "-unbiased"
+# `model_name` stores what TransformerLens has no field for: the kind of attention, and the lack of biases.
+NAME_PREFIX, UNBIASED = "plateaulens-", "-unbiased"
 
-# Endings of our parameter names and of a native bridge's state dict.
+# Endings of parameter names: of `Transformer` -> of the state dict of a native bridge.
 BRIDGE_NAMES = {
     "embed.W_E": "embed.weight",
     "embed.W_pos": "embed.weight",
@@ -50,15 +53,18 @@ BRIDGE_NAMES = {
 def config_to_tl(cfg: ModelConfig) -> Any:
     """The `TransformerBridgeConfig` (4.x) or `HookedTransformerConfig` (3.9) of a `ModelConfig`.
 
-    `init_scale` is multiplied into `initializer_range`; kind of attention and lack of biases go into `model_name`;
-    `init` is left out, for it says nothing about given weights.
+    `init_scale` is multiplied into `initializer_range`; the kind of attention and the lack of biases are stored in
+    `model_name`; `init` is left out, since the weights are given.
 
     Raises:
         ValueError: for post-norm, a scalar read-out or a padding token, which TransformerLens's own models lack.
     """
-    for name, has in (("norm_position", "pre"), ("readout", "tokens"), ("padding_idx", None)):
-        if (got := getattr(cfg, name)) != has:
-            raise ValueError(f"TransformerLens's own models know {name}={has!r} only, got {got!r}; keep ours")
+    for name, supported in (("norm_position", "pre"), ("readout", "tokens"), ("padding_idx", None)):
+        if (value := getattr(cfg, name)) != supported:
+            raise ValueError(
+                f"TransformerLens's own models support {name}={supported!r} only, got {value!r}; "
+                "analyze the pl.Transformer itself"
+            )
     try:
         from transformer_lens import HookedTransformerConfig as Config
     except ImportError:
@@ -68,7 +74,7 @@ def config_to_tl(cfg: ModelConfig) -> Any:
         **{name: getattr(cfg, name) for name in SHARED},
         **rotary,
         initializer_range=cfg.initializer_range * cfg.init_scale,
-        model_name=MARK + cfg.attention + UNBIASED * (not cfg.biases),
+        model_name=NAME_PREFIX + cfg.attention + UNBIASED * (not cfg.biases),
     )
     tl_cfg.seed = cfg.seed  # not through the constructor: on 3.9 that reseeds torch, numpy and random
     return tl_cfg
@@ -77,33 +83,33 @@ def config_to_tl(cfg: ModelConfig) -> Any:
 def config_from_tl(cfg: Any) -> ModelConfig:
     """The `ModelConfig` of a TransformerLens config.
 
-    Attention is softmax, and there are biases (zero or not), unless `config_to_tl` marked it otherwise.
+    Attention is softmax, and there are biases (zero or not), unless `config_to_tl` stored something else.
 
     Raises:
-        ValueError: for any field whose value a `Transformer` cannot honor.
+        ValueError: for any field with a value that a `Transformer` does not support.
     """
-    name = str(cfg.model_name)
-    marked = name.startswith(MARK)
+    model_name = str(cfg.model_name)
+    is_ours = model_name.startswith(NAME_PREFIX)
     ours = ModelConfig(
         **{name: getattr(cfg, name) for name in SHARED if getattr(cfg, name) is not None},
-        attention=name.removeprefix(MARK).removesuffix(UNBIASED) if marked else "softmax",
-        biases=not (marked and name.endswith(UNBIASED)),
+        attention=model_name.removeprefix(NAME_PREFIX).removesuffix(UNBIASED) if is_ours else "softmax",  # type: ignore[arg-type] # validated by ModelConfig,
+        biases=not (is_ours and model_name.endswith(UNBIASED)),
         initializer_range=float(cfg.initializer_range),
         seed=cfg.seed or 0,
     )
-    # Every field is refused unless it has the value that our own architecture gives it, so that fields which
-    # TransformerLens adds later are refused too.
-    same = {"attn_scale": sqrt(ours.d_head), "n_key_value_heads": ours.n_heads, "d_vocab_out": ours.d_vocab,
+    # Every other field must have the value that `config_to_tl` gives it; so fields that later versions of
+    # TransformerLens add are refused too.
+    equivalent = {"attn_scale": sqrt(ours.d_head), "n_key_value_heads": ours.n_heads, "d_vocab_out": ours.d_vocab,
             "architecture": "TransformerLensNative"}  # fmt: skip
-    if hasattr(cfg, "architecture"):  # 4.x, whose own model turns whole heads by default, always in adjacent pairs
-        same |= {"rotary_dim": None, "rotary_adjacent_pairs": False}
-    needed = config_to_tl(ours).to_dict()
-    for name, got in cfg.to_dict().items():
-        if name in SHARED or name in FREE or name in same and got == same[name]:
+    if hasattr(cfg, "architecture"):  # 4.x, whose own model always rotates whole heads in adjacent pairs
+        equivalent |= {"rotary_dim": None, "rotary_adjacent_pairs": False}
+    required = config_to_tl(ours).to_dict()
+    for name, value in cfg.to_dict().items():
+        if name in SHARED or name in IGNORED or name in equivalent and value == equivalent[name]:
             continue
-        if name not in needed or got != needed[name]:
+        if name not in required or value != required[name]:
             raise ValueError(
-                f"{name} must be {needed.get(name)!r} for a Transformer, got {got!r}; "
+                f"{name} must be {required.get(name)!r} for a Transformer, got {value!r}; "
                 "change the config, or analyze the TransformerLens model itself"
             )
     return ours
@@ -111,14 +117,17 @@ def config_from_tl(cfg: Any) -> ModelConfig:
 
 @torch.no_grad()
 def to_tl(model: Transformer) -> Any:
-    """A copy as TransformerLens's own model, in eval mode: the same weights, hooks and logits.
+    """A copy as TransformerLens's own model, in eval mode, with the same weights, hook names and logits.
 
-    Linear attention becomes a subclass of TransformerLens's attention; biases that ours lacks are zero and frozen.
-    A native bridge does not act on edits of `hook_resid_mid` on the skip, nor (softmax) on edits of
-    `hook_attn_scores`, and has no `hook_rot_q` and `hook_rot_k`; `Transformer` does and has.
+    Linear attention becomes a subclass of TransformerLens's attention; biases that a `Transformer` lacks are zero and
+    frozen. Differences of a native bridge: an edit of `hook_resid_mid` does not reach the residual stream, an edit of
+    `hook_attn_scores` (softmax) has no effect, and there are no `hook_rot_q` and `hook_rot_k`.
+
+    Raises:
+        ValueError: for architectures that TransformerLens's own models lack, see `config_to_tl`.
     """
     tl_cfg, kind = config_to_tl(model.cfg), {"device": model.W_E.device, "dtype": model.W_E.dtype}
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # its initial weights are thrown away
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # its initial weights are overwritten
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
             from transformer_lens import HookedTransformer
@@ -146,25 +155,26 @@ def from_tl(tl_model: Any) -> Transformer:
     """A copy of a `HookedTransformer` (3.9) or native bridge (4.x) as a `Transformer`.
 
     Raises:
-        ValueError: for another kind of model, a config field a `Transformer` cannot honor, a bias where ours has
-            none (read-out, gated MLP), attention of a foreign class, or layers whose attention differs in kind.
+        ValueError: for another kind of model, a config field that a `Transformer` does not support, a nonzero bias
+            where it has none (read-out, gated MLP), an unknown class of attention, or layers with different kinds of
+            attention.
     """
     try:
         from transformer_lens import HookedTransformer as Model
     except ImportError:
         from transformer_lens import TransformerBridge as Model  # type: ignore[no-redef]
     if not isinstance(tl_model, Model):
-        raise ValueError(f"from_tl needs a {Model.__name__}, got {type(tl_model).__name__}; convert that first")
+        raise ValueError(f"from_tl needs a {Model.__name__}, got {type(tl_model).__name__}; analyze that model itself")
     cfg = config_from_tl(tl_model.cfg)
     kinds = {_attention_of(block.attn) for block in tl_model.blocks}
     if len(kinds) > 1:
-        raise ValueError("attention must be of one kind in all layers, got linear and softmax; make them the same")
+        raise ValueError("attention must be of one kind in all layers, got linear and softmax")
     weights = next(tl_model.parameters())
     model = Transformer(cfg.replace(attention=kinds.pop()), weights.device).to(weights.dtype)
     for name, bias in _lacking(model, tl_model).items():
         if bias.any():
             raise ValueError(
-                f"{name} must be zero, for a Transformer has none there, got values up to {bias.abs().max():.3g}; "
+                f"{name} must be zero because a Transformer has no such bias, got values up to {bias.abs().max():.3g}; "
                 "load the model without weight processing (fold_ln=False)"
             )
     for ours, theirs in _pairs(model, tl_model):
@@ -173,20 +183,20 @@ def from_tl(tl_model: Any) -> Transformer:
 
 
 def _pairs(model: Transformer, tl_model: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every weight of ours with its counterpart, both writable and in one shape."""
+    """Pairs of corresponding weights of the two models, both writable and of the same shape."""
     theirs = tl_model.state_dict()
-    if _is_hooked_transformer(theirs):  # our modules show every weight under the same name, as a view
+    if _is_hooked_transformer(theirs):  # `Transformer` has views of the same names
         lacking = _lacking(model, tl_model)
         for name, weight in tl_model.named_parameters():
             if name not in lacking:
                 yield attrgetter(name)(model), weight
-    else:  # 4.x keeps weights two-dimensional, as we do
+    else:  # 4.x stores weights two-dimensional, as `Transformer` does
         for name, weight in model.named_parameters():
             yield weight, theirs[_bridge_name(name)]
 
 
 def _lacking(model: Transformer, tl_model: Any) -> dict[str, Tensor]:
-    """The weights of theirs that ours does not have: biases."""
+    """The weights of the TransformerLens model that ours does not have, which are biases."""
     theirs = tl_model.state_dict()
     if not _is_hooked_transformer(theirs):
         known = {_bridge_name(name) for name, _ in model.named_parameters()}
@@ -201,13 +211,13 @@ def _is_hooked_transformer(weights: Mapping[str, Tensor]) -> bool:
 
 
 def _bridge_name(name: str) -> str:
-    """What a native bridge calls a parameter of ours."""
+    """The name in a native bridge of a parameter of ours."""
     ending = next((ending for ending in BRIDGE_NAMES if name.endswith(ending)), "")
     return name.removesuffix(ending) + BRIDGE_NAMES.get(ending, "")
 
 
 def _make_linear(attention: Any) -> None:
-    """Turn an attention of TransformerLens into linear attention, in place: its weights and hooks stay."""
+    """Turn an attention of TransformerLens into linear attention in place, with its weights and hooks."""
     linear = _attention_classes()[1]
     inner = getattr(attention, "original_component", attention)
     inner.__class__ = linear
@@ -216,7 +226,7 @@ def _make_linear(attention: Any) -> None:
 
 
 def _attention_of(attention: Any) -> str:
-    """Which kind it is, "linear" or "softmax"; any other class raises."""
+    """The kind of attention, "linear" or "softmax"; any other class raises."""
     softmax, linear = _attention_classes()
     inner = getattr(attention, "original_component", attention)
     if type(inner) not in (softmax, linear):
@@ -229,7 +239,7 @@ def _attention_of(attention: Any) -> str:
 
 @cache
 def _attention_classes() -> tuple[type, type]:
-    """TransformerLens's attention and our linear subclass; made late, for the bridge takes seconds to import."""
+    """TransformerLens's attention and a linear subclass; defined late, as a bridge takes seconds to import."""
     try:
         from transformer_lens.components import Attention
     except ImportError:
@@ -267,14 +277,14 @@ def _native_classes() -> tuple[type, type]:
             q, k, v = (part(hidden_states).unflatten(-1, heads).transpose(1, 2) for part in (self.q, self.k, self.v))
             if self.rotary is not None:
                 q, k = self.rotary.apply_rope(q, k, position_ids=position_ids)
-            hidden = self.causal_mask[:length, :length] & self.causal
+            masked = self.causal_mask[:length, :length] & self.causal
             if attention_mask is not None:
-                hidden = self._combine_attention_mask(hidden, attention_mask, batch=batch)
-            scores = (q @ k.transpose(-2, -1) / self.scale).masked_fill(hidden, 0.0)
+                masked = self._combine_attention_mask(masked, attention_mask, batch=batch)
+            scores = (q @ k.transpose(-2, -1) / self.scale).masked_fill(masked, 0.0)
             pattern = self.scores_hook(scores)
             if pattern_fn is not None:
                 pattern = pattern_fn(pattern)
-            # No pattern in the result: from one the bridge would fire hook_attn_scores a second time.
+            # Returning a pattern would make the bridge fire hook_attn_scores a second time.
             return self.o((pattern @ v).transpose(1, 2).flatten(2)), None
 
     return NativeAttention, LinearAttention

@@ -1,6 +1,6 @@
-"""The layers of a `Transformer`, with `HookedTransformer`'s hooks.
+"""Layers of a `Transformer`, with the hooks of `HookedTransformer`.
 
-Weights are stored two-dimensional (one matrix product each) and shown in TransformerLens's shapes as views.
+Weights are stored as two-dimensional matrices; properties like `W_Q` are views in TransformerLens's shapes.
 """
 
 from collections.abc import Callable
@@ -24,26 +24,26 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class KeyValueCache:
-    """Keys and values of the tokens seen so far, layer by layer, for decoding."""
+    """Keys and values of earlier tokens for each layer, for decoding."""
 
     def __init__(self, cfg: ModelConfig, batch: int, like: Tensor) -> None:
         shape = (2, cfg.n_layers, batch, cfg.n_ctx, cfg.n_heads, cfg.d_head)
-        self._store = like.new_empty(shape)  # uninitialised: only what was appended is read
+        self._store = like.new_empty(shape)  # only appended entries are read
         self._lengths = [0] * cfg.n_layers
 
     @property
     def length(self) -> int:
-        """Tokens held by every layer."""
+        """Number of tokens that every layer has stored."""
         return min(self._lengths)
 
-    def held(self, layer: int) -> int:
-        """Tokens held by one layer."""
+    def length_of(self, layer: int) -> int:
+        """Number of tokens that one layer has stored."""
         return self._lengths[layer]
 
     def append(
         self, layer: int, k: Float[Tensor, "batch pos head d_head"], v: Float[Tensor, "batch pos head d_head"]
     ) -> tuple[Tensor, Tensor]:
-        """Add new keys and values of `layer`; returns all of them so far."""
+        """Store new keys and values of `layer`; returns all stored keys and values of it."""
         start, end = self._lengths[layer], self._lengths[layer] + k.shape[1]
         self._store[0, layer, :, start:end], self._store[1, layer, :, start:end] = k, v
         self._lengths[layer] = end
@@ -51,7 +51,7 @@ class KeyValueCache:
 
 
 class Embed(nn.Module):
-    """Token embedding. `F.embedding`, because the backward of indexing is not deterministic on two threads."""
+    """Token embedding, by `F.embedding`: the backward pass of indexing is not deterministic on two threads."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Embed(nn.Module):
 
 
 class PosEmbed(nn.Module):
-    """Learned absolute positions."""
+    """Learned absolute position embedding."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class PosEmbed(nn.Module):
 
 
 class Norm(nn.Module):
-    """LayerNorm or RMSNorm with TransformerLens's hooks; fused while nobody listens to them."""
+    """LayerNorm or RMSNorm with TransformerLens's hooks; torch's fused function if no hook is attached."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Norm(nn.Module):
         self.hook_normalized = HookPoint()  # [batch, pos, d_model], before w and b
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        if not (listened_to(self.hook_scale) or listened_to(self.hook_normalized)):
+        if not (is_hooked(self.hook_scale) or is_hooked(self.hook_normalized)):
             if self.rms:
                 return F.rms_norm(x, self.w.shape, self.w, self.eps)
             return F.layer_norm(x, self.w.shape, self.w, self.b, self.eps)
@@ -98,32 +98,34 @@ class Norm(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Rotary positions (arXiv 2104.09864) over whole heads: adjacent entries are a pair and turn by the position.
+    """Rotary position embedding (arXiv 2104.09864) of whole heads, in pairs of adjacent entries.
 
-    A pair is a complex number, which on a CPU is faster than any way of turning it by real ones.
+    Pairs are rotated as complex numbers, which is faster on a CPU than real arithmetic.
     """
 
-    turns: Tensor
+    rotations: Tensor
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
-        speed = cfg.rotary_base ** -(torch.arange(0, cfg.d_head, 2, dtype=torch.float64) / cfg.d_head)
-        angles = torch.outer(torch.arange(cfg.n_ctx), speed)[:, None]
-        turns = torch.stack([angles.cos(), angles.sin()], -1).float()  # [pos, 1, pair, 2]
-        self.register_buffer("turns", turns, persistent=False)  # not complex: `.to(dtype)` would drop the sines
+        frequencies = cfg.rotary_base ** -(torch.arange(0, cfg.d_head, 2, dtype=torch.float64) / cfg.d_head)
+        angles = torch.outer(torch.arange(cfg.n_ctx), frequencies)[:, None]
+        rotations = torch.stack([angles.cos(), angles.sin()], -1).float()  # [pos, 1, pair, 2]
+        # Stored as real numbers, because `.to(dtype)` drops imaginary parts.
+        self.register_buffer("rotations", rotations, persistent=False)
 
     def forward(self, x: Float[Tensor, "batch pos head d_head"], start: int) -> Float[Tensor, "batch pos head d_head"]:
-        pairs, turns = x.contiguous().unflatten(-1, (-1, 2)), self.turns[start : start + x.shape[1]]
-        wide = torch.promote_types(x.dtype, torch.float32)  # there is no complex bfloat16
-        turned = torch.view_as_complex(pairs.to(wide)) * torch.view_as_complex(turns.to(wide))
-        return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+        pairs, rotations = x.contiguous().unflatten(-1, (-1, 2)), self.rotations[start : start + x.shape[1]]
+        dtype = torch.promote_types(x.dtype, torch.float32)  # there is no complex bfloat16
+        rotated = torch.view_as_complex(pairs.to(dtype)) * torch.view_as_complex(rotations.to(dtype))
+        return torch.view_as_real(rotated).flatten(-2).to(x.dtype)
 
 
 class Attention(nn.Module):
     """Linear or softmax attention.
 
-    Linear: A = tril(Q K^T / sqrt(d_head)), neither softmax nor normalization, so entries may be negative
-    (arXiv 2506.13688). Softmax: the same scores with -inf above the diagonal, then softmax.
+    Linear: A = tril(Q K^T / sqrt(d_head)), without softmax or normalization, so entries may be negative
+    (arXiv 2506.13688). Softmax: the same scores with -inf above the diagonal, then softmax. Bidirectional attention
+    has no mask.
     """
 
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
@@ -147,7 +149,7 @@ class Attention(nn.Module):
         k = self.hook_k(self.k(x).unflatten(-1, heads))
         v = self.hook_v(self.v(x).unflatten(-1, heads))
         if self.rotary is not None:
-            start = 0 if cache is None else cache.held(self.layer)
+            start = 0 if cache is None else cache.length_of(self.layer)
             q, k = self.hook_rot_q(self.rotary(q, start)), self.hook_rot_k(self.rotary(k, start))
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
@@ -158,9 +160,9 @@ class Attention(nn.Module):
         return self.o(z.flatten(2))
 
     def mask(self, scores: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head query key"]:
-        """Hide later keys; the queries are the last of the keys' positions."""
+        """Mask later keys; the queries are at the last of the keys' positions."""
         query, key = scores.shape[-2:]
-        if self.cfg.attention_dir == "bidirectional" or (query == 1):
+        if self.cfg.attention_dir == "bidirectional" or query == 1:
             return scores
         if self.cfg.attention == "linear":
             return scores.tril(key - query)
@@ -207,10 +209,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers with the config's activation between; gated, the activation of a third multiplies the first.
-
-    w_out(act(w_in(x))), or w_out(act(w_gate(x)) * w_in(x)) (arXiv 2002.05202), which has no biases.
-    """
+    """w_out(act(w_in(x))), or if gated w_out(act(w_gate(x)) * w_in(x)) (arXiv 2002.05202), without biases."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -252,7 +251,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention, then MLP, each added to the residual stream after its own norm (pre-norm)."""
 
-    hook_out_is_single_residual_stream = True  # TransformerLens's logit lens asks
+    hook_out_is_single_residual_stream = True  # read by TransformerLens's logit lens
 
     def __init__(self, cfg: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -290,7 +289,7 @@ class PostNormBlock(Block):
 
 
 class Unembed(nn.Module):
-    """The read-out; `hook_in` is the residual stream after the final norm, or after the last one of post-norm."""
+    """The read-out; `hook_in` is the residual stream after the last norm."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -310,10 +309,10 @@ class Unembed(nn.Module):
 
 
 def bias_of(linear: nn.Linear) -> Float[Tensor, " out"]:
-    """The bias, zeros where there is none: TransformerLens's tools ask for it."""
+    """The bias of a linear map, zeros if it has none, as TransformerLens's tools expect."""
     return linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
 
 
-def listened_to(point: HookPoint) -> bool:
-    """Whether any forward or backward hook sits on `point`."""
+def is_hooked(point: HookPoint) -> bool:
+    """Whether a forward or backward hook is attached to `point`."""
     return bool(point.fwd_hooks or point.bwd_hooks)

@@ -1,15 +1,15 @@
-"""`Transformer`: the small model that learns, a `HookedRootModule` of TransformerLens.
+"""`Transformer`: a small transformer to train, a `HookedRootModule` of TransformerLens.
 
-Hook names, shapes and the effect of an edit are `HookedTransformer`'s; so are `cfg`, the weight
-properties, `run_with_cache` and `run_with_hooks`. By default the architecture is that of
-arXiv 2506.13688: pre-norm, biased projections, untied bias-free read-out.
+Hook names, shapes of activations and effects of edits are the same as in `HookedTransformer`, and so are `cfg`, the
+weight properties, `run_with_cache` and `run_with_hooks`. The default architecture is that of arXiv 2506.13688:
+pre-norm, projections with biases, and an untied read-out without a bias.
 
     model = Transformer(ModelConfig.for_task(task))
     logits, cache = model.run_with_cache(batch.inputs)
 """
 
 from math import sqrt
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,17 +23,17 @@ from plateaulens.models.layers import Block, Embed, KeyValueCache, Norm, PosEmbe
 
 
 class Transformer(HookedRootModule):
-    """A small decoder, or bidirectional encoder, built from a `ModelConfig`; always in eval mode (it has no dropout).
+    """A small decoder, or bidirectional encoder, defined by a `ModelConfig`; always in eval mode (it has no dropout).
 
     Args:
-        cfg: sizes and choices; `cfg.seed` fixes the initial weights, whatever the device.
-        device: where the weights live.
+        cfg: Sizes and architecture; `cfg.seed` determines the initial weights on every device.
+        device: Device of the weights; None for torch's default.
     """
 
     def __init__(self, cfg: ModelConfig, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.cfg = cfg
-        with torch.random.fork_rng(devices=[]):  # torch's own initializers draw from the global generator
+        with torch.random.fork_rng(devices=[]):  # torch's initializers use the global generator
             self.embed, self.hook_embed = Embed(cfg), HookPoint()
             if cfg.positional_embedding_type == "standard":
                 self.pos_embed, self.hook_pos_embed = PosEmbed(cfg), HookPoint()
@@ -50,7 +50,7 @@ class Transformer(HookedRootModule):
 
     @torch.no_grad()
     def _initialize(self) -> None:
-        """Draw the initial weights as `cfg.init` says, from a generator of their own."""
+        """Draw the initial weights according to `cfg.init`, from a generator seeded by `cfg.seed`."""
         generator, scale = torch.Generator().manual_seed(self.cfg.seed), self.cfg.init_scale
         for name, weight in self.named_parameters():
             torch_readout = name.startswith("unembed") and self.cfg.init == "bert" and self.cfg.readout == "scalar"
@@ -64,7 +64,7 @@ class Transformer(HookedRootModule):
                     weight.normal_(0, std, generator=generator)
             elif name.startswith(("embed", "pos_embed")):
                 weight.normal_(0, scale, generator=generator)
-            elif name.endswith(("weight", "bias")):  # of a linear map; norms have w and b
+            elif name.endswith(("weight", "bias")):  # of a linear map; the parameters of norms are named w and b
                 inputs = self.get_submodule(name.rpartition(".")[0]).in_features
                 bound = scale / sqrt(inputs)  # type: ignore[arg-type]
                 weight.uniform_(-bound, bound, generator=generator)
@@ -74,25 +74,32 @@ class Transformer(HookedRootModule):
     def forward(
         self,
         tokens: Int[Tensor, "batch pos"],
-        return_type: str | None = "logits",
+        return_type: Literal["logits", "loss"] | None = "logits",
         past_kv_cache: KeyValueCache | None = None,
     ) -> Any:
-        """Logits [batch pos d_vocab], or of a scalar read-out [batch pos]; with `return_type=None` nothing.
+        """The outputs of the model.
 
-        With `return_type="loss"` it is the mean next-token loss, which a scalar read-out does not have.
+        Args:
+            tokens: Input tokens.
+            return_type: "logits"; "loss", the mean next-token loss; or None to return nothing.
+            past_kv_cache: Cache of earlier tokens, which `tokens` continue and are added to.
 
-        With `past_kv_cache`, `tokens` continue the sequence that the cache holds.
+        Returns:
+            Logits [batch pos d_vocab], or the outputs [batch pos] of a scalar read-out; a number for "loss".
 
         Raises:
-            ValueError: for a sequence longer than `cfg.n_ctx`, or an unknown return type.
+            ValueError: for a sequence longer than `cfg.n_ctx`, an unknown return type, or the loss of a scalar
+                read-out.
         """
         start = past_kv_cache.length if past_kv_cache is not None else 0
         if start + tokens.shape[1] > self.cfg.n_ctx:
-            raise ValueError(f"{start + tokens.shape[1]} tokens do not fit n_ctx={self.cfg.n_ctx}; shorten the input")
+            raise ValueError(
+                f"{start + tokens.shape[1]} tokens are more than n_ctx={self.cfg.n_ctx}; shorten the input"
+            )
         if return_type not in ("logits", "loss", None):
             raise ValueError(f"return_type must be 'logits', 'loss' or None, got {return_type!r}")
         if return_type == "loss" and self.cfg.readout == "scalar":
-            raise ValueError("a scalar read-out has no next-token loss; take task.loss(model(batch.inputs), batch)")
+            raise ValueError("a scalar read-out has no next-token loss; use task.loss(model(batch.inputs), batch)")
         x = self.hook_embed(self.embed(tokens))
         if self.cfg.positional_embedding_type == "standard":
             x = x + self.hook_pos_embed(self.pos_embed(tokens, start))
@@ -107,21 +114,21 @@ class Transformer(HookedRootModule):
         return logits if return_type == "logits" else None
 
     def kv_cache(self, batch: int) -> KeyValueCache | None:
-        """An empty cache for decoding `batch` sequences; None where attention looks ahead, which caches cannot."""
+        """An empty cache for decoding `batch` sequences; None for bidirectional attention, which cannot use one."""
         return KeyValueCache(self.cfg, batch, self.W_E) if self.cfg.attention_dir == "causal" else None
 
     def run_with_cache(
         self, *args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
     ) -> tuple[Any, Any]:
-        """As `HookedTransformer.run_with_cache`: the output and an `ActivationCache`."""
+        """The output and an `ActivationCache`, as `HookedTransformer.run_with_cache`."""
         out, cache = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, **kwargs)
         return out, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim) if return_cache_object else cache
 
     def train(self, mode: bool = True) -> "Transformer":
-        """Stays in eval mode: nothing here behaves differently in training."""
+        """Returns the model, which stays in eval mode: no layer behaves differently in training."""
         return super().train(False)
 
-    # What TransformerLens's ActivationCache asks of its model.
+    # Used by TransformerLens's ActivationCache.
 
     def tokens_to_residual_directions(self, tokens: Any) -> Float[Tensor, "*tokens d_model"]:
         """The read-out direction of each token."""
@@ -130,15 +137,15 @@ class Transformer(HookedRootModule):
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, " d_model"]:
-        """Sum of the biases written to the residual stream before `layer`.
+        """Sum of the biases that are added to the residual stream before `layer`.
 
         Raises:
-            ValueError: for `norm_position="post"`, whose stream is no sum of what was written to it.
+            ValueError: for `norm_position="post"`, where the residual stream is not such a sum.
         """
         if self.cfg.norm_position == "post":
             raise ValueError(
-                "norm_position='post' normalizes the residual stream after every write, so that it is no sum of its "
-                "parts; decompose a model of norm_position='pre'"
+                "norm_position='post' normalizes the residual stream after every addition, so that it is not a sum of "
+                "parts; decompose a model with norm_position='pre'"
             )
         total = self.W_E.new_zeros(self.cfg.d_model)
         b_O, b_out = self.b_O, self.b_out
