@@ -19,13 +19,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from bench import seconds
+from plateaulens.probing.solvers import LinearProbe, logistic
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 import plateaulens as pl
 from plateaulens.papers.quiet_features.recipes import SMALL_RECIPES
 from plateaulens.probing.fitting import ProbeDataset, ProbeSplit, states_at
-from plateaulens.probing.solvers import LinearProbe, logistic
 
 RECIPE, STEPS = SMALL_RECIPES["binary-addition"], (0, 92, 96)
 C, TESTS = 100.0, 1000

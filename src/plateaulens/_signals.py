@@ -16,7 +16,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 
-T, P = TypeVar("T"), ParamSpec("P")
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 def defer_sigint() -> AbstractContextManager[None]:

@@ -190,7 +190,7 @@ def test_suites_by_name(suite_folder):
         "pythia-14m-seed99",
         "pythia-12b-seed3",
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="unknown size|neither a suite|PolyPythias are"):
             load(word)
     with pytest.raises(FileNotFoundError, match="no sub-folders step0"):
         pl.lm.from_folder(suite_folder / "step0")

@@ -4,8 +4,7 @@ from math import isnan, log, sqrt
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from plateaulens.metrics import functional as metrics
 from plateaulens.tasks import Copy, MovingWindowSum, Reverse

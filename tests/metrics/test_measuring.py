@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import plateaulens as pl
-from plateaulens.metrics import functional as metrics
-from plateaulens.metrics import measuring as measuring
+from plateaulens.metrics import functional as metrics, measuring as measuring
 from plateaulens.metrics.named import STATE_METRICS
 
 

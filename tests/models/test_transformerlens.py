@@ -359,10 +359,8 @@ def test_apply_ln_to_stack_gives_the_normalized_input(seen):
 
 def test_logit_lens_reads_every_layer_and_ends_in_the_logits(seen):
     model, logits, cache = seen
-    if TL3:  # which has no call for it
-        values = cache.accumulated_resid(apply_ln=True) @ model.W_U
-    else:
-        values = cache.logit_lens(positions=None).values
+    # TransformerLens 3.9 has no `logit_lens`
+    values = cache.accumulated_resid(apply_ln=True) @ model.W_U if TL3 else cache.logit_lens(positions=None).values
     near(values[-1], logits)
     near(values[0], model.unembed(model.ln_final(cache["resid_pre", 0])))
 

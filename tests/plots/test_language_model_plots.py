@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 
 import plateaulens as pl
-from plateaulens.plots import site_curves as layers
-from plateaulens.plots import steps_axis
+from plateaulens.plots import site_curves as layers, steps_axis
 from plateaulens.plots.language_models import intervals
 
 STEPS = [0, 1, 2, 4, 8, 16, 512, 1000, 143000]

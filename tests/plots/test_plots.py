@@ -8,8 +8,7 @@ import pytest
 
 import plateaulens as pl
 from plateaulens.analysis.checkpoint_traces import CheckpointTraces
-from plateaulens.plots import curves, style
-from plateaulens.plots import site_curves
+from plateaulens.plots import curves, site_curves, style
 from plateaulens.tracing import traces as tracing
 
 STEPS = pd.Index(range(0, 60, 10), name="step")

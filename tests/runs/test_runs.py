@@ -233,7 +233,7 @@ def test_a_digest_is_of_dtype_shape_and_bytes():
 
 def test_writing_is_whole_or_not_at_all(tmp_path):
     write_json(tmp_path / "a.json", {"a": 1})
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"a": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
 
@@ -365,7 +365,11 @@ def test_what_a_kill_leaves_before_run_json_is_no_obstacle(tmp_path):
     new = created(tmp_path / "left")  # takes nothing of the one that was killed
     assert [p.name for p in new.path.rglob("*") if p.is_file()] == ["run.json"]
     assert not new.has_eval_batch and not new.tensors() and new.rewind() is None
-    for name in ("tensors/my_embeddings.safetensors", "state/deep/000001.safetensors", "eval_batch.safetensors/notes.txt"):
+    for name in (
+        "tensors/my_embeddings.safetensors",
+        "state/deep/000001.safetensors",
+        "eval_batch.safetensors/notes.txt",
+    ):
         file = tmp_path / name.replace("/", "-") / name
         file.parent.mkdir(parents=True)
         file.write_text("mine")
@@ -431,7 +435,9 @@ def test_a_run_under_an_intervention_on_ones_own_task_is_resumed(tmp_path):
     with pytest.raises(Stop):
         model = build()
         with pl.intervene(model, pl.ScaleAttention(task, factor=3.0)):
-            pl.record(pl.train(model, task, CFG), tmp_path / "cut", eval_batch, metrics, every=1, save_every=5, progress=False)
+            pl.record(
+                pl.train(model, task, CFG), tmp_path / "cut", eval_batch, metrics, every=1, save_every=5, progress=False
+            )
     run = pl.resume(tmp_path / "cut", training=pl.train(build(), task, CFG), progress=False)
     assert run.finished and run.config["interventions"][0]["what"]["factor"] == 3.0
 
@@ -450,4 +456,8 @@ def test_prompts_are_kept_with_how_they_are_answered(tmp_path):
     prompts = pl.Batch.prompts([[1, 2, 3], [4]], 5, how)
     pl.Run.create(tmp_path / "run", task=TASK, model=build(), train=pl.TrainConfig(), eval_batch=prompts)
     eval_batch = pl.Run(tmp_path / "run").eval_batch()
-    assert eval_batch.decoding == how and eval_batch.n_new == 5 and torch.equal(eval_batch.answer_positions, prompts.answer_positions)
+    assert (
+        eval_batch.decoding == how
+        and eval_batch.n_new == 5
+        and torch.equal(eval_batch.answer_positions, prompts.answer_positions)
+    )

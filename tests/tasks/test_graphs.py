@@ -133,6 +133,7 @@ def path_from_both_ends(near, x, y):
                             halves[-1].append(back[halves[-1][-1]])
                     return halves[0][::-1] + halves[1][1:]
         levels[side] = found
+    return None  # never reached: the sides alternate until they meet
 
 
 def certificate(near):

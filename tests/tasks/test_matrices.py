@@ -156,7 +156,7 @@ def test_tasks_go_to_json_and_sample_purely(name):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    "wrong, says",
     [
         ({"rank": 0}, "rank must be at least 1"),
         ({"p_mask": 1.0}, "p_mask must lie between 0 and 1"),

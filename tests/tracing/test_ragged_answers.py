@@ -5,8 +5,7 @@ from math import nan
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import plateaulens as pl
 from helpers import ReverseRepeated

@@ -94,7 +94,7 @@ class Run:
             task: what is learned.
             model: what learns; its config is kept.
             train: how it learns.
-            held: the evaluation batch, kept with the run.
+            eval_batch: the evaluation batch, stored with the run.
             tensors: tensors that the notes refer to by digest.
             state: the exact state of a training that begins here, from its `state_dict`.
             notes: more entries for run.json.

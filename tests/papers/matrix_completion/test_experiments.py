@@ -217,7 +217,7 @@ def test_the_shell_prints_tables_and_writes_a_page(run):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    "arguments, says",
     [
         (["swich", "RUN"], "did you mean 'switch'"),
         (["switch", "nowhere"], "is not a run"),
