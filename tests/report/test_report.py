@@ -1,3 +1,5 @@
+"""The HTML report of a run, and the figures on it."""
+
 import json
 import re
 import shutil
@@ -26,13 +28,13 @@ def test_dynamics_shades_the_plateau_and_draws_the_levels():
 def test_maps_have_a_slider_step_per_checkpoint():
     pattern = np.random.default_rng(0).normal(size=(3, 1, 2, 4, 4)).astype("float32")
     batch = pl.tasks.MovingWindowSum(n=2).sample(2, seed=0)
-    evolution = CheckpointTraces([0, 5, 9], pattern, pattern[:, 0, 0], np.zeros((3, 2, 4), int), batch)
-    for figure in (pl.plots.attention_map(evolution, head=1), pl.plots.cosine_map(evolution)):
+    traces = CheckpointTraces([0, 5, 9], pattern, pattern[:, 0, 0], np.zeros((3, 2, 4), int), batch)
+    for figure in (pl.plots.attention_map(traces, head=1), pl.plots.cosine_map(traces)):
         labels = [step["label"] for step in figure.to_dict()["layout"]["sliders"][0]["steps"]]
         assert labels == ["0", "5", "9"] == [frame.name for frame in figure.frames]
-    np.testing.assert_array_equal(pl.plots.attention_map(evolution, head=1).frames[2].data[0].z, pattern[2, 0, 1])
-    with pytest.raises(ValueError, match=r"head must lie in 0\.\.1"):
-        pl.plots.attention_map(evolution, head=2)
+    np.testing.assert_array_equal(pl.plots.attention_map(traces, head=1).frames[2].data[0].z, pattern[2, 0, 1])
+    with pytest.raises(ValueError, match=r"head must be in 0\.\.1"):
+        pl.plots.attention_map(traces, head=2)
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +46,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pl.write_report(pl.record(training, folder, task.sample(64, seed=1), save_every=20, progress=False))
 
 
-def test_a_run_by_hand_has_a_report_too(tmp_path: Path):
-    """The loop of one's own: no evaluation batch was kept, and what was logged is anything."""
+def test_report_of_a_run_that_the_user_logged(tmp_path: Path):
+    """A run without an evaluation batch and with metrics of any name, or a model without a config of ours."""
     task = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16))
     run = pl.Run.create(tmp_path / "run", task=task, model=model, train=pl.TrainConfig(steps=2))
@@ -65,9 +67,9 @@ def test_report_is_offline_and_escaped(page: Path):
     assert "<script src" not in html and "http" not in tags
 
 
-def test_report_puts_the_attention_of_a_few_steps_into_others(page: Path):
+def test_report_has_a_grid_of_attention_patched_across_steps(page: Path):
     figure, _ = json.JSONDecoder().raw_decode(page.read_text().partition('"step_grid": ')[2])
-    # Steps 0, 20, 40, 60, a gap and the untouched models.
+    # Steps 0, 20, 40, 60, a gap and the unpatched models.
     assert figure["layout"]["xaxis"]["ticktext"] == ["0", "20", "40", "60", "own"] and len(figure["data"][0]["x"]) == 7
     assert evenly([0, 5, 9], 8) == [0, 5, 9] and evenly([*range(0, 210, 10)], 5) == [0, 50, 100, 150, 200]
 

@@ -1,4 +1,4 @@
-"""`write_report`: one self-contained, offline HTML page on a run or an evaluation of checkpoints."""
+"""`write_report`: one self-contained HTML page on a run or an evaluation of checkpoints."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,22 +14,25 @@ __all__ = ["Section", "headline", "plateau_of", "write_report"]
 
 
 def write_report(
-    of: Run | EvaluatedCheckpoints,
+    run_or_evaluation: Run | EvaluatedCheckpoints,
     compare_with: Run | EvaluatedCheckpoints | None = None,
     sections: Sequence[Section] = (),
 ) -> Path:
     """Write `report.html` into the folder of a run or evaluation: headline, figures, examples, provenance.
 
     Args:
-        of: what the page is about.
-        compare_with: for an evaluation, a run to show on the same axes.
-        sections: for a run, sections that replace the figures of a sequence task.
+        run_or_evaluation: Run or evaluation that the page is about.
+        compare_with: Run or evaluation that the page of an evaluation shows on the same axes.
+        sections: Sections that replace the figures of a sequence task on the page of a run.
+
+    Returns:
+        The path of the page.
 
     Raises:
-        ValueError: when nothing was measured yet, or `beside` is given for a run.
+        ValueError: when nothing was measured yet, or `compare_with` is given for a run.
     """
-    if isinstance(of, EvaluatedCheckpoints):
-        return evaluation_report(of, compare_with)
+    if isinstance(run_or_evaluation, EvaluatedCheckpoints):
+        return evaluation_report(run_or_evaluation, compare_with)
     if compare_with is not None:
-        raise ValueError("compare_with= is for the report of an evaluation; write_report(results, compare_with=run)")
-    return run_report(of, sections)
+        raise ValueError("compare_with= is for the report of an evaluation; write_report(evaluation, compare_with=run)")
+    return run_report(run_or_evaluation, sections)

@@ -1,4 +1,4 @@
-"""One self-contained, offline HTML page of figures."""
+"""Self-contained HTML pages of figures, readable offline."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,17 @@ from plateaulens._io import write_atomically
 
 
 def write_page(path: Path, template: str, figures: Mapping[str, go.Figure], **values: Any) -> Path:
-    """Render `template` with its figures into `path`, whole or not at all."""
+    """Render a template with figures into `path`, atomically.
+
+    Args:
+        path: File to write.
+        template: Name of a template of this package.
+        figures: Figures by the id of their element on the page.
+        values: More variables of the template.
+
+    Returns:
+        The path.
+    """
     page = Environment(loader=PackageLoader("plateaulens.report"), autoescape=True).get_template(template)
     html = page.render(figures={name: _json(f) for name, f in figures.items()}, plotly=get_plotlyjs(), **values)
     write_atomically(path, lambda p: p.write_text(html, encoding="utf-8"))
@@ -20,5 +30,5 @@ def write_page(path: Path, template: str, figures: Mapping[str, go.Figure], **va
 
 
 def _json(figure: go.Figure) -> str:
-    """A figure as JSON that is safe inside a script element."""
+    """A figure as JSON that is safe inside a script element of HTML."""
     return str(figure.to_json()).replace("<", "\\u003c")
