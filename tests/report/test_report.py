@@ -39,11 +39,11 @@ def test_maps_have_a_slider_step_per_checkpoint():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    task = pl.tasks.MovingWindowSum(n=8)
-    model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=64))
-    training = pl.train(model, task, pl.TrainConfig(steps=60, batch_size=64, lr=1e-3))
+    task = pl.tasks.MovingWindowSum(n=4, p=5)
+    model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16))
+    training = pl.train(model, task, pl.TrainConfig(steps=60, batch_size=16, lr=1e-3))
     folder = tmp_path_factory.mktemp("runs") / "<b>odd & name"
-    return pl.write_report(pl.record(training, folder, task.sample(64, seed=1), save_every=20, progress=False))
+    return pl.write_report(pl.record(training, folder, task.sample(16, seed=1), every=20, save_every=20, progress=False))
 
 
 def test_report_of_a_run_that_the_user_logged(tmp_path: Path):

@@ -9,6 +9,7 @@ import torch
 
 import plateaulens as pl
 from plateaulens.models.config import bert
+from plateaulens.papers.matrix_completion.report import report_sections
 from plateaulens.tasks import TASKS, task_from_json, task_to_json
 from plateaulens.tasks.matrices.completion import disconnected_share
 from plateaulens.tasks.matrices.entries import FACTORS, MASK
@@ -349,15 +350,15 @@ def test_a_run_of_matrices_is_recorded_resumed_and_opened(tmp_path, monkeypatch)
     assert pl.write_report(whole).exists()
 
 
-def test_a_report_of_matrices_of_which_nothing_is_hidden_has_no_heads(tmp_path):
+def test_report_without_hidden_cells_has_no_heads(tmp_path):
     task = replace(TINY, p_mask=0.001)
     eval_batch, cfg = task.sample(4, seed=1), pl.TrainConfig(steps=2, batch_size=8)
     assert eval_batch.observed.all()
     run = pl.record(pl.train(tiny_model(), task, cfg), tmp_path / "a", eval_batch, progress=False)
-    page = pl.write_report(run).read_text()
+    page = pl.write_report(run, sections=report_sections(run)).read_text()
     assert "mean attention" not in page and "a matrix, hidden cells framed" in page
     with_hidden = pl.record(pl.train(tiny_model(), TINY, cfg), tmp_path / "b", TINY.sample(4, seed=1), progress=False)
-    assert "mean attention" in pl.write_report(with_hidden).read_text()
+    assert "mean attention" in pl.write_report(with_hidden, sections=report_sections(with_hidden)).read_text()
 
 
 @pytest.mark.slow

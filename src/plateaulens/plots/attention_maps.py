@@ -8,11 +8,11 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
-from plateaulens.plots.inputs import MapsByStep
+from plateaulens.plots.inputs import CosinesByStep, PatternsByStep
 from plateaulens.plots.style import styled
 
 
-def attention_map(traces: MapsByStep, layer: int = 0, head: int = 0) -> go.Figure:
+def attention_map(traces: PatternsByStep, layer: int = 0, head: int = 0) -> go.Figure:
     """Attention pattern of one head at each checkpoint, averaged over prompts; rows are queries, columns keys.
 
     Colors are centered on 0, since linear attention is signed.
@@ -34,7 +34,7 @@ def attention_map(traces: MapsByStep, layer: int = 0, head: int = 0) -> go.Figur
     return _map_by_step(maps, traces.steps, f"attention pattern, layer {layer}, head {head}", ("key", "query"), limits)
 
 
-def cosine_map(traces: MapsByStep) -> go.Figure:
+def cosine_map(traces: CosinesByStep) -> go.Figure:
     """Cosine similarity of the hidden states of each pair of answer positions, at each checkpoint.
 
     Args:
@@ -44,7 +44,7 @@ def cosine_map(traces: MapsByStep) -> go.Figure:
     return _map_by_step(traces.cosine, traces.steps, title, ("output", "output"), limits)
 
 
-def layer_maps(traces: MapsByStep) -> go.Figure:
+def layer_maps(traces: PatternsByStep) -> go.Figure:
     """Attention patterns of all layers (rows) and heads (columns) at each checkpoint, averaged over prompts.
 
     Colors are centered on 0; all maps of a step have one scale, which changes from step to step.

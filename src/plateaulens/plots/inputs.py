@@ -65,8 +65,8 @@ class PlateauSteps(Protocol):
 
 
 @runtime_checkable
-class MapsByStep(Protocol):
-    """`CheckpointTraces`: attention patterns and similarities of hidden states at each checkpoint."""
+class PatternsByStep(Protocol):
+    """`CheckpointTraces`, or another object with the attention patterns of each checkpoint."""
 
     @property
     def steps(self) -> Sequence[int]:
@@ -76,6 +76,16 @@ class MapsByStep(Protocol):
     @property
     def pattern(self) -> Float[np.ndarray, "step layer head query key"]:
         """Attention patterns, averaged over prompts."""
+        ...
+
+
+@runtime_checkable
+class CosinesByStep(Protocol):
+    """`CheckpointTraces`, or another object with the similarities of hidden states at each checkpoint."""
+
+    @property
+    def steps(self) -> Sequence[int]:
+        """Steps of the checkpoints."""
         ...
 
     @property
