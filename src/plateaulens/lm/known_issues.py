@@ -1,8 +1,8 @@
 """Public reports of defects in published checkpoints, each with its address and date.
 
 `known_issues.json` holds what others reported, as read in November 2026 and not verified here: a publisher may have
-replaced the files since. `audit` checks what a repository serves today. Only reports about the weights of a step lead to
-a warning.
+replaced the files since. `audit` checks what a repository serves today. Only reports about the weights of a step lead
+to a warning.
 """
 
 import json

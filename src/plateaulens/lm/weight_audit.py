@@ -121,7 +121,7 @@ class Audit:
             "missing": list(self.missing),
             "duplicates": [asdict(group) for group in self.duplicates],
             "partial": [asdict(group) for group in self.partial],
-            "reports": [{k: v for k, v in vars(report).items() if k != "steps"} for report in self.reports],
+            "reports": [{k: v for k, v in vars(report).items() if k != "spans"} for report in self.reports],
         }
 
     def __repr__(self) -> str:
