@@ -1,12 +1,11 @@
-"""Where the time goes, as ratios measured interleaved in one process.
+"""Training steps and metrics of this package compared with plain PyTorch, as ratios of wall time.
 
     make bench                  # or: python benchmarks/bench.py --rounds 5
 
-Each row times ours and the other way in turn, round after round, and gives the median of the
-per-round ratios with its range, so that a machine whose speed drifts does not decide, and the ratio
-of the least times, which a busy machine disturbs least. The setting is the paper's moving-window sum:
-n=16, k=2, p=17, d_model 256, batch 256; of "Transformer++" binary addition of 16 bits, d_model 64,
-4 layers, batch 64 (arXiv 2505.03997).
+Each row times both versions in turn, round after round. It prints the median of the ratios of the rounds with its
+range, which is robust to a drifting machine, and the ratio of the smallest times, which is robust to a busy one. The
+setting is the moving-window sum of arXiv 2506.13688 (n=16, k=2, p=17, d_model 256, batch 256); for "Transformer++" it
+is addition of 16 bits (arXiv 2505.03997; d_model 64, 4 layers, batch 64).
 """
 
 import argparse
@@ -24,11 +23,17 @@ from plateaulens.models.config import transformer_pp
 
 ADDITION = pl.tasks.BinaryAddition(bits=16)
 TASK = pl.tasks.MovingWindowSum(n=16, k=2, p=17)
-FIVE = [pl.metrics.loss, pl.metrics.accuracy, pl.metrics.repetition, pl.metrics.collapse, pl.metrics.attention_progress]
+FIVE_METRICS = [
+    pl.metrics.loss,
+    pl.metrics.accuracy,
+    pl.metrics.repetition,
+    pl.metrics.collapse,
+    pl.metrics.attention_progress,
+]
 
 
-class Bare(nn.Module):
-    """The same model in bare PyTorch: no hooks, no options."""
+class PlainTransformer(nn.Module):
+    """The model of the moving-window sum in plain PyTorch, without hooks and options."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +51,7 @@ class Bare(nn.Module):
         return self.head(self.lnf(x))
 
 
-class BareBlock(nn.Module):
+class PlainBlock(nn.Module):
     """Causal softmax attention with rotary positions, then SwiGLU, each after an RMSNorm."""
 
     def __init__(self, cfg: pl.ModelConfig) -> None:
@@ -59,25 +64,25 @@ class BareBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        def turned(y: Tensor) -> Tensor:
+        def rotate(y: Tensor) -> Tensor:
             a, b = y[..., ::2], y[..., 1::2]
             return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
 
         h = self.ln1(x)
         q, k, v = (f(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        z = F.scaled_dot_product_attention(turned(q), turned(k), v, is_causal=True)
+        z = F.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True)
         x = x + self.o(z.transpose(1, 2).flatten(2))
         h = self.ln2(x)
         return x + self.w_out(F.silu(self.w_gate(h)) * self.w_in(h))
 
 
-class BarePP(nn.Module):
-    """`transformer_pp` in bare PyTorch, its parameters in the order of ours."""
+class PlainTransformerPP(nn.Module):
+    """`transformer_pp` in plain PyTorch, with its parameters in the same order."""
 
     def __init__(self, cfg: pl.ModelConfig) -> None:
         super().__init__()
         self.embed = nn.Embedding(cfg.d_vocab, cfg.d_model)
-        self.blocks = nn.ModuleList(BareBlock(cfg) for _ in range(cfg.n_layers))
+        self.blocks = nn.ModuleList(PlainBlock(cfg) for _ in range(cfg.n_layers))
         self.ln_final = nn.RMSNorm(cfg.d_model, cfg.eps)
         self.head = nn.Linear(cfg.d_model, cfg.d_vocab, bias=False)
         speed = cfg.rotary_base ** -(torch.arange(0, cfg.d_head, 2) / cfg.d_head)
@@ -91,18 +96,18 @@ class BarePP(nn.Module):
         return self.head(self.ln_final(x))
 
 
-def both_pp() -> tuple[nn.Module, nn.Module]:
-    """Ours and the bare one, of which the outputs are equal."""
+def both_transformer_pp() -> tuple[nn.Module, nn.Module]:
+    """`Transformer` and plain PyTorch with equal weights, after a check that their outputs are equal."""
     cfg = pl.ModelConfig.for_task(ADDITION, **transformer_pp(d_model=64, n_layers=4))
-    model, bare, tokens = pl.Transformer(cfg), BarePP(cfg), ADDITION.sample(64, seed=1).inputs
-    for own, other in zip(model.parameters(), bare.parameters(), strict=True):
-        other.data.copy_(own.data)
-    torch.testing.assert_close(model(tokens), bare(tokens), rtol=0, atol=1e-5)
-    return model, bare
+    model, plain, tokens = pl.Transformer(cfg), PlainTransformerPP(cfg), ADDITION.sample(64, seed=1).inputs
+    for weight, plain_weight in zip(model.parameters(), plain.parameters(), strict=True):
+        plain_weight.data.copy_(weight.data)
+    torch.testing.assert_close(model(tokens), plain(tokens), rtol=0, atol=1e-5)
+    return model, plain
 
 
-def stepper(model: nn.Module, task: pl.tasks.Task = TASK, size: int = 256) -> Callable[[], object]:
-    """One plain training step on a fixed batch, as people write it by hand."""
+def plain_step(model: nn.Module, task: pl.tasks.Task = TASK, size: int = 256) -> Callable[[], object]:
+    """A training step on a fixed batch, written in plain PyTorch."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     batch = task.sample(size, seed=0)
 
@@ -115,34 +120,34 @@ def stepper(model: nn.Module, task: pl.tasks.Task = TASK, size: int = 256) -> Ca
     return step
 
 
-def ours() -> Callable[[], object]:
-    """One step of `pl.train`, sampling included."""
+def train_step() -> Callable[[], object]:
+    """A step of `pl.train`, sampling included."""
     training = pl.train(new_model(), TASK, pl.TrainConfig(steps=10**6))
     next(training)
     return lambda: next(training)
 
 
 def new_model() -> pl.Transformer:
-    """The paper's model, 807,936 parameters."""
+    """The model of the paper, with 807,936 parameters."""
     return pl.Transformer(pl.ModelConfig.for_task(TASK))
 
 
-def ten_steps(measured: bool) -> Callable[[], object]:
-    """Ten training steps, with or without one measurement of the five standard metrics."""
-    step, eval_batch, model = ours(), TASK.sample(256, seed=1), new_model()
+def ten_steps(*, measured: bool) -> Callable[[], object]:
+    """Ten training steps, with or without measuring five metrics once."""
+    step, eval_batch, model = train_step(), TASK.sample(256, seed=1), new_model()
 
     def run() -> None:
         for _ in range(10):
             step()
         if measured:
-            pl.measure(model, eval_batch, FIVE)
+            pl.measure(model, eval_batch, FIVE_METRICS)
 
     return run
 
 
 @torch.no_grad()
-def straightforward(model: nn.Module, train: pl.Batch, test: pl.Batch) -> dict[str, float]:
-    """All metrics the plain way: prefixes run again for every token, loops over pairs of positions."""
+def measure_plainly(model: nn.Module, train: pl.Batch, test: pl.Batch) -> dict[str, float]:
+    """The metrics without a key-value cache for decoding, and with a loop over pairs of positions."""
 
     def decode(batch: pl.Batch) -> Tensor:
         tokens = batch.tokens[:, : batch.prompt_len]
@@ -152,7 +157,7 @@ def straightforward(model: nn.Module, train: pl.Batch, test: pl.Batch) -> dict[s
 
     logits, cache = model.run_with_cache(train.inputs, names_filter=["unembed.hook_in", "blocks.0.attn.hook_pattern"])
     hidden, pattern = cache["unembed.hook_in"][:, 16:], cache["blocks.0.attn.hook_pattern"][:, 0, 16:].abs()
-    omega = TASK.optimal_attention()[0][0, 16:]
+    optimal = TASK.optimal_attention()[0][0, 16:]
     cosines = [
         F.cosine_similarity(hidden[:, i], hidden[:, j], dim=-1).mean() for i in range(1, 16) for j in range(1, i)
     ]
@@ -162,12 +167,12 @@ def straightforward(model: nn.Module, train: pl.Batch, test: pl.Batch) -> dict[s
         "accuracy": (generated == train.answers).float().mean().item(),
         "repetition": (tested[:, 1:] == tested[:, :-1]).float().mean().item(),
         "collapse": torch.stack(cosines).mean().item(),
-        "attention_progress": ((pattern * omega).sum((1, 2)) / pattern.sum((1, 2))).mean().item(),
+        "attention_progress": ((pattern * optimal).sum((1, 2)) / pattern.sum((1, 2))).mean().item(),
     }
 
 
-def ours_measured(model: pl.Transformer, train: pl.Batch, test: pl.Batch) -> dict[str, float]:
-    """The same numbers through `pl.measure`: 256 training prompts and 64 test prompts."""
+def measure_all(model: pl.Transformer, train: pl.Batch, test: pl.Batch) -> dict[str, float]:
+    """The same metrics by `pl.measure`, on 256 training prompts and 64 test prompts."""
     first = pl.measure(
         model,
         train,
@@ -185,34 +190,34 @@ def ours_measured(model: pl.Transformer, train: pl.Batch, test: pl.Batch) -> dic
 
 
 def compare(name: str, a: Callable[[], object], b: Callable[[], object], rounds: int, aim: str) -> None:
-    """Print the median ratio a/b over interleaved rounds."""
+    """Time `a` and `b` in turn and print the median of the ratios a/b."""
     a(), b()
     times: list[tuple[float, float]] = []
     for _ in range(rounds):
         times.append((seconds(a), seconds(b)))
     ratios = [x / y for x, y in times]
-    mid = [statistics.median(column) * 1e3 for column in zip(*times)]
+    medians = [statistics.median(column) * 1e3 for column in zip(*times)]
     spread = f"{min(ratios):.2f}..{max(ratios):.2f}"
-    least = min(x for x, _ in times) / min(y for _, y in times)
-    middle = statistics.median(ratios)
-    print(f"{name:52} {mid[0]:9.1f} {mid[1]:9.1f} {middle:7.3f}  {spread:13} {least:9.3f}  {aim}", flush=True)
+    smallest = min(x for x, _ in times) / min(y for _, y in times)
+    ratio = statistics.median(ratios)
+    print(f"{name:52} {medians[0]:9.1f} {medians[1]:9.1f} {ratio:7.3f}  {spread:13} {smallest:9.3f}  {aim}", flush=True)
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Wall seconds of one call."""
+    """Wall time of one call in seconds."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
-def floor() -> None:
-    """The arithmetic floor of a training step: its matrix products at the measured matmul rate."""
+def print_arithmetic_floor() -> None:
+    """Print the time of a training step and of its matrix products alone, at the measured rate of multiplication."""
     rows, d = 256 * 32, 256
     weights = 12 * d * d + d * 18
     flops = 3 * (2 * rows * weights + 2 * 2 * 256 * 32 * 32 * d)  # forward, and twice that backward
     a, b = torch.randn(rows, d), torch.randn(d, 4 * d)
     rate = 2 * rows * d * 4 * d / min(seconds(lambda: a @ b) for _ in range(20))
-    step = ours()
+    step = train_step()
     step()
     taken = statistics.median(seconds(step) for _ in range(10))
     print(
@@ -222,32 +227,42 @@ def floor() -> None:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the comparisons."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="rounds of each comparison (default 15)")
+    parser.add_argument("--rounds", type=int, default=15, help="Number of rounds of each comparison (default 15).")
     rounds = parser.parse_args().rounds
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    print(f"{'':52} {'ours ms':>9} {'other ms':>9} {'ratio':>7}  {'range':13} {'of least':>9}  aim")
+    print(f"{'':52} {'this ms':>9} {'plain ms':>9} {'ratio':>7}  {'range':13} {'smallest':>9}  aim")
     aim = "<= 1.05, never above 1.15"
-    compare("model step vs bare PyTorch", stepper(new_model()), stepper(Bare()), rounds, aim)
+    compare("model step vs plain PyTorch", plain_step(new_model()), plain_step(PlainTransformer()), rounds, aim)
     compare(
-        "pl.train step (sampling too) vs bare PyTorch", ours(), stepper(Bare()), rounds, "<= 1.05, never above 1.15"
+        "pl.train step (sampling too) vs plain PyTorch",
+        train_step(),
+        plain_step(PlainTransformer()),
+        rounds,
+        "<= 1.05, never above 1.15",
     )
-    model, bare = both_pp()
-    ours_pp, theirs_pp = stepper(model, ADDITION, 64), stepper(bare, ADDITION, 64)
-    compare("Transformer++ step vs bare PyTorch", ours_pp, theirs_pp, 4 * rounds, "<= 1.1")
-    compare("five metrics every 10 steps vs none", ten_steps(True), ten_steps(False), max(rounds // 3, 3), "<= 1.25")
-    model, train, test = new_model(), TASK.sample(256, seed=1), TASK.sample(64, seed=2)
-    a, b = ours_measured(model, train, test), straightforward(model, train, test)
-    assert all(abs(a[name] - b[name]) < 1e-4 for name in b), (a, b)  # the same numbers, or the ratio says nothing
+    model, plain = both_transformer_pp()
+    step, plain = plain_step(model, ADDITION, 64), plain_step(plain, ADDITION, 64)
+    compare("Transformer++ step vs plain PyTorch", step, plain, 4 * rounds, "<= 1.1")
     compare(
-        "full measurement vs the straightforward way",
-        lambda: ours_measured(model, train, test),
-        lambda: straightforward(model, train, test),
+        "five metrics every 10 steps vs none",
+        ten_steps(measured=True),
+        ten_steps(measured=False),
+        max(rounds // 3, 3),
+        "<= 1.25",
+    )
+    model, train, test = new_model(), TASK.sample(256, seed=1), TASK.sample(64, seed=2)
+    a, b = measure_all(model, train, test), measure_plainly(model, train, test)
+    assert all(abs(a[name] - b[name]) < 1e-4 for name in b), (a, b)  # a ratio of times needs equal results
+    compare(
+        "measure vs metrics without cache and vectorization",
+        lambda: measure_all(model, train, test),
+        lambda: measure_plainly(model, train, test),
         max(rounds // 3, 3),
         "<= 0.20",
     )
-    floor()
+    print_arithmetic_floor()
     print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 

@@ -1,13 +1,13 @@
-"""Sampling every task, beside the training step that consumes the batch and beside a Python loop.
+"""Time of sampling each task, compared with its training step and with a Python loop.
 
     python benchmarks/sampling.py --rounds 5
 
-Paper sizes. Each row times sampling, one training step and the loop in turn, round after round, and gives
-medians of the per-round ratios. A sampler should take at most 3 % of its step.
+Sizes are those of the papers. Each row times sampling, a training step and the loop in turn, round after round, and
+prints medians of the ratios of the rounds. A sampler should take at most 3 % of its step.
 
-First the tasks of arXiv 2506.13688, 256 sequences. Then those of arXiv 2505.03997 with batches of 64 and
-`transformer_pp(64, 4)`; "1024 / 64" is the time of 1,024 sequences beside 16 times that of 64, which is below 1
-where sampling is vectorized.
+The first table has the tasks of arXiv 2506.13688 with 256 sequences, the second those of arXiv 2505.03997 with batches
+of 64 and `transformer_pp(64, 4)`. "1024 / 64" is the time of 1,024 sequences divided by 16 times that of 64, which is
+below 1 where sampling is vectorized.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from plateaulens.papers.quiet_features import recipes as quiet_features
 
 
 def looped(task: pl.tasks.Task) -> list[int]:
-    """One sequence of `task`, number by number."""
+    """A sequence of `task`, drawn number by number."""
     n = task.n
     match task:
         case pl.tasks.Addition():
@@ -55,13 +55,13 @@ def looped(task: pl.tasks.Task) -> list[int]:
 
 
 def plateau_tasks(rounds: int) -> None:
-    """The table of arXiv 2506.13688."""
+    """Print the table of arXiv 2506.13688."""
     print(f"{'task':16} {'sample ms':>10} {'step ms':>9} {'loop ms':>9} {'sample/step':>12} {'loop/sample':>12}")
     for name, recipe in abrupt_learning.RECIPES.items():
-        step = stepping(recipe.model_config(), recipe.task, recipe.train)
+        step = training_step(recipe.model_config(), recipe.task, recipe.train)
         rows = []
         for i in range(rounds):
-            sample = sampling(recipe.task, 256, 10 * i)
+            sample = sampling_seconds(recipe.task, 256, 10 * i)
             taken = seconds(step)
             loop = seconds(lambda task=recipe.task: torch.tensor([looped(task) for _ in range(256)]))
             rows.append((sample, taken, loop, sample / taken, loop / sample))
@@ -70,27 +70,27 @@ def plateau_tasks(rounds: int) -> None:
 
 
 def quiet_tasks(rounds: int) -> None:
-    """The table of arXiv 2505.03997."""
+    """Print the table of arXiv 2505.03997."""
     print(f"\n{'task':16} {'sample ms':>10} {'step ms':>9} {'sample/step':>12} {'1024 / 64':>12}")
     for name, recipe in quiet_features.RECIPES.items():
         task = recipe.task
-        step = stepping(recipe.model_config(), task, quiet_features.schedule(1000))
+        step = training_step(recipe.model_config(), task, quiet_features.schedule(1000))
         rows = []
         for i in range(rounds):
-            sample, many = sampling(task, 64, 10 * i), sampling(task, 1024, 10 * i)
+            sample, many = sampling_seconds(task, 64, 10 * i), sampling_seconds(task, 1024, 10 * i)
             taken = seconds(step)
             rows.append((sample, taken, sample / taken, many / (16 * sample)))
         a, b, share, growth = (statistics.median(column) for column in zip(*rows, strict=True))
         print(f"{name:16} {a * 1e3:10.2f} {b * 1e3:9.1f} {share:12.4f} {growth:12.2f}", flush=True)
 
 
-def sampling(task: pl.tasks.Task, n: int, seed: int) -> float:
-    """Seconds of one batch, over ten."""
+def sampling_seconds(task: pl.tasks.Task, n: int, seed: int) -> float:
+    """Mean time of sampling a batch in seconds, over ten batches."""
     return seconds(lambda: [task.sample(n, seed=seed + j) for j in range(10)]) / 10
 
 
-def stepping(cfg: pl.ModelConfig, task: pl.tasks.Task, train: pl.TrainConfig) -> Callable[[], object]:
-    """One step of a training that has warmed up, as has the sampler."""
+def training_step(cfg: pl.ModelConfig, task: pl.tasks.Task, train: pl.TrainConfig) -> Callable[[], object]:
+    """A training step, after two steps for warming up."""
     training = pl.train(pl.Transformer(cfg), task, train)
     next(training), next(training)
     return lambda: next(training)
@@ -99,7 +99,7 @@ def stepping(cfg: pl.ModelConfig, task: pl.tasks.Task, train: pl.TrainConfig) ->
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each comparison (default 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="Number of rounds of each comparison (default 5).")
     rounds = parser.parse_args().rounds
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     plateau_tasks(rounds)

@@ -148,65 +148,23 @@ def trace(model: HookedModel, batch: Batch, requires: Sequence[str] | None = Non
     if "generated" in requires and not batch.is_decoded:
         raise ValueError(f"{batch.task!r} is answered in one pass and generates nothing; measure its losses")
     names = match_hooks(model, [name for name in requires if name not in WITHOUT_HOOKS])
-    if batch.n_new:
-        return _trace_prompts(model, batch, requires, names)
-    values = {"generated": greedy_decode(model, batch)} if "generated" in requires else {}
-    return _trace_pass(model, batch, requires, names, values)
-
-
-def _trace_prompts(model: HookedModel, batch: Batch, requires: Sequence[str], names: list[str]) -> Trace:
-    """The trace of language-model prompts, which the model answers first."""
-    answer_rows_only = "outputs" not in requires and not any(map(is_attention_map, names))
-    generation = _generate(
-        model,
-        batch,
-        names if answer_rows_only else [],
-        logits=answer_rows_only and "answer_outputs" in requires,
-        entropy=answer_rows_only and "answer_entropy" in requires,
-    )
-    answered = batch.answered(generation.tokens)
-    if not answer_rows_only:
-        answered.prompt_len  # noqa: B018 (raises for prompts of unequal length)
-        values = {"generated": generation.tokens}
-        return _trace_pass(model, answered, requires, names, values, has_truth=False, near_ties=generation.near_ties)
-    read = {
-        "generated": generation.tokens,
-        "answer_outputs": generation.logits,
-        "answer_entropy": generation.entropy,
-    }
-    return Trace(
-        batch=answered,
-        cache=generation.rows,
-        n_layers=n_layers(model),
-        d_vocab=int(model.cfg.d_vocab),
-        has_truth=False,
-        near_ties=generation.near_ties,
-        _values={name: value for name, value in read.items() if value is not None},
-        _answer_rows_only=True,
-    )
-
-
-def _generate(model: HookedModel, batch: Batch, names: Sequence[str], *, logits: bool, entropy: bool) -> "Generation":
-    """Generate answers of language-model prompts; imported here so that traces of tasks do not load `lm`."""
-    from plateaulens.lm.generation import generate
-
-    return generate(model, batch, names, logits=logits, entropy=entropy)
-
-
-def _trace_pass(
-    model: HookedModel,
-    batch: Batch,
-    requires: Sequence[str],
-    names: list[str],
-    values: dict[str, Tensor],
-    has_truth: bool = True,
-    near_ties: Bool[Tensor, "batch out"] | None = None,
-) -> Trace:
-    """The trace of one pass over whole sequences, which is left out if nothing in `requires` needs it."""
     cache: dict[str, Tensor] = {}
-    if names or any(name in requires for name in FORWARD_OUTPUTS):
+    values: dict[str, Tensor] = {}
+    has_truth, near_ties, answer_rows_only = not batch.n_new, None, False
+    if batch.n_new:
+        answer_rows_only = "outputs" not in requires and not any(map(is_attention_map, names))
+        generation = _generate(model, batch, *((names, requires) if answer_rows_only else ((), ())))
+        batch, near_ties, cache = batch.answered(generation.tokens), generation.near_ties, generation.rows
+        if not answer_rows_only:
+            batch.prompt_len  # noqa: B018 (raises for prompts of unequal length)
+        optional = {"answer_outputs": generation.logits, "answer_entropy": generation.entropy}
+        values = {name: value for name, value in optional.items() if value is not None}
+        values["generated"] = generation.tokens
+    elif "generated" in requires:
+        values["generated"] = greedy_decode(model, batch)
+    if not answer_rows_only and (names or any(name in requires for name in FORWARD_OUTPUTS)):
         with uninterruptible(model.hooks(fwd_hooks=[(name, _save_to(cache, name)) for name in names])):
-            values = {**values, "outputs": logits_of(model(batch.inputs))}
+            values["outputs"] = logits_of(model(batch.inputs))
     return Trace(
         batch=batch,
         cache=cache,
@@ -215,7 +173,15 @@ def _trace_pass(
         has_truth=has_truth,
         near_ties=near_ties,
         _values=values,
+        _answer_rows_only=answer_rows_only,
     )
+
+
+def _generate(model: HookedModel, batch: Batch, names: Sequence[str], requires: Sequence[str]) -> "Generation":
+    """The answers that a language model generates; imported when called so that traces of tasks do not load `lm`."""
+    from plateaulens.lm.generation import generate
+
+    return generate(model, batch, names, logits="answer_outputs" in requires, entropy="answer_entropy" in requires)
 
 
 def _save_to(cache: dict[str, Tensor], name: str) -> Callable[..., None]:
