@@ -13,21 +13,19 @@ import plateaulens as pl
 from helpers import INTERVENTION_CASES, WINDOW_SUM, small_transformer
 from plateaulens.metrics.named import STATE_METRICS
 from plateaulens.models.config import bert
-from plateaulens.papers.matrix_completion.ablation_and_patching import (
-    copy_check,
-    head_ablations,
-    patch_negated,
-    swap_parts,
-)
 from plateaulens.papers.matrix_completion.cell_probes import probe_cells
-from plateaulens.papers.matrix_completion.embedding_structure import (
+from plateaulens.papers.matrix_completion.copy_check import copy_check
+from plateaulens.papers.matrix_completion.embeddings import (
     permute_positions,
     position_embeddings,
     token_embeddings,
 )
+from plateaulens.papers.matrix_completion.head_ablation import head_ablations
 from plateaulens.papers.matrix_completion.head_atlas import head_atlas
+from plateaulens.papers.matrix_completion.negated_patching import patch_negated
 from plateaulens.papers.matrix_completion.nuclear_norm import complete_by_nuclear_norm
 from plateaulens.papers.matrix_completion.out_of_distribution import evaluate_ood
+from plateaulens.papers.matrix_completion.part_swapping import swap_parts
 from plateaulens.papers.quiet_features import recipes as quiet
 from plateaulens.tasks import TASKS
 from pretended_device import DEVICE, NAME, elsewhere

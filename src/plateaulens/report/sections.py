@@ -1,4 +1,4 @@
-"""A page of sections, each a title, a text and a figure."""
+"""Pages of sections, each with a title, a text and a figure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ class Section:
     """One section of a page.
 
     Attributes:
-        title: heading; empty for none.
-        text: a paragraph or a table in plain text.
-        figure: a figure below the text.
-        min_width: pixels below which the figure scrolls sideways instead of shrinking; 0 for none.
+        title: Heading, or "" for none.
+        text: A paragraph or a table in plain text.
+        figure: The figure.
+        min_width: Width in pixels below which the figure scrolls instead of shrinking, or 0 for none.
     """
 
     title: str
@@ -27,12 +27,12 @@ class Section:
 
 
 def named_sections(sections: Sequence[Section]) -> dict[str, Section]:
-    """The sections by the name of their element on the page."""
+    """The sections by the id of their figure's element on the page."""
     return {f"section-{i}": section for i, section in enumerate(sections)}
 
 
 def write_sections(path: Path, title: str, sections: Sequence[Section], provenance: Mapping[str, str]) -> Path:
-    """Write a page of `sections`; returns its path."""
+    """Write a page of sections with a table of its provenance; returns its path."""
     named = named_sections(sections)
     return write_page(
         path,

@@ -1,4 +1,4 @@
-"""Heads, ablations, patches, exchanged parts and the copy check: planted truths and twins by hand."""
+"""Head atlas, head ablations, patching of -X, swapped parts and the copy check, against planted and manual results."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -13,15 +13,12 @@ import plateaulens as pl
 from plateaulens.analysis.checkpoint_steps import map_checkpoints
 from plateaulens.models.config import bert
 from plateaulens.models.parameter_groups import parameters_of
-from plateaulens.papers.matrix_completion.ablation_and_patching import (
-    SWITCHED,
-    copy_check,
-    head_ablations,
-    patch_negated,
-    swap_parts,
-)
-from plateaulens.papers.matrix_completion.embedding_structure import permute_positions
+from plateaulens.papers.matrix_completion.copy_check import copy_check
+from plateaulens.papers.matrix_completion.embeddings import permute_positions
+from plateaulens.papers.matrix_completion.head_ablation import head_ablations
 from plateaulens.papers.matrix_completion.head_atlas import head_atlas, head_groups
+from plateaulens.papers.matrix_completion.negated_patching import patch_negated
+from plateaulens.papers.matrix_completion.part_swapping import PAPER_PARTS, swap_parts
 
 TASK = pl.tasks.MatrixCompletion(rows=3, cols=4, rank=1, factors="bounded", precision=0.1, limit=1.0)
 BATCH = TASK.sample(40, seed=3)
@@ -60,7 +57,7 @@ def three(found, **where):
 # Heads.
 
 
-def test_planted_heads_get_their_mass_and_their_label():
+def test_planted_heads_get_their_mass_and_label():
     model = model_of()
     planted = torch.stack([even(SAME_ROW & ~SELF), even(SAME_COLUMN & ~SELF), even(SELF), even(SELF | ~SELF)])
     looks = SEEN[:, None] & SAME_ROW & ~SELF, SEEN[:, None] & SAME_COLUMN & ~SELF, ~SEEN[:, None] & ~SELF
@@ -86,7 +83,7 @@ def test_planted_heads_get_their_mass_and_their_label():
 
 
 @pytest.mark.parametrize("queries", ["masked", "observed", "all"])
-def test_mass_and_chance_are_those_of_a_count_by_hand(queries):
+def test_mass_and_chance_equal_a_count_by_hand(queries):
     model, batch = model_of(), BATCH[:5]
     atlas, pattern = head_atlas(model, batch, queries), pl.trace(model, batch).pattern()[1]
     member = {
@@ -108,7 +105,8 @@ def test_mass_and_chance_are_those_of_a_count_by_hand(queries):
         assert atlas.chance.sel(category=name).item() == pytest.approx(chance, abs=1e-6)
 
 
-def test_structured_masks_and_bad_batches():
+@pytest.mark.usefixtures("annotations_unchecked")
+def test_structured_masks_are_reported_and_bad_batches_refused():
     model = model_of()
     rows = head_atlas(model, replace(TASK, mask="row").sample(3, seed=0))
     assert np.flatnonzero(rows.masked).tolist() == [4, 6, 7, 8, 9, 11]
@@ -129,19 +127,17 @@ def test_structured_masks_and_bad_batches():
     with pytest.raises(ValueError, match="did you mean 'masked'"):
         head_atlas(model, BATCH, "maskd")
     words = pl.tasks.MovingWindowSum(n=4, k=2, p=7).sample(2, seed=0)
-    mixture = replace(
-        BATCH, task=pl.tasks.MatrixMixture()
-    )  # as a run keeps its evaluation batch: the task has no one size
-    for question in (head_atlas, patch_negated, copy_check):
-        for other in (words, mixture):
-            with pytest.raises(ValueError, match="needs matrices with hidden cells"):
-                question(model, other)
+    mixture = replace(BATCH, task=pl.tasks.MatrixMixture())  # as a run stores its evaluation batch
+    for other in (words, mixture):
+        for question, subject in ((head_atlas, model), (patch_negated, model), (copy_check, run)):
+            with pytest.raises(ValueError, match="needs matrices with masked cells"):
+                question(subject, other)
 
 
 # Ablations.
 
 
-def test_ablations_are_raw_edits_of_the_pattern():
+def test_ablations_equal_raw_edits_of_the_pattern():
     model, group = model_of(), [(0, 1), (1, 2), (1, 3)]
     found = head_ablations(model, BATCH, {"three": group})
     heads = [f"L{layer}H{head}" for layer in range(2) for head in range(4)]
@@ -168,7 +164,7 @@ def test_ablations_are_raw_edits_of_the_pattern():
             assert by_hand != pytest.approx(losses_by_hand(model), abs=1e-4)
 
 
-def test_a_positional_head_survives_the_mean_and_not_uniform_attention():
+def test_mean_ablation_does_not_change_a_positional_head():
     model = model_of()
     positional = torch.rand(4, 12, 12, generator=torch.Generator().manual_seed(0)).mul(6).softmax(-1)
     with pl.intervene(model, pl.FixAttention(positional, 0)):
@@ -180,19 +176,20 @@ def test_a_positional_head_survives_the_mean_and_not_uniform_attention():
     assert abs((found - intact).sel(ablated="layer 1", mode="mean")) > 1e-4
 
 
+@pytest.mark.usefixtures("annotations_unchecked")
 def test_bad_ablations_are_refused():
     with pytest.raises(ValueError, match="heads 0..3"):
         head_ablations(model_of(), BATCH, {"far": [(0, 4)]})
     words = pl.tasks.MovingWindowSum(n=4, k=2, p=7)  # any task will do
     model = pl.Transformer(pl.ModelConfig.for_task(words, d_model=16, n_heads=1))
     assert list(head_ablations(model, words.sample(4, seed=0), metrics=["loss"]).data_vars) == ["loss"]
-    with pytest.raises(ValueError, match=r"measurements of one value .* position_accuracy \[4\]"):
+    with pytest.raises(ValueError, match=r"metrics of one value, each once; .* position_accuracy \[4\]"):
         head_ablations(model, words.sample(4, seed=0), metrics=["loss", "position_accuracy"])
     with pytest.raises(ValueError, match="did you mean 'uniform'"):
         head_ablations(model_of(), BATCH, modes=["unifrom"])
 
 
-# Patching X into -X.
+# Patching of X into -X.
 
 
 def distances_by_hand(said):
@@ -200,7 +197,7 @@ def distances_by_hand(said):
 
 
 @pytest.mark.parametrize("head", [None, 2])
-def test_patches_are_raw_edits_of_z(head):
+def test_patches_equal_raw_edits_of_z(head):
     model = model_of()
     found = patch_negated(model, BATCH, by_head=head is not None)
     _, clean = model.run_with_cache(BATCH.inputs)
@@ -227,7 +224,7 @@ def test_patches_are_raw_edits_of_z(head):
     assert found.attrs["four_variance"] == pytest.approx(4 * TASK.variance)
 
 
-def test_behind_the_last_attention_cells_are_for_themselves():
+def test_last_layer_patch_changes_only_the_patched_cells():
     found = patch_negated(model_of(), BATCH)
     last = found.distance.sel(layer=1)
     for at, others in (("masked", "observed"), ("observed", "masked")):
@@ -236,7 +233,7 @@ def test_behind_the_last_attention_cells_are_for_themselves():
         np.testing.assert_allclose(last.sel(positions=at, cells=others), untouched, atol=1e-6)
 
 
-def test_attention_that_drowns_the_residual_stream_carries_everything():
+def test_patch_of_dominant_attention_gives_the_run_on_x():
     model = model_of()
     with torch.no_grad():
         model.blocks[0].attn.o.weight.mul_(1e5)
@@ -245,12 +242,12 @@ def test_attention_that_drowns_the_residual_stream_carries_everything():
     assert abs(found.clean - found.unpatched).max() > 0.1
 
 
-# Exchanged parts.
+# Swapped parts.
 
 
-def test_the_paper_s_parts_leave_out_only_the_output_weights_and_the_norm_after_attention():
+def test_paper_parts_omit_output_weights_and_ln1_only():
     model = model_of()
-    parts = {name: set(parameters_of(model, globs)) for name, globs in SWITCHED.items()}
+    parts = {name: set(parameters_of(model, globs)) for name, globs in PAPER_PARTS.items()}
     assert not parts["att"] & parts["mlp"]
     left = {name for name, _ in model.named_parameters()} - parts["att"] - parts["mlp"]
     assert left == {
@@ -259,17 +256,17 @@ def test_the_paper_s_parts_leave_out_only_the_output_weights_and_the_norm_after_
     assert all(any(f"attn.{x}." in name for x in "qkv") for name in parts["att"])
 
 
-def test_exchanged_parts_are_copied_weights():
+def test_swapped_parts_equal_copied_weights():
     before, after = model_of(0), model_of(1)
-    found = swap_parts(before, after, BATCH, SWITCHED | {"all": "*"})
+    found = swap_parts(before, after, BATCH, PAPER_PARTS | {"all": "*"})
     intact = {"before": losses_by_hand(before), "after": losses_by_hand(after)}
     for into, other in (("before", "after"), ("after", "before")):
-        assert three(found, into=into, parts="none") == pytest.approx(intact[into], abs=1e-6)
-        assert three(found, into=into, parts="all") == pytest.approx(intact[other], abs=1e-6)
+        assert three(found, model=into, parts="none") == pytest.approx(intact[into], abs=1e-6)
+        assert three(found, model=into, parts="all") == pytest.approx(intact[other], abs=1e-6)
     mixed = model_of(0)
     taken = {n: v for n, v in after.state_dict().items() if any(f"attn.{x}." in n for x in "qkv")}
     mixed.load_state_dict(mixed.state_dict() | taken)
-    assert three(found, into="before", parts="att") == pytest.approx(losses_by_hand(mixed), abs=1e-6)
+    assert three(found, model="before", parts="att") == pytest.approx(losses_by_hand(mixed), abs=1e-6)
     assert losses_by_hand(before) == intact["before"]
 
 
@@ -289,7 +286,7 @@ class Planted(HookedRootModule):
         return self.say(tokens)
 
 
-def test_a_copier_has_no_copied_loss_and_a_constant_has_what_it_must():
+def test_copied_loss_of_a_copier_is_0_and_of_a_constant_known():
     copier = Planted(lambda tokens: TASK.value(tokens).where(tokens > 0, 0.0))
     constant = Planted(lambda tokens: torch.full(tokens.shape, 0.7))
     run = SimpleNamespace(steps=[1, 2], model={1: copier, 2: constant}.get)
@@ -301,7 +298,7 @@ def test_a_copier_has_no_copied_loss_and_a_constant_has_what_it_must():
     assert found.observed_loss.sel(step=2).values == pytest.approx([expected] * 3)
 
 
-def test_the_paper_s_fillers_and_scaled_ones(tmp_path):
+def test_default_values_are_the_papers_scaled_to_the_task(tmp_path):
     run = SimpleNamespace(steps=[0], model=lambda step: Planted(lambda tokens: tokens.float()))
     paper = copy_check(run, pl.tasks.MatrixCompletion().sample(4, seed=0))
     assert paper["value"].values.tolist() == ["MASK", "0.44", "-0.24"]
@@ -325,7 +322,7 @@ def run(tmp_path_factory):
     return pl.record(pl.train(model_of(), TASK, cfg), path, eval_batch, save_every=2, progress=False)
 
 
-def test_over_steps_asks_every_checkpoint(run):
+def test_map_checkpoints_measures_each_chosen_step(run):
     found = map_checkpoints(run, lambda model: head_ablations(model, BATCH, modes=["zero"]), [0, 4])
     assert found.step.values.tolist() == [0, 4]
     for step in (0, 4):
@@ -334,7 +331,7 @@ def test_over_steps_asks_every_checkpoint(run):
     assert copy_check(run, BATCH).step.values.tolist() == [0, 2, 4]
 
 
-def test_figures_show_the_numbers(run):
+def test_figures_have_the_computed_values(run):
     model, plots = run.model(4), pl.papers.matrix_completion.plots
     atlas, batch = head_atlas(model, BATCH), replace(TASK, mask="row").sample(4, seed=0)
     maps = plots.head_maps(atlas)
@@ -356,16 +353,16 @@ def test_figures_show_the_numbers(run):
     assert [bar.name for bar in bars] == ["mean", "uniform", "zero"] and bars[0].x[0] == "L0H0"
     assert list(bars[1].y) == ablated.loss.sel(mode="uniform").values[1:].tolist()
     for by_head in (False, True):
-        patched = patch_negated(model, BATCH, by_head)
-        first = plots.negation(patched).data[1]  # to -X at masked cells
+        patched = patch_negated(model, BATCH, by_head=by_head)
+        first = plots.negated_patches(patched).data[1]  # to -X at masked cells
         assert first.x[1] == ("L0H0, masked" if by_head else "L0, masked")
         assert list(first.y) == patched.distance.sel(to="-X", cells="masked").values.ravel().tolist()
     swapped = swap_parts(run.model(0), model, BATCH)
-    bars = plots.switching(swapped).data
+    bars = plots.swapped_parts(swapped).data
     assert [bar.name for bar in bars] == ["nothing", "att", "mlp"]
     assert list(bars[1].y) == swapped.masked_loss.sel(parts="att").values.tolist()
     copied = copy_check(run, BATCH)
-    lines = plots.copying(copied).data
+    lines = plots.copied_tokens(copied).data
     assert list(lines[4].y) == copied.copied_loss.isel(value=1).values.tolist() and list(lines[4].x) == [0, 2, 4]
     with pytest.raises(ValueError, match="did you mean 'masked_loss'"):
-        plots.switching(swapped, "maskedloss")
+        plots.swapped_parts(swapped, "maskedloss")

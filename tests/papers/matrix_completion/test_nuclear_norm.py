@@ -1,4 +1,4 @@
-"""Nuclear-norm completion against cvxpy, closed forms, symmetries and its own certificate."""
+"""Nuclear-norm completion against cvxpy, closed forms, symmetries and its optimality certificate."""
 
 import itertools
 from functools import cache
@@ -8,7 +8,7 @@ import networkx as nx
 import pytest
 import torch
 
-from plateaulens.papers.matrix_completion.connectivity import disconnected
+from plateaulens.papers.matrix_completion.cells import disconnected
 from plateaulens.papers.matrix_completion.nuclear_norm import complete_by_nuclear_norm, least_norm
 from plateaulens.tasks import MatrixCompletion
 
@@ -55,7 +55,7 @@ SETTINGS = [(7, 7, 2, 0.3), (7, 7, 2, 0.6), (7, 7, 1, 0.1), (4, 6, 3, 0.4), (9, 
 
 @pytest.mark.parametrize("penalty", [0.0, 1e-3, 0.05])
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_objective_is_that_of_cvxpy(setting, penalty):
+def test_objective_equals_that_of_cvxpy(setting, penalty):
     x, seen = matrices(4, *setting)
     ours = complete_by_nuclear_norm(x, seen, penalty=penalty)
     theirs = torch.stack([by_cvxpy(*pair, penalty) for pair in zip(x, seen)])
@@ -77,7 +77,7 @@ def test_a_certificate_proves_every_optimum(setting, penalty):
     assert (norm(z) - (z * y).sum((1, 2)) <= 1e-7 * known.norm(dim=(1, 2)) + 1e-12).all()
 
 
-def test_a_missing_corner_has_a_closed_form():
+def test_missing_corner_equals_its_closed_form():
     r"""|Z|_*^2 = |Z|^2 + 2 |det Z| for 2 x 2: the corner is bc/a, the rank-1 fill, or a in its size if that is less."""
     a, b, c = torch.randn(3, 500, generator=torch.Generator().manual_seed(0)).double()
     a = a.abs() + 0.1
@@ -88,7 +88,7 @@ def test_a_missing_corner_has_a_closed_form():
     assert (filled - corner).abs().median() < 1e-7
 
 
-def test_a_penalty_on_a_whole_matrix_lowers_its_singular_values():
+def test_penalty_on_an_observed_matrix_lowers_singular_values():
     x, _ = matrices(20, 4, 5, 3)
     everywhere = torch.ones(4, 5, dtype=torch.bool)
     u, s, vh = torch.linalg.svd(x, full_matrices=False)
@@ -98,7 +98,7 @@ def test_a_penalty_on_a_whole_matrix_lowers_its_singular_values():
     assert complete_by_nuclear_norm(x, everywhere, penalty=100).abs().max() < 1e-6
 
 
-def test_what_nothing_connects_is_zero():
+def test_disconnected_cells_are_completed_by_0():
     x, seen = matrices(500, 4, 4, 1, p_mask=0.5)
     seen[0] = False
     free = disconnected(seen)
@@ -107,7 +107,7 @@ def test_what_nothing_connects_is_zero():
     assert free.any() and (complete_by_nuclear_norm(x, seen)[0] == 0).all()
 
 
-def test_completion_follows_scale_order_sign_and_transposition():
+def test_completion_is_equivariant_to_scale_order_and_sign():
     x, seen = matrices(30, 5, 7)
     z = complete_by_nuclear_norm(x, seen)
     rows, cols = torch.tensor([4, 2, 0, 1, 3]), torch.tensor([6, 0, 3, 2, 5, 1, 4])
@@ -125,7 +125,7 @@ def test_completion_follows_scale_order_sign_and_transposition():
     torch.testing.assert_close(*scaled, rtol=0, atol=1e-7)
 
 
-def test_a_matrix_does_not_depend_on_its_companions(monkeypatch):
+def test_completion_is_independent_of_the_batch(monkeypatch):
     x, seen = matrices(12)
     x[~seen] = torch.nan
     x[::3], seen[1::5] = 1e6 * x[::3], False
@@ -136,7 +136,7 @@ def test_a_matrix_does_not_depend_on_its_companions(monkeypatch):
         torch.testing.assert_close(z, alone, rtol=1e-8, atol=1e-9)
 
 
-def test_a_sweep_over_penalties_is_one_call():
+def test_sweep_over_penalties_equals_single_calls():
     x, seen = matrices(5)
     penalties = torch.tensor([0.0, 1e-3, 1e-2])
     swept = complete_by_nuclear_norm(x, seen, penalty=penalties[:, None])
@@ -149,11 +149,13 @@ def test_a_sweep_over_penalties_is_one_call():
     assert one.shape == (7, 7) and none.shape == (0, 7, 7)
 
 
-def test_bad_input_and_an_early_end_say_so():
+def test_bad_input_raises_and_large_gap_warns():
     x, seen = matrices(8)
     with pytest.raises(ValueError, match="penalty must be 0 or more and finite, got -1.0"):
         complete_by_nuclear_norm(x, seen, penalty=torch.tensor([-1.0] + [0.0] * 7))
-    with pytest.warns(RuntimeWarning, match="8 of 8 matrices may be above the least by more than tol=1e-07, by up to"):
+    with pytest.warns(
+        RuntimeWarning, match="8 of 8 matrices may be above the minimum by more than tol=1e-07, by up to"
+    ):
         complete_by_nuclear_norm(x, seen, max_steps=3)
     with pytest.warns(RuntimeWarning, match="raise tol"):  # more than float64 can
         z = complete_by_nuclear_norm(x, seen, tol=1e-15)
@@ -165,7 +167,7 @@ def test_bad_input_and_an_early_end_say_so():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4), (3, 5), (4, 4), (9, 7)])
 @pytest.mark.parametrize("p_mask", [0.3, 0.7, 0.9])
-def test_disconnected_cells_are_those_of_networkx(size, p_mask):
+def test_disconnected_cells_equal_those_of_networkx(size, p_mask):
     seen = torch.rand(3, 10, *size, generator=torch.Generator().manual_seed(0)) > p_mask
     for mask, free in zip(seen.flatten(0, 1), disconnected(seen).flatten(0, 1)):
         graph = nx.Graph()
@@ -175,7 +177,7 @@ def test_disconnected_cells_are_those_of_networkx(size, p_mask):
             assert free[i, j] != nx.has_path(graph, (0, i), (1, j))
 
 
-def test_the_longest_chain_connects():
+def test_longest_chain_of_observed_cells_connects():
     stairs = torch.zeros(15, 15, dtype=torch.bool)
     stairs.diagonal()[:] = True
     stairs.diagonal(1)[:] = True

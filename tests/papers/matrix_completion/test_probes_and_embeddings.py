@@ -1,4 +1,4 @@
-"""What is known of matrices, embeddings and shifted distributions comes out of the experiments on them."""
+"""Cell probes, embeddings, single components, other distributions, against numpy, scikit-learn and planted results."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -17,26 +17,25 @@ from plateaulens.models.config import bert
 from plateaulens.models.parameter_groups import parameters_of
 from plateaulens.papers.matrix_completion.cell_probes import probe_cells
 from plateaulens.papers.matrix_completion.completions import completions
-from plateaulens.papers.matrix_completion.embedding_structure import (
+from plateaulens.papers.matrix_completion.component_training import (
+    COMPONENTS,
+    PARTS,
+    component_recipes,
+    train_components,
+)
+from plateaulens.papers.matrix_completion.embeddings import (
     permute_positions,
     position_embeddings,
     principal_axes,
     token_embeddings,
     token_progress,
-    values_of,
+    token_values,
     variance_share,
 )
 from plateaulens.papers.matrix_completion.head_atlas import head_atlas
 from plateaulens.papers.matrix_completion.nuclear_norm import complete_by_nuclear_norm
 from plateaulens.papers.matrix_completion.out_of_distribution import evaluate_ood
-from plateaulens.papers.matrix_completion.recipes import (
-    COMPONENTS,
-    PARTS,
-    RECIPES,
-    SMALL_RECIPES,
-    components,
-    train_components,
-)
+from plateaulens.papers.matrix_completion.recipes import RECIPES, SMALL_RECIPES
 from plateaulens.papers.recipe import Recipe
 from plateaulens.probing.datasets import ProbeConfig, ProbeSplit
 from plateaulens.probing.probes import probe, probe_checkpoints
@@ -73,7 +72,7 @@ def everywhere(labels):
     return pl.tasks.Feature(labels, torch.arange(labels.shape[1]).expand(len(labels), -1), "real")
 
 
-def test_features_are_what_numpy_says_cell_by_cell(batch):
+def test_features_equal_numpys_cell_by_cell(batch):
     known = TASK.features(batch)
     matrices, shown = batch.values.view(-1, 3, 4), batch.observed.view(-1, 3, 4)
     for name, feature in known.items():
@@ -93,11 +92,11 @@ def test_features_are_what_numpy_says_cell_by_cell(batch):
     assert 0 < flipped.float().mean() < 1
 
 
-def test_labels_are_refused_unless_they_are_of_their_kind(batch, model):
+def test_labels_of_another_kind_are_refused(batch, model):
     positions = torch.arange(12).expand(300, -1)
-    with pytest.raises(ValueError, match="do not belong to positions"):
+    with pytest.raises(ValueError, match="do not fit positions"):
         pl.tasks.Feature(torch.zeros(300, 12, 2, 2), positions, "real")
-    with pytest.raises(ValueError, match="do not belong to positions"):
+    with pytest.raises(ValueError, match="do not fit positions"):
         pl.tasks.Feature(torch.zeros(300, 12, 2), positions, "integer")
     with pytest.raises((TypeCheckError, ValueError)):
         pl.tasks.Feature(torch.zeros(300, 12, 2, dtype=torch.complex64), positions, "real")
@@ -112,7 +111,7 @@ def test_labels_are_refused_unless_they_are_of_their_kind(batch, model):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_pooled_probe_is_numpys_least_squares_over_all_cells(model, batch, bias):
+def test_pooled_probe_equals_numpys_least_squares(model, batch, bias):
     found = probe(model, batch, "row", AFTER, **PLAIN | {"bias": bias})
     x, y = pl.trace(model, batch, [AFTER]).cache[AFTER].double(), TASK.features(batch)["row"].labels.double()
     if bias:
@@ -181,7 +180,7 @@ def test_models_of_16_bits_are_looked_into(model):
     np.testing.assert_allclose(*losses, rtol=0.1)
 
 
-def test_cells_are_probed_against_the_guess_of_0(model):
+def test_probe_cells_gives_losses_of_probes_and_of_predicting_0(model):
     batch = TASK.sample(2000, seed=3)
     found = probe_cells(model, batch)
     assert list(found.feature.values) == ["element", "row", "svd", "svd_any_sign"]
@@ -206,7 +205,7 @@ def test_cells_are_probed_against_the_guess_of_0(model):
     lines = {trace.name: list(trace.y) for trace in figure.data if trace.xaxis == "x"}
     np.testing.assert_allclose(lines["row"], found.loss.sel(feature="row") / zero.sel(feature="row"))
     np.testing.assert_allclose(lines["element, masked cells"], element.masked_loss / element.zero_loss)
-    with pytest.raises(ValueError, match="got no feature"):
+    with pytest.raises(ValueError, match="got no feature to probe for"):
         probe_cells(model, batch, [])
     with pytest.raises(ValueError, match="one step"):
         pl.papers.matrix_completion.plots.cell_probes(found.expand_dims(step=[0]))
@@ -220,14 +219,14 @@ def with_embeddings(**named):
     return SimpleNamespace(**{name: torch.tensor(x).float() for name, x in named.items()})
 
 
-def test_tokens_of_a_range_of_values():
-    assert values_of(TASK, 0.8) == {1: -1.0, 2: -0.9, 3: -0.8, 19: 0.8, 20: 0.9, 21: 1.0}
-    assert values_of(TASK, most=0.1) == {10: -0.1, 11: 0.0, 12: 0.1}
-    paper = values_of(pl.tasks.MatrixCompletion(), most=1.5)
+def test_token_values_selects_a_range_of_magnitudes():
+    assert token_values(TASK, 0.8) == {1: -1.0, 2: -0.9, 3: -0.8, 19: 0.8, 20: 0.9, 21: 1.0}
+    assert token_values(TASK, max_size=0.1) == {10: -0.1, 11: 0.0, 12: 0.1}
+    paper = token_values(pl.tasks.MatrixCompletion(), max_size=1.5)
     assert len(paper) == 301 and min(paper) == 851 and max(paper) == 1151 and paper[1045] == 0.44
 
 
-def test_norms_that_know_the_magnitude_are_symmetric_and_components_are_planted():
+def test_symmetry_and_components_of_planted_embeddings():
     values = {t: v for t, v in enumerate(np.linspace(-1, 1, 21).round(6).tolist())}
     v = np.array(list(values.values()))
     direction, other = np.eye(6)[2], np.eye(6)[4]
@@ -250,7 +249,7 @@ def test_norms_that_know_the_magnitude_are_symmetric_and_components_are_planted(
     assert drawn == set(zip(v.tolist(), found.norm.values.tolist()))
 
 
-def test_principal_axes_are_scikit_learns():
+def test_principal_axes_equal_scikit_learns():
     from sklearn.decomposition import PCA
 
     x = torch.randn(30, 7, generator=rng(0)).numpy() * np.arange(1, 8)
@@ -260,7 +259,7 @@ def test_principal_axes_are_scikit_learns():
     np.testing.assert_allclose(shares, theirs.explained_variance_ratio_, rtol=1e-5)
 
 
-def test_progress_is_along_the_axes_of_the_last_step_and_not_centred():
+def test_progress_uses_the_last_steps_axes_without_centering():
     every = [torch.randn(8, 5, generator=rng(i)) for i in range(3)]
     run = SimpleNamespace(steps=[0, 5, 10], model=lambda step: SimpleNamespace(W_E=every[step // 5]))
     found = token_progress(run, {3: 0.5, 4: -0.5, 6: 1.0})
@@ -272,7 +271,7 @@ def test_progress_is_along_the_axes_of_the_last_step_and_not_centred():
     assert {trace.xaxis for trace in pl.papers.matrix_completion.plots.token_progress(found).data} == {"x", "x2", "x3"}
 
 
-def test_shares_of_variance_are_those_of_an_analysis_of_variance():
+def test_variance_share_equals_an_analysis_of_variance():
     x, groups = torch.randn(24, 1, generator=rng(0)).numpy(), np.arange(24) % 4
     own = [x[groups == g, 0] for g in range(4)]
     within = sum(np.square(o - o.mean()).sum() for o in own)
@@ -282,7 +281,7 @@ def test_shares_of_variance_are_those_of_an_analysis_of_variance():
     assert np.mean(random) == pytest.approx(3 / 23, rel=0.1)  # the chance that is given beside
 
 
-def test_positions_that_share_a_column_are_told():
+def test_planted_columns_explain_position_embeddings():
     columns = torch.randn(4, 8, generator=rng(0)).repeat(5, 1) + 0.01 * torch.randn(20, 8, generator=rng(1))
     found = position_embeddings(with_embeddings(W_pos=columns.tolist()), 5, 4)
     assert found.explained.sel(group="col").item() > 0.99 and found.explained.sel(group="row").item() < 0.01
@@ -307,7 +306,7 @@ def test_positions_that_share_a_column_are_told():
     assert drawn["explained by col"] == [found.explained.sel(group="col").item()] * 2
 
 
-def test_a_map_of_the_paper_s_positions_is_scikit_learns_by_default():
+def test_tsne_of_49_positions_equals_scikit_learns_default():
     from sklearn.manifold import TSNE
 
     x = torch.randn(49, 8, generator=rng(0))
@@ -316,7 +315,7 @@ def test_a_map_of_the_paper_s_positions_is_scikit_learns_by_default():
     np.testing.assert_allclose(found.component, theirs, rtol=1e-3, atol=1e-3)
 
 
-def test_permuted_positions_are_permuted_weights(model, batch):
+def test_permuted_positions_equal_permuted_weights(model, batch):
     found = permute_positions(model, batch, repeats=2, seed=4)
     names = ["loss", "observed_loss", "masked_loss"]
     for name, value in pl.measure(model, batch, names).items():
@@ -334,17 +333,17 @@ def test_permuted_positions_are_permuted_weights(model, batch):
 # Single components.
 
 
-def test_every_parameter_belongs_to_one_part():
+def test_every_parameter_is_in_exactly_one_part():
     model = pl.Transformer(SMALL_RECIPES["matrix"].model_config())
     owned = [name for part in PARTS for name in parameters_of(model, part)]
     assert sorted(owned) == sorted(dict(model.named_parameters()))
-    for name, recipe in components(RECIPES["matrix"]).items():
+    for name, recipe in component_recipes(RECIPES["matrix"]).items():
         assert recipe.optimal and set(recipe.frozen) | set(COMPONENTS[name]) == set(PARTS)
         assert recipe.task == RECIPES["matrix"].task and recipe.train == RECIPES["matrix"].train
         assert not set(recipe.frozen) & set(COMPONENTS[name])
 
 
-def test_a_component_starts_anew_and_moves_alone(tmp_path):
+def test_component_starts_at_initial_weights_and_alone_changes(tmp_path):
     train = pl.TrainConfig(steps=6, batch_size=8, lr=0.01)
     recipe = Recipe(task=TASK, model=bert(8, 1, 2), train=train)
     options = {"eval_batch": TASK.sample(8, seed=1), "every": 1, "save_every": 2, "progress": False}
@@ -372,49 +371,55 @@ def test_a_component_starts_anew_and_moves_alone(tmp_path):
 # Other distributions.
 
 
-def test_shifted_losses_are_those_of_model_and_solver(model):
+def test_ood_losses_equal_those_of_model_and_solver(model):
     tasks = {"as learned": TASK, "fewer": replace(TASK, rows=2, p_mask=0.5), "signs": replace(TASK, factors="signs")}
     found = evaluate_ood(model, tasks, n=120, seed=6)
     for name, task in tasks.items():
         batch, size = task.sample(120, seed=6), (task.rows, 4)
         one, hidden = found.sel(shift=name), ~batch.observed
         for measured, value in pl.measure(model, batch, ["loss", "observed_loss", "masked_loss"]).items():
-            assert one[measured].sel(by="model").item() == pytest.approx(value.item(), rel=1e-5)
+            assert one[measured].sel(solver="model").item() == pytest.approx(value.item(), rel=1e-5)
         x = batch.values.view(-1, *size)
         z = complete_by_nuclear_norm(x, ~hidden.view(-1, *size))
-        solver = one.sel(by="nuclear norm")
+        solver = one.sel(solver="nuclear norm")
         assert solver.observed_loss.item() == 0
         assert solver.masked_loss.item() == pytest.approx(
             (z - x)[hidden.view(-1, *size)].square().mean().item(), rel=1e-5
         )
         assert solver.loss.item() == pytest.approx((z - x).square().mean().item(), rel=1e-5)
-        assert solver["size"].item() == pytest.approx(np.linalg.norm(z.numpy(), "nuc", axis=(1, 2)).mean(), rel=1e-4)
-        assert one.true_size.item() == pytest.approx(np.linalg.norm(x.numpy(), "nuc", axis=(1, 2)).mean(), rel=1e-4)
-        assert solver["size"] <= one.true_size + 1e-6  # the truth is one of the matrices that are minimized over
+        assert solver["nuclear_norm"].item() == pytest.approx(
+            np.linalg.norm(z.numpy(), "nuc", axis=(1, 2)).mean(), rel=1e-4
+        )
+        assert one.true_nuclear_norm.item() == pytest.approx(
+            np.linalg.norm(x.numpy(), "nuc", axis=(1, 2)).mean(), rel=1e-4
+        )
+        assert (
+            solver["nuclear_norm"] <= one.true_nuclear_norm + 1e-6
+        )  # the truth is one of the matrices that are minimized over
         assert one.zero_loss.item() == pytest.approx(batch.values[hidden].square().mean().item())
     assert found.clipped.sel(shift="signs").item() == 0
-    figure = pl.papers.matrix_completion.plots.shifts(found, "task")
+    figure = pl.papers.matrix_completion.plots.ood_losses(found, "task")
     drawn = {(trace.name, trace.xaxis): list(trace.y) for trace in figure.data}
-    assert drawn["nuclear norm", "x"] == found.loss.sel(by="nuclear norm").values.tolist()
-    assert drawn["model", "x2"] == found.masked_loss.sel(by="model").values.tolist()
+    assert drawn["nuclear norm", "x"] == found.loss.sel(solver="nuclear norm").values.tolist()
+    assert drawn["model", "x2"] == found.masked_loss.sel(solver="model").values.tolist()
     assert figure.layout.yaxis.type == figure.layout.yaxis2.type == "log"
 
 
-def test_what_lies_beyond_the_tokens_is_said(model):
+def test_clipped_share_equals_a_large_sample(model):
     wide = replace(TASK, factors="gaussian")
     found = evaluate_ood(model, {0.3: wide}, n=2000)
     u, v = torch.randn(2, 100_000, generator=rng(0))
     assert found.clipped.item() == pytest.approx(((u * v).abs() > 1.05).float().mean().item(), rel=0.1)
 
 
-def test_matrices_that_do_not_fit_the_model_are_refused(model):
-    with pytest.raises(ValueError, match="3 x 5 are 15 cells, and the model knows 12 positions"):
+def test_ood_tasks_that_do_not_fit_the_model_are_refused(model):
+    with pytest.raises(ValueError, match="3 x 5 are 15 cells, and the model has 12 positions"):
         evaluate_ood(model, {4: TASK, 5: replace(TASK, cols=5)})
     with pytest.raises(ValueError, match="keep precision and limit"):
         evaluate_ood(model, {"fine": replace(TASK, precision=0.05)})
     coarse = replace(TASK, precision=0.2, limit=2.0)  # as many tokens, of other values
-    assert coarse.d_vocab == TASK.d_vocab and evaluate_ood(model, {"unsaid": coarse}, n=8).loss.notnull().all()
+    assert coarse.d_vocab == TASK.d_vocab and evaluate_ood(model, {"coarse": coarse}, n=8).loss.notnull().all()
     with pytest.raises(ValueError, match="tokens of other values"):
-        evaluate_ood(model, {"said": coarse}, n=8, learned=TASK)
+        evaluate_ood(model, {"coarse": coarse}, n=8, trained_on=TASK)
     with pytest.raises(ValueError, match="got no task"):
         evaluate_ood(model, {})

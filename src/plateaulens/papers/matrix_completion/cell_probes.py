@@ -1,58 +1,60 @@
-"""What can be read of a matrix at each of its cells, after each layer (arXiv 2410.22244, fig. 6).
+"""Linear probes of a matrix at each of its cells, after each layer (arXiv 2410.22244, fig. 6).
 
-found = probe_cells(run.model(10_000), task.sample(2304, seed=5))
-found.loss.sel(feature="row")            # mean squared error of the row around a cell, by site
+scores = probe_cells(run.model(10_000), task.sample(2304, seed=5))
+scores.loss.sel(feature="row")           # mean squared error of the row around a cell, by site
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from plateaulens._registry import look_up
 from plateaulens.batch import Batch
+from plateaulens.papers.matrix_completion.cells import as_matrix_batch
 from plateaulens.probing.probes import probe
+from plateaulens.protocols import HookedModel
 from plateaulens.tasks.base import Feature
 
 FEATURES = ("element", "row", "svd", "svd_any_sign")
-AFTER = "blocks.*.hook_normalized_resid_post"  # what leaves a block of a post-norm model
+LAYER_OUTPUTS = "blocks.*.hook_normalized_resid_post"  # of a post-norm model
 SCORES = ("train_loss", "loss", "cosine", "absolute_cosine")
 
 
 def probe_cells(
-    model: Any,
+    model: HookedModel,
     batch: Batch,
     features: Sequence[str] = FEATURES,
-    sites: str | Sequence[str] = AFTER,
+    sites: str | Sequence[str] = LAYER_OUTPUTS,
     *,
     fractions: tuple[float, float, float] = (8 / 9, 0.0, 1 / 9),
     seed: int = 0,
 ) -> xr.Dataset:
-    """Least squares without a bias or a penalty, one probe a feature and site for all cells (arXiv 2410.22244).
+    """Losses of least-squares probes without bias or penalty, one per feature and site for all cells.
 
     Args:
-        model: any hooked model.
-        batch: matrices; the paper trains on 2048 and tests on 256.
-        features: names of `MatrixCompletion.features`.
-        sites: hook names or globs.
-        fractions: of the matrices: to train on, none to choose by, to test on.
-        seed: of the split.
+        model: Any hooked model.
+        batch: A batch of `MatrixCompletion`; the paper trains on 2048 matrices and tests on 256.
+        features: Names of `MatrixCompletion.features`.
+        sites: Hook names or globs.
+        fractions: Shares of the matrices for training, validation (not used) and testing.
+        seed: Seed of the split.
 
     Returns:
-        Over (feature, site): `train_loss` and `loss`, mean squared errors over all cells and entries of the target, the
-        latter of matrices not trained on; of these `observed_loss` and `masked_loss` over the shown and hidden cells,
-        `zero_loss` of guessing 0, and of vectors the mean `cosine` and `absolute_cosine` (0 for a target of 0).
+        Over (feature, site): `train_loss`, the mean squared error over all cells and entries of the target on training
+        matrices, and on test matrices `loss`, `observed_loss` and `masked_loss` over those cells, `zero_loss` of
+        predicting 0, and for vectors the mean `cosine` and `absolute_cosine` (0 for a target of 0).
 
     Raises:
-        ValueError: for no feature, or an unknown feature or site.
+        ValueError: For no feature, or an unknown feature or site.
     """
     if not features:
-        raise ValueError(f"nothing to probe for: got no feature; name some of {', '.join(FEATURES)}")
-    known = batch.task.features(batch)
+        raise ValueError(f"got no feature to probe for; choose from {', '.join(FEATURES)}")
+    matrices = as_matrix_batch(batch)
+    known = matrices.task.features(matrices)
 
     def scores(feature: Feature) -> xr.Dataset:
-        found = probe(
+        result = probe(
             model,
             batch,
             feature,
@@ -64,13 +66,12 @@ def probe_cells(
             shuffled=False,
             seed=seed,
         )
-        shown = batch.observed  # type: ignore[attr-defined]
-        apart = {
-            "observed_loss": ("site", found.loss_where(shown)),
-            "masked_loss": ("site", found.loss_where(~shown)),
-            "zero_loss": float(feature.labels.cpu()[found.test].square().mean()),
+        by_cells = {
+            "observed_loss": ("site", result.loss_where(matrices.observed)),
+            "masked_loss": ("site", result.loss_where(~matrices.observed)),
+            "zero_loss": float(feature.labels.cpu()[result.test].square().mean()),
         }
-        return found.table[list(SCORES)].mean("offset").assign(apart)
+        return result.table[list(SCORES)].mean("offset").assign(by_cells)
 
-    each = [scores(look_up("feature", name, known)) for name in features]
-    return xr.concat(each, xr.Variable("feature", list(features)))
+    by_feature = [scores(look_up("feature", name, known)) for name in features]
+    return xr.concat(by_feature, xr.Variable("feature", list(features)))

@@ -1,7 +1,6 @@
-"""What a model says of each cell of a matrix, step by step."""
+"""Predicted matrices at each step of a run."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -10,32 +9,33 @@ from torch import Tensor
 
 from plateaulens.analysis.checkpoint_steps import map_checkpoints
 from plateaulens.batch import Batch
-from plateaulens.papers.matrix_completion.head_atlas import matrices_of
+from plateaulens.papers.matrix_completion.cells import as_matrix_batch
+from plateaulens.protocols import CheckpointSeries, HookedModel
 from plateaulens.tracing.traces import trace
 
 
-def completions(run: Any, batch: Batch, steps: Sequence[int] | None = None) -> xr.Dataset:
-    """The entries that the model of each step gives, beside the true ones and what was shown.
+def completions(run: CheckpointSeries, batch: Batch, steps: Sequence[int] | None = None) -> xr.Dataset:
+    """Entries predicted by the model of each step, with the true ones and which are observed.
 
     Args:
-        run: a Run of matrix completion.
-        batch: matrices of one size.
-        steps: checkpoints, all of the run by default.
+        run: A run of matrix completion.
+        batch: Matrices of one size.
+        steps: Steps of checkpoints; all by default.
 
     Returns:
         `predicted` (step matrix row col), `true` and `observed` (matrix row col).
 
     Raises:
-        ValueError: for other batches, or when the run has no checkpoint.
+        ValueError: For a batch of another task, or a run without checkpoints.
     """
-    size = {"row": (batch := matrices_of(batch)).task.rows, "col": batch.task.cols}
+    matrices = as_matrix_batch(batch)
+    size = {"row": matrices.task.rows, "col": matrices.task.cols}
 
-    def uninterruptible(cells: Tensor) -> tuple[tuple[str, str, str], np.ndarray]:
+    def as_matrices(cells: Tensor) -> tuple[tuple[str, str, str], np.ndarray]:
         return ("matrix", "row", "col"), rearrange(cells.cpu(), "b (row col) -> b row col", **size).numpy()
 
-    def look(model: Any) -> xr.Dataset:
-        return xr.Dataset({"predicted": uninterruptible(trace(model, batch, ["outputs"]).outputs.float())})
+    def predictions(model: HookedModel) -> xr.Dataset:
+        return xr.Dataset({"predicted": as_matrices(trace(model, matrices, ["outputs"]).outputs.float())})
 
-    return map_checkpoints(run, look, steps).assign(
-        true=uninterruptible(batch.values), observed=uninterruptible(batch.observed)
-    )
+    grids = map_checkpoints(run, predictions, steps)
+    return grids.assign(true=as_matrices(matrices.values), observed=as_matrices(matrices.observed))

@@ -2,24 +2,16 @@
 
     run = SMALL_RECIPES["matrix"].record("runs/matrix/0", seed=0)
 
-The paper's size needs a GPU: a step is 2.1e12 floating-point operations. "matrix-mixture" is measured on one held-out
-batch, hence on one of its sizes (the paper follows each); of "matrix-sequence" no measure is of the shown cells alone.
-
-    trained = train_components(SMALL_RECIPES["matrix"], run, "runs/matrix/parts", steps=6000)     # fig. 8
-    pl.plots.seeds({name: [own] for name, own in trained.items()}, ["masked_loss"])
-
-`plateaulens matrix components RUN` is that from a shell.
+The paper's size needs a GPU: a step of "matrix" is 2.1e12 floating-point operations. "matrix-mixture" is measured on
+one evaluation batch, hence on matrices of one of its sizes (the paper measures each size); no metric of
+"matrix-sequence" is restricted to the observed cells.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from plateaulens._registry import look_up
 from plateaulens.models.config import bert
 from plateaulens.papers.recipe import Recipe
-from plateaulens.runs.run import Run
 from plateaulens.tasks import MatrixCompletion, MatrixMixture, MatrixSequence
 from plateaulens.training.config import TrainConfig
 
@@ -46,55 +38,3 @@ SMALL_RECIPES: dict[str, Recipe] = {
         train=SMALL,
     ),
 }
-
-PARTS = ("embed", "pos", "ln_embed", "qk", "ov", "ln1", "mlp", "ln2", "unembed")  # of `bert`, each parameter in one
-# What is trained alone. Figure 8 has the first four; the released script trains the last, all in one.
-COMPONENTS: dict[str, tuple[str, ...]] = {
-    "token embeddings": ("embed",),
-    "position embeddings": ("pos",),
-    "mlp": ("mlp",),
-    "attention": ("qk", "ov"),
-    "all embeddings": ("embed", "pos", "ln_embed"),
-}
-
-
-def components(recipe: Recipe) -> dict[str, Recipe]:
-    """One component trained from its initial weights, all else being a trained model's and fixed (fig. 8).
-
-    The recipes need a `donor`, and another seed than its own to start elsewhere and see other matrices.
-    """
-    rest = {name: tuple(part for part in PARTS if part not in own) for name, own in COMPONENTS.items()}
-    return {name: replace(recipe, frozen=frozen, optimal=True, figure="fig. 8") for name, frozen in rest.items()}
-
-
-def train_components(
-    recipe: Recipe,
-    donor: Run,
-    folder: str | Path,
-    names: Iterable[str] = COMPONENTS,
-    *,
-    steps: int | None = None,
-    seed: int = 1,
-    **options: Any,
-) -> dict[str, Run]:
-    """Record the trainings of single components, or finish what an earlier call left.
-
-    Args:
-        recipe: of the whole model.
-        donor: a finished run of it, whose last weights the other components keep.
-        folder: for one run a component.
-        names: of `COMPONENTS`.
-        steps: of each training; the recipe's by default.
-        seed: of the component's initial weights and of the matrices.
-        options: as of `Recipe.record`.
-
-    Raises:
-        ValueError: for an unknown component, or a folder that holds another training.
-    """
-    if steps is not None:
-        recipe = replace(recipe, train=replace(recipe.train, steps=steps))
-    chosen = {name: look_up("component", name, components(recipe)) for name in names}
-    return {
-        name: own.record(Path(folder) / name.replace(" ", "-"), seed=seed, donor=donor, **options)
-        for name, own in chosen.items()
-    }

@@ -1,8 +1,8 @@
-"""The tables of docs/matrix.md; what is not trained yet is trained first.
+"""Tables of docs/matrix.md. Runs that do not exist yet are trained first.
 
-python docs/matrix.py runs/matrix 3                         # the curves of three seeds, and what is inside each
-python docs/matrix.py runs/matrix 1 --only components       # single components of seed 0, 6,000 steps each
-python docs/matrix.py runs/matrix 1 --only smaller          # smaller settings with uniform factors, one seed each
+python -m plateaulens.papers.matrix_completion.tables runs/matrix 3                     # experiments on three seeds
+python -m plateaulens.papers.matrix_completion.tables runs/matrix 1 --only components   # single components of seed 0
+python -m plateaulens.papers.matrix_completion.tables runs/matrix 1 --only smaller      # smaller, uniform factors
 """
 
 import argparse
@@ -13,80 +13,83 @@ from pathlib import Path
 
 import pandas as pd
 
-import plateaulens as pl
+from plateaulens.analysis.plateau import find_plateau
 from plateaulens.papers.matrix_completion.experiments import EXPERIMENTS, ExperimentConfig, components
 from plateaulens.papers.matrix_completion.recipes import SMALL_RECIPES
+from plateaulens.runs.run import Run
 
 RECIPE = SMALL_RECIPES["matrix"]
 UNIFORM = replace(RECIPE.task, factors="uniform")
-SMALLER = {
+SMALLER_TASKS = {  # name -> task, batch size, learning rate
     "3 x 3, rank 1, p_mask 0.2, batch 256, lr 2e-3": (replace(UNIFORM, rows=3, cols=3, p_mask=0.2), 256, 2e-3),
     "4 x 4, rank 1, p_mask 0.2, batch 256, lr 2e-3": (replace(UNIFORM, p_mask=0.2), 256, 2e-3),
     "4 x 4, rank 1, p_mask 0.3, batch 64, lr 3e-3": (UNIFORM, 64, 3e-3),
 }
 
 
-def inside(folder: Path, seeds: int) -> None:
-    """Print the curves of all seeds, then what is inside each, on the plateau (step 2,000) and at the end."""
+def write_experiments(folder: Path, seeds: int) -> None:
+    """Write the losses of all seeds, then all experiments on each seed at steps 2,000 (the plateau) and 10,000."""
     runs = [trained(folder, seed) for seed in range(seeds)]
-    write("The curves, 1024 held-out matrices", curves(runs))
+    write("Losses, 1024 evaluation matrices", losses(runs))
     for run in runs:
-        setting = ExperimentConfig.of(run, before=2000, n=2048, seed=7)
+        config = ExperimentConfig.of(run, before=2000, n=2048, seed=7)
         for experiment in EXPERIMENTS.values():
-            for shown in experiment(setting):
-                write(f"Seed {run.path.name}: {shown.title}", shown.text)
+            for section in experiment(config):
+                write(f"Seed {run.path.name}: {section.title}", section.text)
 
 
-def parts(folder: Path, seeds: int) -> None:
-    """Print when single components of the first seed drop."""
-    for shown in components(trained(folder, 0), folder / "components", steps=6000):
-        write(shown.title, shown.text)
+def write_components(folder: Path, seeds: int) -> None:
+    """Write the steps at which trainings of single components of seed 0 drop; `seeds` is not used."""
+    for section in components(trained(folder, 0), folder / "components", steps=6000):
+        write(section.title, section.text)
 
 
-def smaller(folder: Path, seeds: int) -> None:
-    """Print when smaller settings with uniform factors drop, and after how much time where they are trained now."""
+def write_smaller(folder: Path, seeds: int) -> None:
+    """Write the steps at which smaller tasks drop, and the CPU time if they are trained now; `seeds` is not used."""
     rows = {}
-    for name, (task, size, lr) in SMALLER.items():
-        recipe = replace(RECIPE, task=task, train=replace(RECIPE.train, batch_size=size, lr=lr))
-        path, began = folder / "smaller" / name.replace(", ", "_").replace(" ", "-"), time.process_time()
-        is_new = not path.exists()
-        share = recipe.record(path, every=250, eval_batch=task.sample(1024, seed=1)).metrics.masked_loss / task.variance
+    for name, (task, batch_size, lr) in SMALLER_TASKS.items():
+        recipe = replace(RECIPE, task=task, train=replace(RECIPE.train, batch_size=batch_size, lr=lr))
+        path, start = folder / "smaller" / name.replace(", ", "_").replace(" ", "-"), time.process_time()
+        is_new, eval_batch = not path.exists(), task.sample(1024, seed=1)
+        share = recipe.record(path, every=250, eval_batch=eval_batch).metrics.masked_loss / task.variance
         below = share.index[share < 0.5]
         drop = int(below[0]) if len(below) else None
-        until = recipe.train.steps if drop is None else drop
-        seconds = (time.process_time() - began) * until / recipe.train.steps  # updates take the same time each
+        seconds = (time.process_time() - start) * (drop or recipe.train.steps) / recipe.train.steps
         rows[name] = {"drop": str(drop), "least share": f"{share.min():.2f}", "seconds": f"{seconds:.0f}" * is_new}
     write("Uniform factors", pd.DataFrame(rows).T.to_string())
 
 
-def trained(folder: Path, seed: int) -> pl.Run:
-    """A run of the small setting."""
+def trained(folder: Path, seed: int) -> Run:
+    """The run of the small recipe with a seed, trained if needed."""
     eval_batch = RECIPE.task.sample(1024, seed=1)
     return RECIPE.record(folder / str(seed), seed=seed, eval_batch=eval_batch, every=50, save_every=500)
 
 
-def curves(runs: list[pl.Run]) -> str:
-    """A row a run: when its plateau ends, and the losses on it and at the end."""
-    rows = {}
+def losses(runs: list[Run]) -> str:
+    """Table of the plateau's end and drop, and of losses on the plateau and at the end, by run."""
+    columns = {}
     for run in runs:
-        plateau, metrics = pl.find_plateau(run), run.metrics
-        rows[run.path.name] = {"loss leaves": str(plateau.end), "drop": str(plateau.drop)}
+        plateau, metrics = find_plateau(run), run.metrics
+        column = {"loss leaves": str(plateau.end), "drop": str(plateau.drop)}
         for when, values in (("plateau", metrics.loc[1000:3000].median()), ("end", metrics.iloc[-1])):
             for name in ("loss", "observed_loss", "masked_loss", "masked_size"):
-                rows[run.path.name][f"{name}, {when}"] = f"{values[name]:.4f}"
-    return str(pd.DataFrame(rows).to_string())
+                column[f"{name}, {when}"] = f"{values[name]:.4f}"
+        columns[run.path.name] = column
+    return str(pd.DataFrame(columns).to_string())
 
 
 def write(title: str, table: str) -> None:
-    """A table under its title."""
+    """Write a table below its title."""
     sys.stdout.write(f"{title}\n\n{table}\n\n")
     sys.stdout.flush()
 
 
+WRITERS = {"experiments": write_experiments, "components": write_components, "smaller": write_smaller}
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("seeds", type=int)
-    parser.add_argument("--only", choices=("inside", "components", "smaller"), default="inside")
-    asked = parser.parse_args()
-    {"inside": inside, "components": parts, "smaller": smaller}[asked.only](asked.folder, asked.seeds)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of the runs")
+    parser.add_argument("seeds", type=int, help="number of seeds")
+    parser.add_argument("--only", choices=WRITERS, default="experiments")
+    options = parser.parse_args()
+    WRITERS[options.only](options.folder, options.seeds)

@@ -1,29 +1,29 @@
 """Figures of matrix completion (arXiv 2410.22244)."""
 
-from plateaulens.papers.matrix_completion.plots.cells import cell_probes, shifts
 from plateaulens.papers.matrix_completion.plots.embeddings import position_embeddings, token_embeddings, token_progress
 from plateaulens.papers.matrix_completion.plots.heads import (
-    copying,
+    copied_tokens,
     head_ablations,
     head_categories,
     head_maps,
-    negation,
-    switching,
+    negated_patches,
+    swapped_parts,
 )
-from plateaulens.papers.matrix_completion.plots.matrix_steps import completion, matrix_steps
+from plateaulens.papers.matrix_completion.plots.losses import cell_probes, completion, ood_losses
+from plateaulens.papers.matrix_completion.plots.matrix_steps import matrix_steps
 
 __all__ = [
     "cell_probes",
     "completion",
-    "copying",
+    "copied_tokens",
     "head_ablations",
     "head_categories",
     "head_maps",
     "matrix_steps",
-    "negation",
+    "negated_patches",
+    "ood_losses",
     "position_embeddings",
-    "shifts",
-    "switching",
+    "swapped_parts",
     "token_embeddings",
     "token_progress",
 ]
