@@ -36,19 +36,24 @@ def seeds(
     if not groups or not all(groups.values()):
         sizes = {label: len(group) for label, group in groups.items()}
         raise ValueError(f"each group needs at least one run, got {sizes}")
-    frames = [metrics for group in groups.values() for metrics in group]
-    recorded = list(dict.fromkeys(str(c) for metrics in frames for c in metrics))
-    if columns is None:
-        columns = [c for lines in panels_of(recorded).values() for c in lines]
-    if not columns:
-        raise ValueError(f"nothing to draw: recorded columns are {recorded}; pass columns=")
-    for column in columns:
-        for metrics in [m for m in frames if column in m] or frames[:1]:
-            require_numbers(metrics, column)
+    columns = _columns([metrics for group in groups.values() for metrics in group], columns)
     figure = stacked([title_of(c) for c in columns])
     for i, (label, group) in enumerate(groups.items()):
         _draw(figure, i, label, group, columns)
     return stacked_style(figure, len(columns), x or "step", hovermode="closest", showlegend=True)
+
+
+def _columns(frames: list[pd.DataFrame], columns: Sequence[str] | None) -> Sequence[str]:
+    """The metrics to draw: `columns`, each recorded by a run at least, or those with a panel in `dynamics`."""
+    recorded = list(dict.fromkeys(str(column) for metrics in frames for column in metrics))
+    if columns is None:
+        columns = [column for lines in panels_of(recorded).values() for column in lines]
+    if not columns:
+        raise ValueError(f"nothing to draw: recorded columns are {recorded}; pass columns=")
+    for column in columns:
+        for metrics in [frame for frame in frames if column in frame] or frames[:1]:
+            require_numbers(metrics, column)
+    return columns
 
 
 def _indexed(metrics: pd.DataFrame, x: str | None) -> pd.DataFrame:
