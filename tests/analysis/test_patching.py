@@ -1,5 +1,6 @@
-"""Patched runs are those which plain hooks give, on every kind of model; paths are those worked out by hand."""
+"""Patching equals plain hooks on every kind of model, and paths equal those worked out by hand."""
 
+from inspect import unwrap
 from itertools import product
 
 import numpy as np
@@ -16,7 +17,7 @@ from plateaulens.interventions import intervene
 
 D_VOCAB, LENGTH = 20, 4
 KINDS = ["linear", "softmax", "converted", "neox", "olmo"]
-BY_TL = {  # site, by -> the sweep of TransformerLens that means the same
+TL_SWEEPS = {  # site, axes -> the equivalent sweep of TransformerLens
     ("resid_pre", "pos"): "resid_pre",
     ("attn_out", "pos"): "attn_out",
     ("mlp_out", "pos"): "mlp_out",
@@ -123,30 +124,30 @@ def quiet(function, *args, **options):
 
 @pytest.mark.parametrize("attention", ["linear", "softmax"])
 @pytest.mark.parametrize("site", PLACES)
-def test_every_place_is_what_a_plain_hook_gives(site, attention):
+def test_activation_patching_equals_plain_hooks(site, attention):
     model, (clean, corrupted) = make(attention), batches()
-    axes = PLACES[site]
-    for by in [(), *[(axis,) for axis in axes], *([tuple(reversed(axes))] if len(axes) > 1 else [])]:
-        grid = quiet(pl.activation_patching, model, clean, corrupted, site, metric, by=by)
-        assert grid.dims == ("layer", *by) and grid.name == "metric"
+    dims = PLACES[site]
+    for axes in [(), *[(axis,) for axis in dims], *([tuple(reversed(dims))] if len(dims) > 1 else [])]:
+        grid = quiet(pl.activation_patching, model, clean, corrupted, site, metric, axes=axes)
+        assert grid.dims == ("layer", *axes) and grid.name == "metric"
         seen, _ = read(model, clean.tokens, [hook_of(site, layer) for layer in range(2)])
         for layer, *at in product(*(grid[axis].values for axis in grid.dims)):
             name, where = hook_of(site, layer), [slice(None)] * 4
-            for axis, i in zip(by, at, strict=True):
-                where[axes[axis]] = i
+            for axis, i in zip(axes, at, strict=True):
+                where[dims[axis]] = i
             where = tuple(where[: seen[name].ndim])
             truth = metric(logits_of(model, corrupted.tokens, [setter(name, seen[name], where)]))
             near(grid.sel(dict(zip(grid.dims, (layer, *at), strict=True))), truth, atol=1e-12)
         assert (abs(grid - grid.corrupted) > 1e-6).any()
 
 
-@pytest.mark.parametrize("site, by", BY_TL)
-def test_the_numbers_are_transformerlenss_own(site, by, model):
+@pytest.mark.parametrize("site, axes", TL_SWEEPS)
+def test_activation_patching_equals_transformerlens(site, axes, model):
     clean, corrupted = batches()
-    grid = quiet(pl.activation_patching, model, clean, corrupted, site, metric, by)
+    grid = quiet(pl.activation_patching, model, clean, corrupted, site, metric, axes)
     with torch.no_grad():
         _, cache = model.run_with_cache(clean.tokens)
-        truth = getattr(theirs, f"get_act_patch_{BY_TL[site, by]}")(model, corrupted.tokens, cache, metric)
+        truth = getattr(theirs, f"get_act_patch_{TL_SWEEPS[site, axes]}")(model, corrupted.tokens, cache, metric)
     assert grid.shape == truth.shape
     near(grid, truth)
     near([grid.clean, grid.corrupted], [metric(logits_of(model, b.tokens)) for b in (clean, corrupted)])
@@ -154,21 +155,21 @@ def test_the_numbers_are_transformerlenss_own(site, by, model):
 
 
 @pytest.mark.parametrize("site", [site for site in PLACES if site != "resid_mid"])
-def test_a_run_patched_into_itself_stays_as_it_is(site, model):
+def test_run_patched_into_itself_is_unchanged(site, model):
     clean, _ = batches()
-    grid = quiet(pl.activation_patching, model, clean, clean, site, metric, by=())
+    grid = quiet(pl.activation_patching, model, clean, clean, site, metric, axes=())
     assert grid.clean == grid.corrupted
     near(grid, grid.clean)
 
 
 def test_whole_residual_streams_restore_the_clean_run(model):
     for site in ("resid_pre", "resid_post"):
-        grid = quiet(pl.activation_patching, model, *batches(), site, metric, by=())
+        grid = quiet(pl.activation_patching, model, *batches(), site, metric, axes=())
         assert grid.dims == ("layer",) and abs(grid.clean - grid.corrupted) > 1e-2
         near(normalized(grid), 1)
 
 
-def test_only_the_token_that_differs_matters_before_the_first_layer(model):
+def test_only_the_differing_token_matters_before_the_first_layer(model):
     clean, _ = batches()
     tokens = clean.tokens.clone()
     tokens[:, 1] = (tokens[:, 1] + 7) % D_VOCAB
@@ -176,7 +177,7 @@ def test_only_the_token_that_differs_matters_before_the_first_layer(model):
     near(normalized(grid).sel(layer=0), [0, 1, 0, 0], atol=1e-4)
 
 
-def test_the_last_stream_at_a_position_changes_the_logits_there_and_nowhere_else(model):
+def test_patch_after_the_last_layer_changes_only_its_position(model):
     for pos in range(LENGTH):
         at_pos = lambda logits: logits[:, pos, 3].mean()  # noqa: B023, E731
         grid = quiet(pl.activation_patching, model, *batches(), "resid_post", at_pos)
@@ -184,7 +185,7 @@ def test_the_last_stream_at_a_position_changes_the_logits_there_and_nowhere_else
         near(grid.sel(layer=1), truth)
 
 
-def test_the_default_metric_is_the_mean_log_probability_of_the_clean_answers():
+def test_default_metric_is_mean_log_probability_of_clean_answers():
     task = pl.tasks.MovingWindowSum(n=3, k=2, p=5)
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16, n_heads=2, init_scale=10.0))
     clean, corrupted = task.sample(4, seed=0), task.sample(4, seed=1)
@@ -199,7 +200,7 @@ def test_the_default_metric_is_the_mean_log_probability_of_the_clean_answers():
     assert (again.clean, again.corrupted, again.name) == (grid.clean, grid.corrupted, grid.name)
 
 
-def test_answers_of_different_length_count_by_prompt():
+def test_default_metric_weighs_prompts_of_any_answer_length_equally():
     task = pl.tasks.MovingWindowSum(n=3, k=2, p=5)
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16, n_heads=2, init_scale=10.0))
     whole = task.sample(2, seed=0)
@@ -237,7 +238,7 @@ def circuit():
     return model
 
 
-def test_a_hand_made_circuit_is_found():
+def test_patching_finds_a_hand_made_circuit():
     model = circuit()
     runs = [pl.Batch.prompts(torch.tensor([[token]])) for token in (0, 1)]
     right = lambda logits: (logits[:, -1, 0] - logits[:, -1, 1]).mean()  # noqa: E731
@@ -318,7 +319,7 @@ def path_by_hand(model, clean, corrupted, layer, head, receivers, through_mlps):
 @pytest.mark.parametrize("through_mlps", [True, False])
 @pytest.mark.parametrize("receivers", RECEIVERS, ids=str)
 @pytest.mark.parametrize("attention", ["linear", "softmax"])
-def test_paths_are_those_worked_out_from_the_weights(attention, receivers, through_mlps):
+def test_path_patching_equals_values_worked_out_from_weights(attention, receivers, through_mlps):
     model, (clean, corrupted) = make(attention), batches()
     grid = quiet(pl.analysis.path_patching, model, clean, corrupted, receivers, metric, through_mlps)
     for layer, head in product(range(2), range(3)):
@@ -330,7 +331,7 @@ def test_paths_are_those_worked_out_from_the_weights(attention, receivers, throu
 
 
 @pytest.mark.parametrize("through_mlps", [True, False])
-def test_paths_are_those_of_plain_hooks_on_every_kind(model, through_mlps):
+def test_path_patching_equals_plain_hooks(model, through_mlps):
     clean, corrupted = batches()
     every = [f"blocks.{layer}.{name}" for layer in range(2) for name in ("attn.hook_z", "hook_mlp_out")]
     frozen_at = [name for name in every if name.endswith("z") or not through_mlps]
@@ -353,7 +354,7 @@ def test_paths_are_those_of_plain_hooks_on_every_kind(model, through_mlps):
         assert (abs(grid.sel(layer=0) - grid.corrupted) > 1e-4).all()
 
 
-def test_receivers_of_several_layers_receive_at_once():
+def test_receivers_in_several_layers_are_patched_together():
     """A sender in the middle reaches the later receiver only; what the earlier one does with it is not sent on."""
     model, (clean, corrupted) = make(n_layers=3), batches()
     receivers = [(1, "v", 0), (2, "q", 1)]
@@ -373,7 +374,7 @@ def test_receivers_of_several_layers_receive_at_once():
     assert (abs(grid - grid.corrupted).max("head") > 1e-4).values.tolist() == [True, True, False]
 
 
-def test_the_path_from_the_last_layer_to_the_logits_is_the_whole_effect(model):
+def test_path_from_last_layer_to_logits_is_the_whole_effect(model):
     whole = quiet(pl.activation_patching, model, *batches(), "z", metric)
     paths = quiet(pl.analysis.path_patching, model, *batches(), "logits", metric)
     near(paths.sel(layer=1), whole.sel(layer=1))
@@ -381,7 +382,7 @@ def test_the_path_from_the_last_layer_to_the_logits_is_the_whole_effect(model):
 
 
 @pytest.mark.parametrize("part", ["q", "k", "v"])
-def test_only_the_receiver_receives(part, model):
+def test_only_the_receivers_input_is_changed(part, model):
     """The pattern (for v: z) of the other heads of its layer stays that of the corrupted run."""
     clean, corrupted = batches()
     site, axis = ("blocks.1.attn.hook_z", 2) if part == "v" else ("blocks.1.attn.hook_pattern", 1)
@@ -396,14 +397,14 @@ def test_only_the_receiver_receives(part, model):
     assert (moved[:served] > 1e-4).all() and (moved[served:] < 1e-6).all()
 
 
-def test_conversion_changes_no_number():
+def test_converted_model_gives_the_same_numbers():
     model, pair = make("linear"), batches()
     converted = pl.to_tl(model)
     near(*(quiet(pl.activation_patching, m, *pair, "pattern", metric, ("query", "head")) for m in (model, converted)))
     near(*(quiet(pl.analysis.path_patching, m, *pair, [(1, "k", 0)], metric, False) for m in (model, converted)))
 
 
-def test_a_batch_without_a_difference_sends_nothing(model):
+def test_equal_batches_have_no_path_effect(model):
     clean, _ = batches()
     for receivers in ([(1, "q", 0)], "logits"):
         near(
@@ -415,7 +416,7 @@ def test_a_batch_without_a_difference_sends_nothing(model):
 # What surrounds the numbers --------------------------------------------------------------------------------------
 
 
-def test_the_model_is_left_as_it_was(model):
+def test_patching_leaves_the_model_unchanged(model):
     tokens = prompts(0)
     before = logits_of(model, tokens)
     quiet(pl.activation_patching, model, *batches(), metric=metric)
@@ -432,7 +433,7 @@ def test_the_model_is_left_as_it_was(model):
     assert not has_user_hooks(model) and torch.equal(logits_of(model, tokens), before)
 
 
-def test_it_composes_with_interventions():
+def test_patching_inside_intervene_uses_the_changed_model():
     """Inside `intervene`, all runs are those of the changed model."""
     model, pair = make("linear"), batches()
     with intervene(model, pl.AblateHeads([(0, 0)], "zero")):
@@ -442,7 +443,7 @@ def test_it_composes_with_interventions():
     near(grid.sel(layer=0, head=0), grid.corrupted)
 
 
-def test_axes_have_names_and_coordinates_and_runs_their_values():
+def test_grids_have_named_axes_coordinates_and_attributes():
     def logit_difference(logits):
         return float(metric(logits))
 
@@ -458,22 +459,22 @@ def test_axes_have_names_and_coordinates_and_runs_their_values():
     assert (paths.receivers, paths.through_mlps, paths.dims) == ("L1H0.q, L1H2.v", False, ("layer", "head"))
 
 
-def test_progress_is_shown_unless_it_is_not_wanted(capsys):
+def test_progress_bar_is_shown_only_with_progress(capsys):
     quiet(pl.activation_patching, make(), *batches(), metric=metric)
     quiet(pl.analysis.path_patching, make(), *batches(), "logits", metric)
     assert capsys.readouterr() == ("", "")
     pl.activation_patching(make(), *batches(), metric=metric)
     pl.analysis.path_patching(make(), *batches(), [(1, "q", 0)], metric)
-    said = capsys.readouterr().err
-    assert "patching resid_pre" in said and "paths to L1H0.q" in said and "8/8" in said
+    shown = capsys.readouterr().err
+    assert "patching resid_pre" in shown and "paths to L1H0.q" in shown and "8/8" in shown
 
 
 WRONG = [
     (dict(site="resid_pr"), "unknown site 'resid_pr'; did you mean 'resid_pre'"),
-    (dict(site="z", by="key"), "unknown axis of z 'key'"),
-    (dict(site="resid_pre", by="head"), "unknown axis of resid_pre 'head'; known: pos"),
-    (dict(site="pattern", by="pos"), "known: head, query"),
-    (dict(site="z", by=("head", "head")), "once"),
+    (dict(site="z", axes="key"), "unknown axis of z 'key'"),
+    (dict(site="resid_pre", axes="head"), "unknown axis of resid_pre 'head'; known: pos"),
+    (dict(site="pattern", axes="pos"), "known: head, query"),
+    (dict(site="z", axes=("head", "head")), "once"),
     (dict(metric=lambda logits: logits[:, -1, 0]), r"one number, got shape \[3\]; take the mean"),
     (dict(metric=None), "no true answers to score; pass metric="),
     (dict(corrupted=pl.Batch.prompts(prompts(1, n=2))), r"got inputs of \[3, 4\] and \[2, 4\]"),
@@ -482,11 +483,11 @@ WRONG = [
 
 
 @pytest.mark.parametrize("changed, message", WRONG, ids=[message[:20] for _, message in WRONG])
-def test_what_makes_no_sense_is_said_in_one_line(changed, message):
+def test_invalid_arguments_raise_in_one_line(changed, message):
     clean, corrupted = batches()
     arguments = dict(clean=clean, corrupted=corrupted, metric=metric, progress=False) | changed
     with pytest.raises(ValueError, match=message) as error:
-        pl.activation_patching(make(), **arguments)
+        unwrap(pl.activation_patching)(make(), **arguments)  # without the runtime check of types
     assert "\n" not in str(error.value)
 
 
@@ -503,13 +504,13 @@ WRONG_RECEIVERS = [
 
 
 @pytest.mark.parametrize("receivers, message", WRONG_RECEIVERS, ids=str)
-def test_receivers_that_are_not_there_are_named(receivers, message):
+def test_unknown_receivers_raise_in_one_line(receivers, message):
     with pytest.raises(ValueError, match=message) as error:
-        quiet(pl.analysis.path_patching, make(), *batches(), receivers, metric)
+        quiet(unwrap(pl.analysis.path_patching), make(), *batches(), receivers, metric)
     assert "\n" not in str(error.value)
 
 
-def test_sites_of_bridges_that_cannot_act_are_refused(model):
+def test_sites_that_cannot_be_edited_on_a_bridge_raise(model):
     if not hasattr(model, "original_model"):
         grid = quiet(pl.activation_patching, model, *batches(), "resid_mid", metric, ())
         near(normalized(grid).sel(layer=1), 1)
@@ -518,7 +519,7 @@ def test_sites_of_bridges_that_cannot_act_are_refused(model):
             quiet(pl.activation_patching, model, *batches(), "resid_mid", metric)
 
 
-def test_nothing_to_normalise_is_said():
+def test_normalized_raises_if_the_metric_does_not_differ():
     clean, _ = batches()
     grid = quiet(pl.activation_patching, make(), clean, clean, metric=metric)
     with pytest.raises(ValueError, match="metric is .* on both runs"):
@@ -532,22 +533,22 @@ def heats(figure):
     return [np.array(trace.z, dtype=float) for trace in figure.data]
 
 
-@pytest.mark.parametrize("site, by", [("resid_pre", ()), ("resid_pre", "pos"), ("z", "head"), ("pattern", "query")])
-def test_the_picture_shows_the_grid(site, by):
-    grid = quiet(pl.activation_patching, make(), *batches(), site, metric, by)
+@pytest.mark.parametrize("site, axes", [("resid_pre", ()), ("resid_pre", "pos"), ("z", "head"), ("pattern", "query")])
+def test_figure_shows_the_grid(site, axes):
+    grid = quiet(pl.activation_patching, make(), *batches(), site, metric, axes)
     figure = pl.plots.patching(grid)
     assert isinstance(figure, go.Figure) and figure.to_dict()
     (z,) = heats(figure)
     assert np.array_equal(z, grid.values if grid.ndim == 2 else grid.values[None])
-    axes = (figure.layout.yaxis.title.text or None, figure.layout.xaxis.title.text)
-    assert axes == (("layer", grid.dims[1]) if grid.ndim == 2 else (None, "layer"))
+    titles = (figure.layout.yaxis.title.text or None, figure.layout.xaxis.title.text)
+    assert titles == (("layer", grid.dims[1]) if grid.ndim == 2 else (None, "layer"))
     scale = figure.layout.coloraxis
     assert (scale.cmin + scale.cmax) / 2 == pytest.approx(grid.corrupted)
     assert scale.cmin <= grid.min() + 1e-9 and scale.cmax >= grid.max() - 1e-9
     assert figure.layout.title.text == f"metric, {site} patched" and figure.layout.paper_bgcolor == "rgba(0,0,0,0)"
 
 
-def test_three_axes_have_a_panel_a_head_on_one_scale():
+def test_figure_of_three_axes_has_one_panel_per_head():
     grid = quiet(pl.activation_patching, make(), *batches(), "z", metric, ("head", "pos"))
     figure = pl.plots.patching(normalized(grid))
     assert [note.text for note in figure.layout.annotations] == ["head 0", "head 1", "head 2"]
@@ -559,13 +560,13 @@ def test_three_axes_have_a_panel_a_head_on_one_scale():
     assert figure.layout.coloraxis.cmin == -figure.layout.coloraxis.cmax
 
 
-def test_paths_say_where_they_lead():
+def test_figure_of_paths_names_the_receivers():
     figure = pl.plots.patching(quiet(pl.analysis.path_patching, make(), *batches(), [(1, "q", 0)], metric))
     assert figure.layout.title.text == "metric, paths to L1H0.q"
     assert list(figure.data[0].x) == [0, 1, 2] and list(figure.data[0].y) == [0, 1]
 
 
-def test_a_picture_of_something_else_is_refused():
+def test_figure_of_another_array_raises():
     grid = quiet(pl.activation_patching, make(), *batches(), metric=metric)
     with pytest.raises(ValueError, match="the attribute 'corrupted'"):
         pl.plots.patching(grid.drop_attrs())
