@@ -28,7 +28,7 @@ def dense(model, batch):
 
 @pytest.mark.parametrize("attention", ["linear", "softmax"])
 @pytest.mark.parametrize("seed", range(3))
-def test_it_is_the_largest_eigenvalue_of_the_hessian(attention, seed):
+def test_equals_largest_eigenvalue_of_the_full_hessian(attention, seed):
     model, batch = build(seed, attention=attention), TASK.sample(8, seed=0)
     want = torch.linalg.eigvalsh(dense(model, batch).double())[-1].item()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -37,7 +37,7 @@ def test_it_is_the_largest_eigenvalue_of_the_hessian(attention, seed):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_a_quadratic_is_known_by_hand():
+def test_hessian_of_a_quadratic_equals_hand_computed_value():
     """On 1.5 |W x|^2 with orthonormal x the eigenvalue is 3."""
 
     class Quadratic:
@@ -53,7 +53,7 @@ def test_a_quadratic_is_known_by_hand():
     assert largest_hessian_eigenvalue(Linear(3, 1, bias=False), batch) == pytest.approx(3.0)
 
 
-def test_the_curve_has_a_value_for_each_checkpoint(tmp_path):
+def test_sharpness_has_a_value_for_each_checkpoint(tmp_path):
     model = build()
     eval_batch = TASK.sample(8, seed=1)
     training = pl.train(model, TASK, pl.TrainConfig(steps=4, batch_size=8))
@@ -61,5 +61,5 @@ def test_the_curve_has_a_value_for_each_checkpoint(tmp_path):
     curve = pl.analysis.sharpness(run, eval_batch)
     assert list(curve.index) == [0, 2, 4] and curve.sharpness.notna().all()
     assert curve.sharpness[4] == largest_hessian_eigenvalue(run.model(4), eval_batch)
-    with pytest.raises(ValueError, match="not settled in 1 iterations"):
+    with pytest.raises(ValueError, match="not converged in 1 iterations"):
         largest_hessian_eigenvalue(model, eval_batch, iterations=1)

@@ -321,7 +321,7 @@ def path_by_hand(model, clean, corrupted, layer, head, receivers, through_mlps):
 @pytest.mark.parametrize("attention", ["linear", "softmax"])
 def test_path_patching_equals_values_worked_out_from_weights(attention, receivers, through_mlps):
     model, (clean, corrupted) = make(attention), batches()
-    grid = quiet(pl.analysis.path_patching, model, clean, corrupted, receivers, metric, through_mlps)
+    grid = quiet(pl.analysis.path_patching, model, clean, corrupted, receivers, metric, through_mlps=through_mlps)
     for layer, head in product(range(2), range(3)):
         logits = path_by_hand(model, clean.tokens, corrupted.tokens, layer, head, receivers, through_mlps)
         near(grid.sel(layer=layer, head=head), metric(logits).detach(), atol=1e-10)
@@ -341,7 +341,7 @@ def test_path_patching_equals_plain_hooks(model, through_mlps):
         rotated = "rot_" if "blocks.0.attn.hook_q_normed" in model.hook_dict else ""
         sites = [] if receivers == "logits" else [(f"blocks.1.attn.hook_{rotated * (p == 'k')}{p}", h)
                                                   for _, p, h in receivers]  # fmt: skip
-        grid = quiet(pl.analysis.path_patching, model, clean, corrupted, receivers, metric, through_mlps)
+        grid = quiet(pl.analysis.path_patching, model, clean, corrupted, receivers, metric, through_mlps=through_mlps)
         for layer, head in product(range(2), grid["head"].values):
             name = f"blocks.{layer}.attn.hook_z"
             hooks = [setter(at, base[at]) for at in frozen_at]
@@ -401,7 +401,12 @@ def test_converted_model_gives_the_same_numbers():
     model, pair = make("linear"), batches()
     converted = pl.to_tl(model)
     near(*(quiet(pl.activation_patching, m, *pair, "pattern", metric, ("query", "head")) for m in (model, converted)))
-    near(*(quiet(pl.analysis.path_patching, m, *pair, [(1, "k", 0)], metric, False) for m in (model, converted)))
+    near(
+        *(
+            quiet(pl.analysis.path_patching, m, *pair, [(1, "k", 0)], metric, through_mlps=False)
+            for m in (model, converted)
+        )
+    )
 
 
 def test_equal_batches_have_no_path_effect(model):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import plateaulens as pl
-from plateaulens.analysis.checkpoint_steps import evenly
+from plateaulens.analysis.checkpoint_steps import evenly_spaced
 from plateaulens.analysis.checkpoint_traces import CheckpointTraces
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -71,7 +71,7 @@ def test_report_has_a_grid_of_attention_patched_across_steps(page: Path):
     figure, _ = json.JSONDecoder().raw_decode(page.read_text().partition('"step_grid": ')[2])
     # Steps 0, 20, 40, 60, a gap and the unpatched models.
     assert figure["layout"]["xaxis"]["ticktext"] == ["0", "20", "40", "60", "own"] and len(figure["data"][0]["x"]) == 7
-    assert evenly([0, 5, 9], 8) == [0, 5, 9] and evenly([*range(0, 210, 10)], 5) == [0, 50, 100, 150, 200]
+    assert evenly_spaced([0, 5, 9], 8) == [0, 5, 9] and evenly_spaced([*range(0, 210, 10)], 5) == [0, 50, 100, 150, 200]
 
 
 @pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium and chromedriver are not installed")

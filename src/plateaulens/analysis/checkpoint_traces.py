@@ -1,8 +1,7 @@
-"""What attention and representations look like at every checkpoint."""
+"""Attention, cosine similarities and answers at every checkpoint, for plots and the explorer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,19 +11,21 @@ from plateaulens.batch import Batch
 from plateaulens.hooks import PATTERN_HOOKS
 from plateaulens.metrics.functional.geometry import cosine_matrix
 from plateaulens.metrics.functional.precision import at_least_float32
+from plateaulens.protocols import CheckpointSeries
 from plateaulens.tracing.traces import FINAL, trace
 
 
 @dataclass(frozen=True, eq=False)
 class CheckpointTraces:
-    """Batch averages by step, ready to plot.
+    """Attention and cosine similarities by step, averaged over the batch, and the answers.
 
     Attributes:
-        steps: the checkpoints.
-        pattern: attention, averaged over the batch.
-        cosine: cos(h_i, h_j) of the output rows after the final norm, averaged over the batch.
-        generated: greedy answers to each prompt.
-        batch: the prompts.
+        steps: Steps of the checkpoints.
+        pattern: Attention, averaged over the batch.
+        cosine: cos(h_i, h_j) of the hidden states after the final norm that predict the answer, averaged over the
+            batch.
+        generated: Greedily decoded answer to each prompt.
+        batch: The prompts.
     """
 
     steps: list[int]
@@ -34,11 +35,16 @@ class CheckpointTraces:
     batch: Batch
 
 
-def trace_checkpoints(run: Any, batch: Batch, steps: Sequence[int] | None = None) -> CheckpointTraces:
-    """Trace every checkpoint of `run` (or those of `steps`) on `batch`.
+def trace_checkpoints(run: CheckpointSeries, batch: Batch, steps: Sequence[int] | None = None) -> CheckpointTraces:
+    """Trace the checkpoints of `run` on `batch`.
+
+    Args:
+        run: A Run or a suite of checkpoints.
+        batch: The prompts.
+        steps: Steps of the checkpoints; by default all.
 
     Raises:
-        ValueError: when the run has no checkpoint.
+        ValueError: If there is no checkpoint.
     """
     steps = chosen_steps(run, steps)
     patterns, cosines, answers = [], [], []
@@ -46,7 +52,7 @@ def trace_checkpoints(run: Any, batch: Batch, steps: Sequence[int] | None = None
         t = trace(run.model(step), batch, [PATTERN_HOOKS, FINAL, "generated"])
         maps = t.pattern()
         patterns.append(np.stack([at_least_float32(maps[layer]).mean(0).cpu().numpy() for layer in range(t.n_layers)]))
-        cosine, both = cosine_matrix(t.at_answers(t.cache[FINAL])), t.valid[:, :, None] & t.valid[:, None]
-        cosines.append(cosine.masked_fill(~both, float("nan")).nanmean(0).cpu().numpy())
+        cosine, both_valid = cosine_matrix(t.at_answers(t.cache[FINAL])), t.valid[:, :, None] & t.valid[:, None]
+        cosines.append(cosine.masked_fill(~both_valid, float("nan")).nanmean(0).cpu().numpy())
         answers.append(t.generated.cpu().numpy())
     return CheckpointTraces(steps, np.stack(patterns), np.stack(cosines), np.stack(answers), batch)

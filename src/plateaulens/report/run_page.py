@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import torch
 
 from plateaulens import plots
-from plateaulens.analysis.checkpoint_steps import evenly
+from plateaulens.analysis.checkpoint_steps import evenly_spaced
 from plateaulens.analysis.checkpoint_traces import CheckpointTraces, trace_checkpoints
 from plateaulens.analysis.plateau import Plateau
 from plateaulens.analysis.step_patching import patch_across_steps
@@ -136,7 +136,7 @@ def _map_figures(run: Run, traces: CheckpointTraces) -> dict[str, go.Figure]:
     figures = {"attention": plots.attention_map(traces)} if one_map else {"layers": plots.layer_maps(traces)}
     figures["cosine"] = plots.cosine_map(traces)
     if len(run.steps) > 1:
-        steps = evenly(run.steps, MAX_GRID_STEPS)
+        steps = evenly_spaced(run.steps, MAX_GRID_STEPS)
         grid = patch_across_steps(run, traces.batch, sources=steps, targets=steps, progress=False)
         figures["step_grid"] = plots.step_grid(grid)
     return figures

@@ -17,7 +17,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 
-from plateaulens.analysis.checkpoint_steps import evenly, map_checkpoints
+from plateaulens.analysis.checkpoint_steps import evenly_spaced, map_checkpoints
 from plateaulens.analysis.plateau import find_plateau
 from plateaulens.models.transformer import Transformer
 from plateaulens.papers.matrix_completion import plots
@@ -185,7 +185,7 @@ def copy(config: ExperimentConfig) -> list[Section]:
     for name, batch in (("low-rank", config.batch()), ("full-rank", config.batch(rank=None))):
         losses = copy_check(config.run, batch, values)
         values = [None if value == "MASK" else float(value) for value in losses["value"].values]  # the same for both
-        table = _table(losses.sel(step=evenly(config.run.steps, 6)).to_dataframe().unstack("value"))
+        table = _table(losses.sel(step=evenly_spaced(config.run.steps, 6)).to_dataframe().unstack("value"))
         sections.append(Section(f"Copying, {name} matrices", table, plots.copied_tokens(losses)))
     return sections
 

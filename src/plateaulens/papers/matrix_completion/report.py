@@ -1,6 +1,6 @@
 """Sections on matrix completion for the report of a run."""
 
-from plateaulens.analysis.checkpoint_steps import evenly, map_checkpoints
+from plateaulens.analysis.checkpoint_steps import evenly_spaced, map_checkpoints
 from plateaulens.papers.matrix_completion.cells import LOSSES
 from plateaulens.papers.matrix_completion.completions import completions
 from plateaulens.papers.matrix_completion.head_atlas import head_atlas
@@ -33,7 +33,7 @@ def report_sections(run: Run) -> list[Section]:
     is_one_size = isinstance(run.task, MatrixCompletion)
     if not is_one_size or not run.steps or not run.has_eval_batch or run.model_config is None:
         return sections
-    steps, eval_batch = evenly(run.steps, SLIDER_STEPS), run.eval_batch()
+    steps, eval_batch = evenly_spaced(run.steps, SLIDER_STEPS), run.eval_batch()
     matrices = matrix_steps(completions(run, eval_batch[:1], steps))
     sections.append(Section("", "Move the sliders through the checkpoints.", matrices))
     batch = eval_batch[:256]
