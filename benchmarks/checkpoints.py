@@ -1,11 +1,10 @@
-"""What measuring and walking checkpoints costs, beside plain Hugging Face and TransformerLens.
+"""Time to measure one checkpoint and to walk over many, compared with a plain loop over Hugging Face's models.
 
-    OMP_NUM_THREADS=1 python benchmarks/checkpoints.py --rounds 3
+    OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 python benchmarks/checkpoints.py --rounds 3
 
-By hand, a checkpoint is measured one prompt at a time through `generate`, without a cache; one by one, every checkpoint
-is downloaded and opened by itself. Both ways give the same numbers, or nothing is timed. The Hub is on loopback: it
-serves the ten steps of the shipped suite over and over, every file with a header of its own, so that no two have the
-same bytes and each has to be fetched.
+The plain loop measures a checkpoint one prompt at a time through `generate`, without a cache, and downloads and opens
+every checkpoint by itself. Both ways must give the same numbers before they are timed. The Hub is on loopback: it has
+the ten steps of the bundled suite several times, each file with a different header, so that each has to be fetched.
 """
 
 import argparse
@@ -36,36 +35,36 @@ from plateaulens.metrics.named import NGRAM_METRICS, STATE_METRICS
 from plateaulens.protocols import requires
 from plateaulens.tracing.traces import FINAL
 
-SHIPPED = pl.lm.bundled("neox-0.2m")
+BUNDLED = pl.lm.bundled("neox-0.2m")
 REPO, WEIGHTS = "org/small", "model.safetensors"
 SHORT = ["collapse", "repetition"]
-NEW = 8  # tokens
-PAIRS = torch.triu_indices(NEW, NEW, 1)
-ALL = torch.ones(100, NEW, dtype=torch.bool)  # of the answers exist
+N_NEW = 8  # generated tokens per prompt
+PAIRS = torch.triu_indices(N_NEW, N_NEW, 1)
+ALL = torch.ones(100, N_NEW, dtype=torch.bool)  # which answer positions exist
 
 
 # One checkpoint.
 
 
 @torch.no_grad()
-def by_hand(model: Any, batch: pl.Batch, metrics: Sequence[str]) -> dict[str, Tensor]:
-    """Values and tokens of each prompt in plain Hugging Face: one at a time, no cache."""
-    options = dict(min_new_tokens=NEW, max_new_tokens=NEW, do_sample=False, use_cache=False, pad_token_id=0)
+def plain_loop(model: Any, batch: pl.Batch, metrics: Sequence[str]) -> dict[str, Tensor]:
+    """Values and tokens of each prompt, one prompt at a time, by Hugging Face's `generate` without a cache."""
+    options = dict(min_new_tokens=N_NEW, max_new_tokens=N_NEW, do_sample=False, use_cache=False, pad_token_id=0)
     options |= dict(output_hidden_states=True, output_logits=metrics != SHORT, return_dict_in_generate=True)
-    said, states, found = [], [], defaultdict(list)
+    generated, states, columns = [], [], defaultdict(list)
     for row, end in zip(batch.tokens, batch.answer_positions[:, 0].tolist()):
         ids = row[None, : end + 1]
         out = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
         layers = [torch.stack([step[i][0, -1] for step in out.hidden_states]) for i in range(len(out.hidden_states[0]))]
-        said.append(out.sequences[0, end + 1 :])
+        generated.append(out.sequences[0, end + 1 :])
         states.append(layers[-1])
-        found["collapse"].append(mean_cosine(layers[-1]))
+        columns["collapse"].append(mean_cosine(layers[-1]))
         if metrics != SHORT:
-            found["prediction_entropy"].append(pl.metrics.functional.token_entropy(torch.cat(out.logits)).mean())
-            for i, layer in enumerate(layers[1:-1]):  # the last is behind the final norm
-                found[f"collapse@blocks.{i}.hook_resid_post"].append(mean_cosine(layer))
-    values = {name: torch.stack(column) for name, column in found.items()}
-    tokens, final = torch.stack(said), torch.stack(states)
+            columns["prediction_entropy"].append(pl.metrics.functional.token_entropy(torch.cat(out.logits)).mean())
+            for i, layer in enumerate(layers[1:-1]):  # the last is after the final norm
+                columns[f"collapse@blocks.{i}.hook_resid_post"].append(mean_cosine(layer))
+    values = {name: torch.stack(column) for name, column in columns.items()}
+    tokens, final = torch.stack(generated), torch.stack(states)
     values |= {"tokens": tokens, "repetition": (tokens[:, 1:] == tokens[:, :-1]).float().mean(1)}
     if metrics != SHORT:
         values |= {name: NGRAM_METRICS[name[:-2]](tokens, ALL, 2) for name in ("rep@2", "distinct@2")}
@@ -75,85 +74,83 @@ def by_hand(model: Any, batch: pl.Batch, metrics: Sequence[str]) -> dict[str, Te
 
 
 def mean_cosine(hidden: Tensor) -> Tensor:
-    """Of all pairs."""
+    """Mean cosine of all pairs of rows."""
     i, j = PAIRS
     return F.cosine_similarity(hidden[i], hidden[j]).mean()
 
 
 @requires("generated")
 def tokens(t: pl.Trace) -> Tensor:
-    """What was generated."""
+    """The generated tokens."""
     return t.generated
 
 
 def one_checkpoint(name: str, folder: Path, step: int, batch: pl.Batch, rounds: int) -> None:
-    """Measure it both ways and compare the times."""
+    """Measure a checkpoint both ways and compare the times."""
     from transformers import AutoModelForCausalLM
 
-    model = pl.lm.from_folder(folder).model(step)
+    model = pl.lm.from_folder(folder).plain_model(step)
     plain = AutoModelForCausalLM.from_pretrained(folder / f"step{step}", dtype=torch.float32).eval()
-    for metrics, what in ((SHORT, "collapse and repetition"), (pl.lm.DEFAULT_METRICS, "pl.LANGUAGE")):
-        found, expected = pl.measure(model, batch, [*metrics, tokens], reduce=None), by_hand(plain, batch, metrics)
-        assert torch.equal(found["tokens"].long(), expected.pop("tokens"))
-        for metric, values in expected.items():
-            loose = 1e-5 * max(1.0, float(values.abs().max()))
-            torch.testing.assert_close(found[metric].float(), values.float(), rtol=0, atol=loose)
-        a, b = partial(pl.measure, model, batch, metrics), partial(by_hand, plain, batch, metrics)
+    for metrics, what in ((SHORT, "collapse and repetition"), (pl.lm.DEFAULT_METRICS, "lm.DEFAULT_METRICS")):
+        values, expected = pl.measure(model, batch, [*metrics, tokens], reduce=None), plain_loop(plain, batch, metrics)
+        assert torch.equal(values["tokens"].long(), expected.pop("tokens"))
+        for metric, column in expected.items():
+            tolerance = 1e-5 * max(1.0, float(column.abs().max()))
+            torch.testing.assert_close(values[metric].float(), column.float(), rtol=0, atol=tolerance)
+        a, b = partial(pl.measure, model, batch, metrics), partial(plain_loop, plain, batch, metrics)
         compare(f"{name}: {what}", a, b, rounds, "<= 0.10")
 
 
 def like_pythia_14m(folder: Path) -> pl.Batch:
-    """Save a random checkpoint of its shape; 100 prompts of random tokens, about one for each word of the built-in."""
+    """Save a random checkpoint of Pythia 14m's shape; returns prompts of random tokens, as long as the built-in ones."""
     from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
     shape = dict(hidden_size=128, num_hidden_layers=6, num_attention_heads=4, intermediate_size=512)
     torch.manual_seed(0)
     cfg = GPTNeoXConfig(**shape, vocab_size=50304, bos_token_id=0, eos_token_id=0)
     GPTNeoXForCausalLM(cfg).half().save_pretrained(folder / "step0")
-    AutoTokenizer.from_pretrained(SHIPPED / "step0").save_pretrained(folder / "step0")
+    AutoTokenizer.from_pretrained(BUNDLED / "step0").save_pretrained(folder / "step0")
     lengths = [len(re.findall(r"\w+|[^\w\s]", text)) for text in read_prompts()]
     return pl.Batch.prompts(
-        [torch.randint(1, 50304, (n,)).tolist() for n in lengths], NEW, pl.lm.Decoding(forbidden=(0,))
+        [torch.randint(1, 50304, (n,)).tolist() for n in lengths], N_NEW, pl.lm.Decoding(forbidden=(0,))
     )
 
 
-# Many, over a Hub: each function is called in a process of its own, which reads from its environment where the Hub is.
+# Many checkpoints of a Hub: each function runs in a new process, whose environment has the address of the Hub.
 
 
 def walked(cache: Path, steps: Sequence[int], prompts: pl.Batch) -> list[float]:
     """Collapse at each step by `walk`, starting with an empty cache."""
     shutil.rmtree(cache, ignore_errors=True)
     suite = pl.lm.from_hub(REPO, cache=cache)
-    return [float(pl.measure(model, prompts, SHORT)["collapse"]) for _, model in suite.walk(steps)]
+    return [float(pl.measure(model, prompts, SHORT)["collapse"]) for _, model in suite.walk(steps, plain=True)]
 
 
 def one_by_one(cache: Path, steps: Sequence[int], prompts: pl.Batch) -> list[float]:
-    """The same of checkpoints that are opened each by itself."""
-    from transformer_lens.model_bridge import TransformerBridge
+    """The same for checkpoints that are downloaded and opened one after the other by Hugging Face's client."""
     from transformers import AutoModelForCausalLM
 
     shutil.rmtree(cache, ignore_errors=True)
-    found = []
+    values = []
     for revision in (f"step{step}" for step in steps):
         plain = AutoModelForCausalLM.from_pretrained(REPO, revision=revision, dtype=torch.float32)
-        model = TransformerBridge.boot_transformers(REPO, hf_model=plain, revision=revision).eval()
-        found.append(float(pl.measure(model, prompts, SHORT)["collapse"]))
-    return found
+        values.append(float(pl.measure(pl.lm.PlainModel(plain.eval()), prompts, SHORT)["collapse"]))
+    return values
 
 
-def race(name: str, folder: Path, steps: int, rounds: int) -> None:
+def compare_walks(name: str, folder: Path, steps: int, rounds: int) -> None:
     """Walk both ways and compare the times."""
-    prompts = pl.lm.from_folder(SHIPPED).prompts(n=10)
+    prompts = pl.lm.from_folder(BUNDLED).prompts(n=10)
     a, b = (partial(way, folder / way.__name__, range(steps), prompts) for way in (walked, one_by_one))
     torch.testing.assert_close(torch.tensor(a()), torch.tensor(b()), rtol=0, atol=1e-5)
     compare(name, a, b, rounds, "< 1")
 
 
 def long_walk(cache: Path, max_bytes: int) -> list[int]:
-    """MiB of memory after each checkpoint that the Hub has."""
+    """MiB of memory after each checkpoint of the Hub, opened as bridges."""
     suite, prompts, taken = (
         pl.lm.from_hub(REPO, cache=cache, max_bytes=max_bytes),
-        pl.lm.from_folder(SHIPPED).prompts(n=10),
+        pl.lm.from_folder(BUNDLED).prompts(n=10),
         [],
     )
     for _, model in suite.walk():
@@ -163,12 +160,12 @@ def long_walk(cache: Path, max_bytes: int) -> list[int]:
 
 
 def make_steps(folder: Path, n: int) -> dict[str, Path]:
-    """`n` revisions: the shipped steps in turn, each with a header of its own."""
+    """`n` revisions: the bundled steps in turn, each file with a different header."""
     from safetensors.torch import load_file, save_file
 
-    steps, made = pl.lm.from_folder(SHIPPED).steps, {f"step{i}": folder / f"step{i}" for i in range(n)}
+    steps, made = pl.lm.from_folder(BUNDLED).steps, {f"step{i}": folder / f"step{i}" for i in range(n)}
     for i, to in enumerate(made.values()):
-        shutil.copytree(SHIPPED / f"step{steps[i % len(steps)]}", to)
+        shutil.copytree(BUNDLED / f"step{steps[i % len(steps)]}", to)
         save_file(load_file(to / WEIGHTS), to / WEIGHTS, {"format": "pt", "revision": f"{i:04}"})
     return made
 
@@ -184,8 +181,8 @@ def main() -> None:
     print(f"{'':52} {'ours ms':>9} {'other ms':>9} {'ratio':>7}  {'range':13} {'of least':>9}  aim")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        print("100 prompts, 8 new tokens each, vs by hand")
-        one_checkpoint("  neox-0.2m", SHIPPED, 128, pl.lm.from_folder(SHIPPED).prompts(), args.rounds)
+        print("100 prompts, 8 new tokens each, vs the plain loop")
+        one_checkpoint("  neox-0.2m", BUNDLED, 128, pl.lm.from_folder(BUNDLED).prompts(), args.rounds)
         one_checkpoint("  14m", folder / "14m", 0, like_pythia_14m(folder / "14m"), args.rounds)
 
         sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -197,10 +194,12 @@ def main() -> None:
             os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
             print("20 checkpoints, 10 prompts each, vs one by one", flush=True)
             with spawned() as pool:
-                pool.submit(race, "  from loopback", folder, 20, args.rounds).result()
+                pool.submit(compare_walks, "  from loopback", folder, 20, args.rounds).result()
             slow = hub.fail("slow", WEIGHTS, times=None, rate=2e6)
             with spawned() as pool:
-                pool.submit(race, "  from a Hub that takes 0.2 s a checkpoint", folder, 20, args.rounds).result()
+                pool.submit(
+                    compare_walks, "  from a Hub that takes 0.2 s a checkpoint", folder, 20, args.rounds
+                ).result()
             slow.times = 0
 
             one = pl.lm.from_folder(folder / "steps").size(0)

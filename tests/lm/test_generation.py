@@ -215,11 +215,10 @@ def test_sampling_follows_the_softmax(neox):
         if options["top_k"]:
             scores = scores.masked_fill(scores < scores.topk(7).values[-1], -math.inf)
         p = scores.softmax(-1)
-        counts = torch.zeros(50)
-        for seed in range(draws):
-            batch = pl.Batch.prompts(prompt, 1, pl.lm.Decoding(sample=True, seed=seed, **options))
-            choice = TokenChoice(decoding=batch.decoding, noise=choosing.gumbel_noise(batch, [6], 50))
-            counts[choosing.choose(logits[None], choice)[0]] += 1
+        decodings = [pl.lm.Decoding(sample=True, seed=seed, **options) for seed in range(draws)]
+        noise = [choosing.gumbel_noise(pl.Batch.prompts(prompt, 1, decoding), [6], 50) for decoding in decodings]
+        choice = TokenChoice(decoding=decodings[0], noise=torch.cat(noise))
+        counts = choosing.choose(logits.repeat(draws, 1), choice)[0].flatten().bincount(minlength=50).float()
         kept = p > 0
         assert counts[~kept].sum() == 0 and kept.sum() == (options["top_k"] or 50)
         assert chisquare(counts[kept].double(), p.double()[kept] / p.double().sum() * draws).pvalue > 1e-4

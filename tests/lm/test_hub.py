@@ -249,7 +249,7 @@ def test_a_fault_that_stays_is_refused_in_one_line_and_nothing_is_believed(hub, 
     hub.fail(kind, WEIGHTS, times=None, **how)
     source.client.patience, source.client.timeout = 0.5, 0.2 if kind == "hang" else 10.0
     wrong = kind in ("corrupt", "short", "long")
-    words = ["came wrong 3 times", files[0].digest] if wrong else ["503"] if kind == "status" else [hub.url]
+    words = ["had wrong bytes 3 times", files[0].digest] if wrong else ["503"] if kind == "status" else [hub.url]
     error = refused(
         ValueError if wrong else ConnectionError, lambda: source.fetch("step1", files), WEIGHTS, "step1", *words
     )
@@ -522,7 +522,7 @@ def test_misfortunes_in_one_line(hub, source, tmp_path, monkeypatch):
     def other(repo):
         return quick(HubSource(repo, cache=tmp_path, token=False))
 
-    refused(ValueError, other("org/absent").revisions, "org/absent", hub.url, "token=", "plateaulens.local(folder)")
+    refused(ValueError, other("org/absent").revisions, "org/absent", hub.url, "token=", "pl.lm.from_folder(folder)")
     refused(ValueError, lambda: source.files("step9"), "step9", "step3")
     refused(ValueError, lambda: source.files("0" * 40), "0" * 40)
     refused(ValueError, lambda: source.fetch("step0", [File("absent.bin", 3, "git:0")]), "absent.bin", "step0", "404")

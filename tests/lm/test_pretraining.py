@@ -238,7 +238,7 @@ def test_ctrl_c_then_again_gives_the_same_bytes(tmp_path, text, suite, moment, m
     updates = []
     monkeypatch.setattr(Training, "_update", lambda self, f=Training._update: (updates.append(self.t + 1), f(self))[1])
     pretrain(out, text, train=CFG, **TINY)
-    assert updates == list(range(moment + 1, 13)), "it goes on where it was"
+    assert updates == list(range(moment + 1, 13)), "it continues where it was"
     assert contents(out) == expected
 
 

@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 
 import plateaulens as pl
+from helpers import run_in_child
 from loopback_hub import Hub, online
 from plateaulens.lm import loading, weight_audit
 from plateaulens.lm.suite import CLIENT_OVERHEAD
@@ -248,8 +249,23 @@ pl.lm.evaluate(suite, sys.argv[1], batch, ["collapse", "repetition"], progress=F
 """
 
 
-def test_killed_in_the_middle_of_a_walk_it_loses_at_most_the_step_in_flight(hub, expected, tmp_path):
-    """An ordinary user's process, told by environment variables alone, killed while each step is on its way."""
+def test_kill_during_a_download_loses_only_that_step(hub, prompts, expected, tmp_path):
+    slow = hub.fail("slow", WEIGHTS, revision="step16", rate=2000, times=None)  # half a minute
+
+    def work(path):
+        torch.set_num_threads(1)
+        pl.lm.evaluate(opened(), path, prompts, WATCH, progress=False)
+
+    assert not run_in_child(tmp_path / "s", 2.0, signal.SIGKILL, work)
+    kept = sorted((tmp_path / "s" / "steps").glob("*.json"))
+    assert {int(p.stem) for p in kept} <= {0, 1} and all(json.loads(p.read_text())["values"] for p in kept)
+    slow.times = 0
+    same(pl.lm.evaluate(opened(), tmp_path / "s", prompts, WATCH, progress=False), expected)
+
+
+@pytest.mark.slow
+def test_killed_process_with_only_environment_variables_continues(hub, expected, tmp_path):
+    """A process that gets the Hub's address from its environment, killed while each of two steps is downloaded."""
     env = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"} | {"HF_ENDPOINT": hub.url}
     env["PYTHONWARNINGS"] = "ignore"
     slow = [hub.fail("slow", WEIGHTS, revision=f"step{s}", rate=4000, times=None) for s in (16, 128)]

@@ -200,7 +200,7 @@ def test_suites_by_name(suite_folder):
 
 def test_a_folder_that_is_a_run_is_said_to_be_one(tmp_path):
     (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="it is a run, which plateaulens.Run opens"):
+    with pytest.raises(FileNotFoundError, match="it is the folder of a run, open it with plateaulens.Run"):
         pl.lm.from_folder(tmp_path)
 
 

@@ -1,10 +1,10 @@
-"""Checkpoints on the Hugging Face Hub: listed without a download, kept in a bounded cache, believed once verified.
+"""`HubSource`: checkpoints on the Hugging Face Hub, in a cache of bounded size, each file verified by its hash.
 
     source = HubSource("EleutherAI/pythia-14m")
     source.revisions()                                   # {0: "step0", 1: "step1", 2: "step2", ...}
     folder = source.fetch("step0", source.files("step0"))
 
-How it is asked: `client.py`.
+Requests are made by `hub_client.HubClient`.
 """
 
 import hashlib
@@ -25,27 +25,27 @@ from plateaulens.lm.source import STEP, File, steps_of
 
 REPO = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-TRIES = 3  # of a file whose bytes are wrong
-MARKS = ".verified"  # folder of empty files: each says, by its name, that a file was verified as it lies there
+TRIES = 3  # downloads of a file whose bytes are wrong
+MARKS = ".verified"  # folder of empty files, whose names identify verified files in their present state
 
 
 class HubSource:
     """A repository whose branches (or tags) are named by step.
 
-    Threads and processes may share a cache. Whoever reads files after `fetch` holds `lock` from before it until
-    they are read, else another's fetch may evict them in between.
+    Threads and processes may share a cache. To read files after `fetch`, hold `lock` from before the call until they
+    are read; else another process may evict them in between.
 
     Attributes:
-        name: the repository's name.
-        pattern: where a revision's name has its step.
-        main: its main branch, known (with the steps) once it was listed.
-        max_bytes: the most that may lie in `folder` at any moment, partial files included; None for no bound.
-        folder: where this repository is cached, a sub-folder per commit.
-        lock: held by `fetch` and `evict`; a context manager, re-entrant within a thread.
-        client: asks the Hub, with this much patience and that token.
+        name: Name of the repository.
+        pattern: Regular expression whose first group is the step in a revision's name.
+        main: The main branch, known once the revisions were listed.
+        max_bytes: Largest size of `folder` at any moment, partial files included; None for no limit.
+        folder: Cache of this repository, with a sub-folder per commit.
+        lock: Context manager that `fetch` and `evict` hold; re-entrant within a thread.
+        client: Makes the requests.
 
     Raises:
-        ValueError: for a name that no repository can have.
+        ValueError: For a name that no repository can have.
     """
 
     def __init__(
@@ -72,26 +72,26 @@ class HubSource:
         self._listed: dict[str, list[File]] = {}
         self._listing = threading.RLock()
 
-    # What is there.
+    # Listings.
 
     def revisions(self) -> dict[int, str]:
-        """Step -> branch, or tag where no branch names a step; ascending, from one request.
+        """Step -> branch (or tag, if no branch is named by a step), ascending, from one request.
 
         Raises:
-            ValueError: when none names a step, two name the same, or there is no such repository.
-            ConnectionError: when the Hub does not answer.
+            ValueError: When no revision has a step, two have the same, or there is no such repository.
+            ConnectionError: When the Hub does not answer.
         """
         for names in (self._refs.branches, self._refs.tags):
             if steps := steps_of(list(names), self.pattern):
                 return steps
-        some = [*self._refs.branches, *self._refs.tags][:8]
-        raise ValueError(f"{self.name} names no step by {self.pattern!r}; its revisions: {some}")
+        names = [*self._refs.branches, *self._refs.tags][:8]
+        raise ValueError(f"{self.name} has no revision with a step by {self.pattern!r}; its revisions: {names}")
 
     def commit(self, revision: str) -> str:
-        """The commit that a branch or tag points to, the same for as long as this object lives.
+        """The commit of a branch or tag, as it was when the revisions were first listed.
 
         Raises:
-            ValueError: when there is no such revision.
+            ValueError: When there is no such revision.
         """
         if COMMIT.fullmatch(revision):
             return revision
@@ -105,8 +105,8 @@ class HubSource:
         """The files of a revision with their digests, from one request.
 
         Raises:
-            ValueError: when there is no such revision.
-            ConnectionError: when the Hub does not answer.
+            ValueError: When there is no such revision.
+            ConnectionError: When the Hub does not answer.
         """
         commit = self.commit(revision)
         with self._listing:
@@ -123,22 +123,23 @@ class HubSource:
                 self.main = "main" if "main" in self._known.branches else None
             return self._known
 
-    # What lies here.
+    # The cache.
 
     @property
     def used(self) -> int:
-        """Bytes in the cache's folder of this repository."""
+        """Bytes in `folder`."""
         return sum(map(size_of, _files(self.folder)))
 
     def fetch(self, revision: str, files: list[File]) -> Path:
-        """A folder in which these files lie, each compared with its digest; what lies there already is not fetched.
+        """A folder with these files, each verified by its digest; verified files in the cache are not downloaded again.
 
-        Room is made by evicting the revisions whose last fetch is longest ago.
+        The revisions that were not fetched for the longest time are evicted when room is needed.
 
         Raises:
-            ValueError: when they exceed `max_bytes`, when wrong bytes come again and again, or for a missing file.
-            ConnectionError: when the Hub does not answer.
-            InterruptedError: when it was stopped.
+            ValueError: When the files exceed `max_bytes`, when wrong bytes are received repeatedly, or for a missing
+                file.
+            ConnectionError: When the Hub does not answer.
+            InterruptedError: When it was stopped.
         """
         from tqdm.auto import tqdm
 
@@ -146,7 +147,7 @@ class HubSource:
         folder = self.folder / (commit := self.commit(revision))
         for file in files:
             if not (folder / file.path).resolve().is_relative_to(folder.resolve()):
-                raise ValueError(f"{self.name}@{revision} has a file {file.path!r}, which would lie outside the cache")
+                raise ValueError(f"{self.name}@{revision} has a file {file.path!r}, which would be outside the cache")
         with self._locked(began):
             missing = [file for file in files if not _is_verified(folder, file)]
             self._make_room(folder, files)
@@ -156,18 +157,18 @@ class HubSource:
             for file in missing:
                 self._obtain(commit, folder, file, f"{file.path} of {self.name}@{revision}", began)
             folder.mkdir(parents=True, exist_ok=True)
-            os.utime(folder, ns=(now := time.time_ns(), now))  # revisions are evicted by it
+            os.utime(folder, ns=(now := time.time_ns(), now))  # the order of eviction
         return folder
 
     def evict(self, revision: str) -> None:
-        """Remove what is cached of a revision, if anything is."""
+        """Remove the cached files of a revision, if there are any."""
         with self.lock:
             _remove(self.folder / self.commit(revision))
 
     def stop(self) -> None:
-        """End what is on its way now with an InterruptedError; what came is kept, and the next fetch goes on there.
+        """End running downloads with an InterruptedError; the next fetch continues them.
 
-        A Hub that hangs is noticed to hang within `client.timeout` seconds, and no sooner.
+        On a Hub that hangs this takes up to `client.timeout` seconds.
         """
         self.client.stop()
 
@@ -181,9 +182,9 @@ class HubSource:
         from filelock import Timeout
 
         while True:
-            self.client.go_on(began)
+            self.client.raise_if_stopped(began)
             try:
-                self._lock.acquire(timeout=0.2)  # another process may hold it for long, and `stop` be called
+                self._lock.acquire(timeout=0.2)  # short, so that `stop` is noticed while another process holds it
                 break
             except Timeout:
                 continue
@@ -199,7 +200,7 @@ class HubSource:
         if needed > self.max_bytes:
             raise ValueError(
                 f"{len(files)} files of {self.name} need {needed:,} bytes and the cache may hold {self.max_bytes:,}; "
-                "raise max_bytes, or look at a smaller model"
+                "raise max_bytes, or choose a smaller model"
             )
         wanted = {path for file in files for path in (folder / file.path, _partial(folder / file.path))}
         others = [p for p in self.folder.iterdir() if p.is_dir() and p != folder]
@@ -212,7 +213,7 @@ class HubSource:
     # Downloads.
 
     def _obtain(self, commit: str, folder: Path, file: File, what: str, began: int) -> None:
-        """Download a file until its bytes are right, and only then give it its name."""
+        """Download a file, verify it and only then give it its name; repeated for wrong bytes."""
         path, got = folder / file.path, ""
         part = _partial(path)
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -228,13 +229,13 @@ class HubSource:
                 return
             part.unlink()
         raise ValueError(
-            f"{what} came wrong {TRIES} times: expected {file.size} bytes, {file.digest}, got {got}; nothing of it is "
-            "kept or measured. Try again later, or leave this step out"
+            f"{what} had wrong bytes {TRIES} times: expected {file.size} bytes, {file.digest}, got {got}; nothing of it "
+            "is kept or measured. Try again later, or leave this step out"
         )
 
 
 class _Refs(NamedTuple):
-    """Commits by name."""
+    """Commits by the names of branches and tags."""
 
     branches: dict[str, str]
     tags: dict[str, str]
@@ -245,9 +246,9 @@ def _refs_of(pages: list[Any]) -> _Refs:
 
 
 def _files_of(pages: list[Any]) -> list[File]:
-    found = [entry for page in pages for entry in page if entry["type"] == "file"]
+    entries = [entry for page in pages for entry in page if entry["type"] == "file"]
     return [
-        File(e["path"], e["size"], f"sha256:{e['lfs']['oid']}" if e.get("lfs") else f"git:{e['oid']}") for e in found
+        File(e["path"], e["size"], f"sha256:{e['lfs']['oid']}" if e.get("lfs") else f"git:{e['oid']}") for e in entries
     ]
 
 
@@ -267,18 +268,18 @@ def _remove(path: Path) -> None:
 
 
 def _mark(folder: Path, file: File) -> Path:
-    """An empty file: whole or not there, and no bytes of the cache."""
+    """The file that marks another as verified: empty, so it cannot be partial and takes no room."""
     stat = (folder / file.path).stat()
     record = f"{file.path} {file.digest} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
     return folder / MARKS / hashlib.sha256(record.encode()).hexdigest()
 
 
 def _is_verified(folder: Path, file: File) -> bool:
-    """Whether a file lies there as it should; one that does not is removed."""
+    """Whether a file exists with the right bytes; a wrong one is removed."""
     path = folder / file.path
     if not path.is_file():
         return False
-    mark = _mark(folder, file)  # of the file as it is before it is read
+    mark = _mark(folder, file)  # computed before the file is read
     if mark.exists():
         return True
     if right := size_of(path) == file.size and _digest(path, file.digest) == file.digest:
@@ -290,7 +291,7 @@ def _is_verified(folder: Path, file: File) -> bool:
 
 
 def _digest(path: Path, like: str) -> str:
-    """The digest of a file, of the same kind as another."""
+    """The digest of a file, of the same kind as `like`."""
     kind = "git" if like.startswith("git:") else "sha256"
     total = hashlib.sha1(b"blob %d\0" % path.stat().st_size) if kind == "git" else hashlib.sha256()
     with path.open("rb") as f:

@@ -1,10 +1,10 @@
-"""`HubClient`: one repository on a Hugging Face Hub, asked patiently and refused in one line.
+"""`HubClient`: listings and downloads of one repository on a Hugging Face Hub, with retries and one-line errors.
 
-Everything travels through huggingface_hub's own session: its token, proxies, offline mode and errors. Its
-`hf_hub_download` and `HfApi` are not used, for what 2.4 was seen to do: an interrupted download starts again from zero
-(each attempt has a partial file of another name, and a killed one leaves it lying about), wrong bytes of the right
-length are believed, a listing waits without limit on a Hub that hangs, and for as long as a busy one asks. Plain HTTP
-also leaves out Xet, which knows no partial file that could be continued.
+Requests use huggingface_hub's own session: its token, proxies, offline mode and errors. Its `hf_hub_download` and
+`HfApi` are not used, because in version 2.4 an interrupted download starts again from zero (each attempt has a partial
+file with another name, and a killed one leaves it behind), wrong bytes of the right length are accepted, and a listing
+waits without limit for a Hub that hangs, or as long as a busy one asks. Plain HTTP also avoids Xet, which has no
+partial files that could be continued.
 """
 
 import os
@@ -16,24 +16,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-LARGE = 10**8  # bytes that nobody should wait for without a word
-BUSY = (408, 429, 500, 502, 503, 504)  # answers that another try may change
-LOCAL = "folders of checkpoints open with plateaulens.local(folder)"
+LARGE = 10**8  # bytes from which on a download shows a progress bar
+BUSY = (408, 429, 500, 502, 503, 504)  # status codes after which another try may succeed
+LOCAL = "folders of checkpoints are opened by pl.lm.from_folder(folder)"
 
 T = TypeVar("T")
 
 
 class HubClient:
-    """What a Hub says about a repository, and the bytes of its files.
+    """Listings and files of a repository.
 
     Attributes:
-        name: the repository's name.
-        token: as huggingface_hub's: None for the saved one, False for none.
-        patience: seconds for which a busy or broken Hub is tried again, counted from the last byte that came.
-        pause: seconds before the second try, then doubled each time.
-        timeout: seconds without a byte after which a connection counts as broken.
-        progress: whether a download shows a bar; None means that of a large file does.
-        stops: how often `stop` was called; what began at an earlier count ends.
+        name: Name of the repository.
+        token: As in huggingface_hub: None for the saved one, False for none.
+        patience: Seconds for which a busy or broken Hub is tried again, counted from the last received byte.
+        pause: Seconds before the second try, doubled for each further one.
+        timeout: Seconds without a byte after which a connection counts as broken.
+        progress: Whether a download shows a progress bar; None for large files only.
+        stops: Number of calls of `stop`; requests that began at an earlier count end.
     """
 
     def __init__(self, name: str, token: str | bool | None = None) -> None:
@@ -43,15 +43,20 @@ class HubClient:
         self.stops, self._reached = 0, False
 
     def listing(self, path: str, parse: Callable[[list[Any]], T], what: str) -> T:
-        """What `parse` makes of the pages of a listing.
+        """The pages of a listing, parsed.
+
+        Args:
+            path: Path of the listing within the repository's API.
+            parse: Function of the JSON pages.
+            what: Description for error messages.
 
         Raises:
-            ValueError: when there is no such repository or listing.
-            ConnectionError: when the Hub does not answer, or not as a Hub does.
+            ValueError: When there is no such repository or listing.
+            ConnectionError: When the Hub does not answer, or the answer is not a Hub's.
         """
         url, pages = f"{self._endpoint}/api/models/{self.name}/{path}", []
         while url:
-            pages.append(self._patiently(partial(self._read, url), what, self.stops))
+            pages.append(self._with_retries(partial(self._read, url), what, self.stops))
             url = pages[-1].links.get("next", {}).get("url", "")
         try:
             return parse([page.json() for page in pages])
@@ -61,52 +66,53 @@ class HubClient:
             ) from error
 
     def download(self, commit: str, path: str, part: Path, size: int, what: str, began: int) -> int:
-        """Append to `part` what it lacks of a file; how many bytes it would have, up to the first that is too many.
+        """Append the missing bytes of a file to the partial file `part`.
+
+        Returns:
+            Number of bytes of `part`, or `size` + 1 or more when the Hub sent too many.
 
         Raises:
-            ValueError: when there is no such file.
-            ConnectionError: when the Hub does not answer.
-            InterruptedError: when it was stopped.
+            ValueError: When there is no such file.
+            ConnectionError: When the Hub does not answer.
+            InterruptedError: When it was stopped.
         """
         url = f"{self._endpoint}/{self.name}/resolve/{commit}/{quote(path)}"
-        return self._patiently(partial(self._append, url, part, size, what, began), what, began, part)
+        return self._with_retries(partial(self._append, url, part, size, what, began), what, began, part)
 
     def stop(self) -> None:
-        """End what is on its way now with an InterruptedError.
-
-        A Hub that hangs is noticed to hang within `timeout` seconds, and no sooner.
+        """End requests that are running now with an InterruptedError, on a Hub that hangs after up to `timeout` seconds.
         """
         self.stops += 1
 
-    def go_on(self, began: int) -> None:
+    def raise_if_stopped(self, began: int) -> None:
         """Raise an InterruptedError if `stop` was called since the count `began`."""
         if self.stops != began:
-            raise InterruptedError(f"the download from {self.name} was stopped; the next one goes on where it was")
+            raise InterruptedError(f"the download from {self.name} was stopped; the next one continues it")
 
     @property
     def _endpoint(self) -> str:
         from huggingface_hub import constants
 
-        return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")  # the constant is older than this call
+        return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")  # `constants` was imported before this call
 
     def _append(self, url: str, part: Path, size: int, what: str, began: int) -> int:
         from tqdm.auto import tqdm
 
         part.touch()
         have, shown = size_of(part), size >= LARGE if self.progress is None else self.progress
-        if have >= size:  # killed after the last byte
+        if have >= size:  # interrupted after the last byte
             return have
         with (
             self._open(url, {"Range": f"bytes={have}-"} if have else {}) as response,
             part.open("ab", buffering=0) as out,
             tqdm(desc=what, total=size, initial=have, unit="B", unit_scale=True, disable=not shown, leave=False) as bar,
         ):
-            if response.status_code != 206:  # all of it, from the start
+            if response.status_code != 206:  # the Hub sends the whole file
                 out.truncate(have := 0)
             for chunk in response.iter_bytes():
-                self.go_on(began)
+                self.raise_if_stopped(began)
                 have += len(chunk)
-                if have > size:  # wrong, and there may be no room for it
+                if have > size:  # wrong, and the disk may be full
                     break
                 out.write(chunk)
                 bar.update(len(chunk))
@@ -127,35 +133,35 @@ class HubClient:
             hf_raise_for_status(response)
             yield response
 
-    def _patiently(self, attempt: Callable[[], T], what: str, began: int, part: Path | None = None) -> T:
-        """What `attempt` returns, tried again while the Hub is busy or the line breaks and `patience` lasts."""
+    def _with_retries(self, attempt: Callable[[], T], what: str, began: int, part: Path | None = None) -> T:
+        """The result of `attempt`, repeated while the Hub is busy or the connection breaks, within `patience`."""
         from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
         since, pause, have = time.monotonic(), self.pause, size_of(part)
         while True:
-            self.go_on(began)
+            self.raise_if_stopped(began)
             try:
                 result = attempt()
-                self.go_on(began)  # who lists and then fetches must not miss a `stop` in between
+                self.raise_if_stopped(began)  # a `stop` between a listing and a download must not be missed
                 return result
             except (HTTPError, OfflineModeIsEnabled) as error:
                 if size_of(part) > have:
                     since, pause, have = time.monotonic(), self.pause, size_of(part)
                 wait = max(pause, asked := _asked(error))
-                if not self._may_pass(error) or time.monotonic() - since + wait > self.patience:
+                if not self._is_transient(error) or time.monotonic() - since + wait > self.patience:
                     raise self._refusal(error, what, asked) from error
             until, pause = time.monotonic() + wait, min(2 * pause, 8 * self.pause)
             while (left := until - time.monotonic()) > 0:
-                self.go_on(began)
+                self.raise_if_stopped(began)
                 time.sleep(min(left, 0.1))
 
-    def _may_pass(self, error: Exception) -> bool:
-        """Whether another try may end otherwise; a Hub that never answered is not waited for."""
+    def _is_transient(self, error: Exception) -> bool:
+        """Whether another try may succeed; a Hub that never answered is not tried again."""
         status = _status(error)
         return status in BUSY if status else self._reached and not isinstance(error, ConnectionError)
 
     def _refusal(self, error: Exception, what: str, asked: float) -> Exception:
-        """The client's error in one line: what was wrong, what came, what to do."""
+        """The client's error as one line with its cause and what to do."""
         from huggingface_hub import errors
 
         hub, status = self._endpoint, _status(error)
@@ -169,16 +175,16 @@ class HubClient:
                 f"`hf auth login` or token=. {LOCAL}"
             )
         if status == 404:
-            return ValueError(f"{what}: not found at {hub} (404); list what is there with revisions() and files()")
+            return ValueError(f"{what}: not found at {hub} (404); revisions() and files() list what exists")
         if status:
-            later = f"it asks for {asked:.0f} s of patience" if asked else "try again later"
-            return ConnectionError(f"{what}: {hub} answers {status} and went on doing so; {later}")
+            later = f"it asks to wait {asked:.0f} s" if asked else "try again later"
+            return ConnectionError(f"{what}: {hub} answered {status} at every try; {later}")
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return ConnectionError(f"{what}: cannot reach {hub} ({reason}); is HF_ENDPOINT right, the network up? {LOCAL}")
 
 
 def size_of(path: Path | None) -> int:
-    """Bytes of a file; 0 of none, or of what another process moved meanwhile."""
+    """Bytes of a file; 0 when it does not exist, or another process moved it meanwhile."""
     try:
         return path.stat().st_size if path and path.is_file() else 0
     except FileNotFoundError:
@@ -190,7 +196,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _asked(error: Exception) -> float:
-    """Seconds that a busy Hub asks for: Retry-After, or until a used-up rate limit begins anew."""
+    """Seconds to wait that a busy Hub states: Retry-After, or until its rate limit is reset."""
     from huggingface_hub.utils import parse_ratelimit_headers
 
     headers = getattr(getattr(error, "response", None), "headers", {})

@@ -1,4 +1,4 @@
-"""Where checkpoints come from: a `Source` knows which steps there are and their files, and fetches them."""
+"""`Source`, the interface of where checkpoints are stored, and `LocalSource`, a folder of them."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that a revision has is read
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in order of preference
 STEP = re.compile(r"(?:^|[-_/])step[-_]?(\d+)(?![\d.])")
 
 
@@ -16,9 +16,9 @@ class File:
     """A file of a checkpoint, as listed without reading it.
 
     Attributes:
-        path: within the checkpoint's folder.
-        size: in bytes.
-        digest: of its content, "sha256:..." or "git:..." (git's hash of a small file); "" when unknown.
+        path: Path within the checkpoint's folder.
+        size: Size in bytes.
+        digest: Digest of the content, "sha256:..." or "git:..." (git's hash of a small file); "" when unknown.
     """
 
     path: str
@@ -28,13 +28,13 @@ class File:
 
 @runtime_checkable
 class Source(Protocol):
-    """Other people's checkpoints, wherever they lie.
+    """Where the checkpoints of a suite are stored.
 
     Attributes:
-        name: of the repository or folder.
-        main: the revision that is not named by a step, where there is one.
-        max_bytes: most bytes that fetched files may take; None is any number.
-        lock: held while fetched files are read, so that nobody evicts them.
+        name: Name of the repository or folder.
+        main: The main branch, where there is one.
+        max_bytes: Largest number of bytes that fetched files may take; None for no limit.
+        lock: Context manager to hold while fetched files are read, so that no other process evicts them.
     """
 
     name: str
@@ -43,23 +43,23 @@ class Source(Protocol):
     lock: AbstractContextManager[Any]
 
     def revisions(self) -> dict[int, str]:
-        """Step -> what it is called there, ascending; nothing is downloaded."""
+        """Step -> the name of its branch or folder, ascending; nothing is downloaded."""
 
     def files(self, revision: str) -> list[File]:
         """The files of a revision; nothing is downloaded."""
 
     def fetch(self, revision: str, files: list[File]) -> Path:
-        """A folder in which these files lie, whole and verified."""
+        """A folder with these files, complete and verified."""
 
     def stop(self) -> None:
-        """End a fetch that runs in another thread."""
+        """End a `fetch` that runs in another thread."""
 
 
 def weight_files(files: list[File]) -> list[File]:
-    """The files that hold a checkpoint's weights: one, or an index with its shards; safetensors before pickles.
+    """The files with a checkpoint's weights: one, or an index with its shards; safetensors before pickles.
 
     Raises:
-        ValueError: when there are none.
+        ValueError: When there are none.
     """
     by_name = {f.path: f for f in files}
     for name in WEIGHTS:
@@ -73,25 +73,25 @@ def weight_files(files: list[File]) -> list[File]:
 
 
 def steps_of(names: list[str], pattern: str | re.Pattern[str] = STEP) -> dict[int, str]:
-    """Step -> name, ascending, for the names in which `pattern` finds a step number.
+    """Step -> name, ascending, for the names that contain a step number.
 
     Raises:
-        ValueError: when two names have the same step.
+        ValueError: When two names have the same step.
     """
-    found: dict[int, str] = {}
+    steps: dict[int, str] = {}
     for name in names:
         if match := re.search(pattern, name):
             step = int(match[1])
-            if found.setdefault(step, name) != name:
+            if steps.setdefault(step, name) != name:
                 raise ValueError(
-                    f"{found[step]!r} and {name!r} are both step {step}; tell them apart with pattern=, a regular "
+                    f"{steps[step]!r} and {name!r} are both step {step}; tell them apart with pattern=, a regular "
                     "expression whose first group is the step"
                 )
-    return dict(sorted(found.items()))
+    return dict(sorted(steps.items()))
 
 
 def list_steps(steps: Sequence[int]) -> str:
-    """In words: the first three and the last, if there are more than four."""
+    """The steps as text; of more than four, the first three and the last."""
     return ", ".join(map(str, steps if len(steps) < 5 else [*steps[:3], "...", steps[-1]]))
 
 
@@ -99,7 +99,7 @@ class LocalSource:
     """Sub-folders `step0`, `step1`, ... in Hugging Face's layout.
 
     Raises:
-        FileNotFoundError: when the folder is not there, or has no such sub-folder.
+        FileNotFoundError: When the folder does not exist, or has no such sub-folder.
     """
 
     def __init__(self, folder: str | Path, pattern: str = STEP.pattern) -> None:
@@ -110,7 +110,7 @@ class LocalSource:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"there is no folder {self.folder}")
         if not self.revisions():
-            hint = "; it is a run, which plateaulens.Run opens" if (self.folder / "run.json").is_file() else ""
+            hint = "; it is the folder of a run, open it with plateaulens.Run" if (self.folder / "run.json").is_file() else ""
             raise FileNotFoundError(f"{self.folder} has no sub-folders step0, step1, ... with checkpoints{hint}")
 
     def revisions(self) -> dict[int, str]:
@@ -118,14 +118,14 @@ class LocalSource:
 
     def files(self, revision: str) -> list[File]:
         folder = self.folder / revision
-        found = sorted(p for p in folder.rglob("*") if p.is_file())
-        return [File(p.relative_to(folder).as_posix(), p.stat().st_size) for p in found]
+        paths = sorted(p for p in folder.rglob("*") if p.is_file())
+        return [File(p.relative_to(folder).as_posix(), p.stat().st_size) for p in paths]
 
     def fetch(self, revision: str, files: list[File]) -> Path:
         return self.folder / revision
 
     def stop(self) -> None:
-        pass  # nothing is ever on its way
+        pass  # nothing is downloaded
 
     def __repr__(self) -> str:
         return f"LocalSource({str(self.folder)!r})"
