@@ -102,7 +102,7 @@ def one_checkpoint(name: str, folder: Path, step: int, batch: pl.Batch, rounds: 
 
 
 def like_pythia_14m(folder: Path) -> pl.Batch:
-    """Save a random checkpoint of Pythia 14m's shape; returns prompts of random tokens, as long as the built-in ones."""
+    """Save a random checkpoint of Pythia 14m's shape; returns random prompts, as long as the built-in ones."""
     from transformers import AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM
 
     shape = dict(hidden_size=128, num_hidden_layers=6, num_attention_heads=4, intermediate_size=512)

@@ -1,4 +1,4 @@
-"""The audit says which steps serve the same weights, and says no more than it read."""
+"""`audit`: which steps have the same weights, and what their digests do not show."""
 
 import json
 import re
@@ -78,12 +78,12 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auditing, "_warned", set())
 
 
-def test_what_is_no_suite_is_refused():
+def test_audit_of_another_object_is_refused():
     with pytest.raises(ValueError, match="audit takes a suite, such as"):
         getattr(audit, "__wrapped__", audit)(object())  # without the runtime check of types
 
 
-def test_a_suite_as_it_should_be_gives_nothing():
+def test_audit_of_a_correct_suite_is_empty():
     source = hub({"step0": "a", "step1": "b", "step2": "c", "main": "c"})
     found = look(source, expected=(0, 1, 2))
     assert (found.duplicates, found.partial, found.missing, found.reports) == ((), (), (), ())
@@ -93,7 +93,7 @@ def test_a_suite_as_it_should_be_gives_nothing():
     assert "no two steps" in repr(found)
 
 
-def test_steps_that_serve_main_are_found_and_the_last_is_not_blamed():
+def test_steps_with_weights_of_main_are_found_except_the_last():
     found = look(hub({"step0": "z", "step1": "b", "step2": "z", "step9": "z", "main": "z"}))
     (group,) = found.duplicates
     assert (group.steps, group.main, group.n_files) == ((0, 2, 9), True, 1)
@@ -113,7 +113,7 @@ def test_without_a_main_no_step_of_a_pair_is_exempt():
     assert "has the weights of step 0 " in str(last_too.evidence(2))
 
 
-def test_the_last_step_is_blamed_when_its_twin_is_not_main():
+def test_last_step_with_weights_of_an_earlier_step_is_evidence():
     found = look(hub({"step0": "m", "step5": "z", "step9": "z", "main": "m"}))  # as reported of pythia-2.8b
     assert [(g.steps, g.main) for g in found.duplicates] == [((0,), True), ((5, 9), False)]
     assert "of step 5 (" in str(found.evidence(9)) and "of step 9, the last (model" in str(found.evidence(5))
@@ -144,11 +144,11 @@ def test_an_index_that_all_steps_share_is_no_shared_weight():
     assert found.table["files"].to_list() == [2, 2] and found.table["bytes"].to_list() == [20, 20]
 
 
-def test_shards_of_different_names_are_not_called_the_same():
+def test_shards_of_different_names_are_not_duplicates():
     assert look(hub({"step0": shards("a", "b"), "step1": shards("b", "a")})).partial == ()
 
 
-def test_it_tells_when_another_format_beside_the_duplicates_differs():
+def test_differing_weights_in_another_format_are_mentioned():
     two = {"step0": ("z", "a"), "step1": ("z", "b"), "step2": ("c", "d")}
     branches = {step: {"model.safetensors": s, "pytorch_model.bin": b} for step, (s, b) in two.items()}
     assert look(hub(branches)).duplicates[0].differ == ("pytorch_model.bin",)
@@ -221,7 +221,7 @@ def test_equal_tensors_are_equal_in_any_layout_of_files(tmp_path: Path, form: st
     assert found.evidence(2) is None and found.table.loc[0, "digest"] == found.table.loc[1, "digest"]
 
 
-def test_a_rewritten_copy_is_not_called_equal_by_its_files_hash(tmp_path: Path):
+def test_equal_tensors_in_different_files_are_not_called_equal_by_hash(tmp_path: Path):
     """The same two folders, seen as a Hub lists them: other bytes, so nothing is claimed."""
     for step in (0, 1):
         write(tmp_path, step, tensors(0))
@@ -277,14 +277,14 @@ def said(*steps: int, name: str, found: auditing.Audit | None = None) -> list[st
     return [str(w.message) for w in caught]
 
 
-def test_a_group_warns_once_with_its_evidence():
+def test_group_of_duplicates_is_warned_of_once():
     found = look(hub({"step0": "z", "step1": "b", "step2": "z", "step9": "z", "main": "z"}))
     (line,) = said(0, 1, 2, 9, 0, name=found.name, found=found)
     assert line == f"somebody/model, step 0: {found.evidence(0)}"
     assert said(0, name="somebody/else", found=None) == []
 
 
-def test_a_mere_report_says_where_it_is_from_and_how_to_check_it():
+def test_warning_of_a_report_has_its_source_and_how_to_check_it():
     (line,) = said(50_000, 58_000, 51_000, name="EleutherAI/pythia-12b")
     start = (
         "EleutherAI/pythia-12b, step 50000: reported in https://github.com/EleutherAI/pythia/issues/206 (2026-08-14): "
@@ -294,14 +294,14 @@ def test_a_mere_report_says_where_it_is_from_and_how_to_check_it():
     assert said(50_000, name="EleutherAI/pythia-12b-deduped") == []
 
 
-def test_further_reports_are_named_by_address_and_only_new_ones_warn_again():
+def test_further_reports_are_named_by_address_and_warned_of_once():
     first, second = said(0, 1, 2, 6000, 7000, 54_000, 66_000, name="EleutherAI/pythia-2.8b")
     assert first.index("reported in https://github.com/EleutherAI/pythia/issues/205") < first.index("; also https://")
     assert all(f"issues/{number} (" in first for number in (195, 1373, 83, 198)) and len(first) < 700
     assert second.startswith("EleutherAI/pythia-2.8b, step 54000: reported in") and "10 step branches" in second
 
 
-def test_evidence_comes_before_reports_and_silence_is_told():
+def test_evidence_comes_before_reports_and_its_absence_is_stated():
     name = "allenai/OLMo-2-1124-7B"
     branches = {f"step{step}": "x" for step in (101_000, 175_000, 300_000)} | {"step928646": "z", "main": "z"}
     found = look(hub(branches, name))

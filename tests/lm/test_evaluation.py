@@ -1,4 +1,4 @@
-"""A survey measures every step of a suite by the same prompts, and keeps each result as soon as there is one."""
+"""`evaluate`: the same numbers as plain Hugging Face, kept step by step, and refusals of other results."""
 
 import json
 import shutil
@@ -67,7 +67,7 @@ def by_hand(folder, texts):
     return collapse, repetition, said
 
 
-def test_it_measures_what_plain_hugging_face_measures_one_prompt_at_a_time(suite, prompts, suite_folder, tmp_path):
+def test_evaluation_equals_hugging_face_one_prompt_at_a_time(suite, prompts, suite_folder, tmp_path):
     done = pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, progress=False)
     assert done.steps == [0, 1, 16, 128]
     for step in done.steps:
@@ -96,7 +96,7 @@ def contents(folder):
     return found
 
 
-def test_it_goes_on_where_it_was_and_more_steps_can_be_added(suite, prompts, tmp_path, monkeypatch):
+def test_evaluation_continues_and_takes_more_steps(suite, prompts, tmp_path, monkeypatch):
     whole = pl.lm.evaluate(suite, tmp_path / "whole", prompts, WATCH, progress=False)
     pl.lm.evaluate(suite, tmp_path / "parts", prompts, WATCH, [128, 0], progress=False)
     opened = []
@@ -110,7 +110,7 @@ def test_it_goes_on_where_it_was_and_more_steps_can_be_added(suite, prompts, tmp
 
 
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])
-def test_killed_again_and_again_it_ends_in_the_same_files(sig, suite, prompts, tmp_path):
+def test_repeated_interrupts_end_in_the_same_files(sig, suite, prompts, tmp_path):
     whole = pl.lm.evaluate(suite, tmp_path / "whole", prompts, WATCH, progress=False)
     seconds = sum(whole.step(step)["seconds"] for step in whole.steps)
 
@@ -127,7 +127,7 @@ def test_killed_again_and_again_it_ends_in_the_same_files(sig, suite, prompts, t
     assert done and contents(tmp_path / "cut") == contents(whole.path)
 
 
-def test_a_partial_file_is_no_result(suite, prompts, tmp_path):
+def test_partial_result_file_is_ignored_and_damaged_one_refused(suite, prompts, tmp_path):
     done = pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, [0], progress=False)
     (done.path / "steps" / ".000016.json.partial").write_text('{"step": 16, "val')
     assert done.steps == [0] and list(done.metrics.index) == [0]
@@ -136,7 +136,7 @@ def test_a_partial_file_is_no_result(suite, prompts, tmp_path):
         done.metrics  # noqa: B018
 
 
-def test_a_folder_of_another_survey_is_refused(suite, prompts, tmp_path):
+def test_folder_of_another_evaluation_is_refused(suite, prompts, tmp_path):
     path = tmp_path / "s"
     pl.lm.evaluate(suite, path, prompts, WATCH, [0], progress=False)
     before = contents(path)
@@ -163,7 +163,7 @@ def test_a_folder_of_another_survey_is_refused(suite, prompts, tmp_path):
         pl.lm.EvaluatedCheckpoints(tmp_path / "full")
 
 
-def test_a_run_is_surveyed_as_a_suite_is(tmp_path):
+def test_run_can_be_evaluated_as_a_suite(tmp_path):
     task = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16))
     training = pl.train(model, task, pl.TrainConfig(steps=4, batch_size=8))
@@ -189,7 +189,7 @@ def test_defaults_are_a_hundred_questions_and_every_layer(suite, tmp_path):
         assert done.metrics[name][16] == pytest.approx(float(value), abs=1e-6)
 
 
-def test_what_will_be_fetched_is_said_first(suite, prompts, tmp_path, capsys):
+def test_downloads_are_announced_with_their_size(suite, prompts, tmp_path, capsys):
     pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, [0, 1])
     said = capsys.readouterr()
     assert f"{suite.name}: 2 steps (0, 1) of up to" in said.out + said.err
@@ -233,7 +233,7 @@ def test_nothing_is_measured_of_a_damaged_step(suite_folder, prompts, tmp_path):
     assert pl.lm.evaluate(suite, tmp_path / "s", prompts, WATCH, [0, 1], progress=False).steps == [0, 1]
 
 
-def test_a_step_without_weights_is_left_out_and_said(suite_folder, prompts, tmp_path, capsys):
+def test_step_without_weights_is_left_out_with_a_note(suite_folder, prompts, tmp_path, capsys):
     shutil.copytree(suite_folder, tmp_path / "suite")
     (tmp_path / "suite" / "step128" / "model.safetensors").unlink()  # a pre-training that was killed, the last step
     shutil.rmtree(tmp_path / "suite" / "step16")
@@ -249,7 +249,7 @@ def test_a_step_without_weights_is_left_out_and_said(suite_folder, prompts, tmp_
     assert pl.lm.EvaluatedCheckpoints(tmp_path / "t").steps == []
 
 
-def test_results_of_other_weights_are_no_results(suite_folder, prompts, tmp_path):
+def test_results_of_other_weights_are_refused(suite_folder, prompts, tmp_path):
     """Two suites of one name; or one that was trained anew."""
     for name, step in (("a", "step1"), ("b", "step128")):
         shutil.copytree(suite_folder / step, tmp_path / name / "suite" / "step0")
@@ -267,9 +267,7 @@ def test_results_of_other_weights_are_no_results(suite_folder, prompts, tmp_path
         pl.lm.evaluate(pl.lm.from_folder(tmp_path / "b" / "suite", r"stage2-step(\d+)"), tmp_path / "s", prompts, WATCH)
 
 
-def test_evidence_is_warned_of_once_kept_and_shown_also_of_folders_and_in_parts(
-    suite_folder, prompts, tmp_path, monkeypatch
-):
+def test_evidence_is_warned_of_once_stored_and_shown_in_the_report(suite_folder, prompts, tmp_path, monkeypatch):
     monkeypatch.setattr(weight_audit, "_warned", set())
     for i, step in enumerate((0, 16, 16, 128)):
         shutil.copytree(suite_folder / f"step{step}", tmp_path / "twice" / f"step{i}")
@@ -296,7 +294,7 @@ def test_evidence_is_warned_of_once_kept_and_shown_also_of_folders_and_in_parts(
         suite.model(1)
 
 
-def test_weights_of_a_folder_are_read_once_while_they_stay_the_same(suite_folder, prompts, tmp_path, monkeypatch):
+def test_unchanged_weight_files_are_read_once(suite_folder, prompts, tmp_path, monkeypatch):
     shutil.copytree(suite_folder, tmp_path / "suite")
     read = []
     monkeypatch.setattr(
@@ -310,7 +308,7 @@ def test_weights_of_a_folder_are_read_once_while_they_stay_the_same(suite_folder
         pl.lm.evaluate(pl.lm.from_folder(tmp_path / "suite"), tmp_path / "s", prompts, WATCH, progress=False)
 
 
-def test_suites_of_ones_own_are_surveyed_whatever_else_they_have(suite, prompts, tmp_path):
+def test_any_checkpoint_series_can_be_evaluated(suite, prompts, tmp_path):
     from types import SimpleNamespace
 
     own = SimpleNamespace(steps=[0, 16], model=suite.model, config=SimpleNamespace(hidden=3), source=None)
@@ -319,7 +317,7 @@ def test_suites_of_ones_own_are_surveyed_whatever_else_they_have(suite, prompts,
     pl.write_report(done)
 
 
-def test_a_survey_without_the_papers_two_measures_has_its_page(suite, prompts, tmp_path):
+def test_report_without_collapse_and_repetition(suite, prompts, tmp_path):
     norms = pl.lm.evaluate(suite, tmp_path / "norms", prompts, "norm@*", [0, 16], progress=False)
     page = pl.write_report(norms).read_text()
     assert 'id="layers-norm"' in page and 'id="early"' not in page
@@ -341,5 +339,5 @@ def test_json_of_another_shape_is_damaged(text, suite, prompts, tmp_path):
         pl.lm.EvaluatedCheckpoints(done.path)
 
 
-def test_survey_module_states_its_protocol():
+def test_default_metrics_begin_with_those_of_the_paper():
     assert evaluation.LANGUAGE_METRICS[:2] == ("collapse", "repetition")

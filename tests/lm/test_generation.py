@@ -1,4 +1,4 @@
-"""What a language model says to a prompt, and what it thinks while it says it, does not depend on the company."""
+"""`generate`: tokens and activations of a prompt are independent of the batch that it is in."""
 
 import math
 
@@ -27,9 +27,9 @@ def rows_of(batch):
 
 
 @torch.no_grad()
-def by_hand(hf, batch):
+def reference(hf, batch):
     """One prompt at a time, everything again for each token, no TransformerLens: tokens, final states, logits."""
-    said, states, logits = [], [], []
+    generated, states, logits = [], [], []
     for row in rows_of(batch):
         out = hf(row[None], output_hidden_states=True)
         steps = []
@@ -37,10 +37,10 @@ def by_hand(hf, batch):
             out = hf(row[None], output_hidden_states=True)
             steps.append((out.logits[0, -1], torch.stack([h[0, -1] for h in out.hidden_states])))
             row = torch.cat([row, out.logits[0, -1:].argmax(-1)])
-        said.append(row[-batch.n_new :])
+        generated.append(row[-batch.n_new :])
         logits.append(torch.stack([s[0] for s in steps]))
         states.append(torch.stack([s[1] for s in steps]))
-    return torch.stack(said), torch.stack(states), torch.stack(logits)
+    return torch.stack(generated), torch.stack(states), torch.stack(logits)
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +60,12 @@ def gpt2():
 
 
 @pytest.mark.parametrize("kind", ["neox", "olmo2", "gpt2"])
-def test_prompts_of_unequal_length_together_say_what_each_says_alone(kind, request):
+def test_padded_batch_gives_the_tokens_of_each_prompt_alone(kind, request):
     hf, bridge = request.getfixturevalue(kind)
     batch = prompts()
-    said, states, logits = by_hand(hf, batch)
+    generated, states, logits = reference(hf, batch)
     got = generate(bridge, batch, SITES, logits=True)
-    assert torch.equal(got.tokens, said) and not got.near_ties.any()
+    assert torch.equal(got.tokens, generated) and not got.near_ties.any()
     torch.testing.assert_close(got.logits, logits, rtol=1e-5, atol=2e-5)
     for site, layer in (("blocks.0.hook_resid_pre", 0), ("unembed.hook_in", -1)):
         torch.testing.assert_close(got.rows[site], states[:, :, layer], rtol=1e-5, atol=2e-5)
@@ -73,7 +73,7 @@ def test_prompts_of_unequal_length_together_say_what_each_says_alone(kind, reque
 
 @pytest.mark.parametrize("kind", ["neox", "gpt2"])
 @pytest.mark.parametrize("decoding", [{}, dict(sample=True, seed=3), dict(sample=True, top_k=None, temperature=2.0)])
-def test_the_company_does_not_matter(kind, decoding, request):
+def test_prompts_are_independent_of_their_batch(kind, decoding, request):
     bridge, batch = request.getfixturevalue(kind)[1], prompts(**decoding)
     together = generate(bridge, batch, SITES, logits=True)
     order = torch.tensor([6, 2, 0, 5])
@@ -85,12 +85,12 @@ def test_the_company_does_not_matter(kind, decoding, request):
         assert torch.equal(generate(bridge, batch[i : i + 1]).tokens[0], together.tokens[i])
 
 
-def test_many_prompts_go_in_several_passes_and_come_back_in_their_order(neox, monkeypatch):
+def test_many_prompts_in_several_passes_keep_their_order(neox, monkeypatch):
     batch = prompts([1 + i % 7 for i in range(20)])
     whole = generate(neox[1], batch, SITES)
     monkeypatch.setattr(generating, "MAX_PROMPTS", 3)
     parts = generate(neox[1], batch, SITES)
-    assert torch.equal(parts.tokens, whole.tokens) and torch.equal(parts.tokens, by_hand(neox[0], batch)[0])
+    assert torch.equal(parts.tokens, whole.tokens) and torch.equal(parts.tokens, reference(neox[0], batch)[0])
     for name in SITES:
         torch.testing.assert_close(parts.rows[name], whole.rows[name], rtol=1e-5, atol=1e-5)
 
@@ -107,7 +107,7 @@ def calls(monkeypatch):
     return seen
 
 
-def test_near_ties_are_run_again_alone_and_uncached_and_counted(neox, monkeypatch):
+def test_near_ties_are_rerun_alone_without_cache_and_counted(neox, monkeypatch):
     from copy import deepcopy
 
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
@@ -129,14 +129,14 @@ def test_near_ties_are_run_again_alone_and_uncached_and_counted(neox, monkeypatc
     again = [shape for shape, cached in seen if not cached]
     assert again and all(n == 1 for n, _ in again)
     assert {length for _, length in again} >= {LENGTHS[1] + int(got.near_ties[1].nonzero()[0, 0])}
-    said, states, logits = by_hand(hf, batch)
-    assert torch.equal(got.tokens, said)
+    generated, states, logits = reference(hf, batch)
+    assert torch.equal(got.tokens, generated)
     torch.testing.assert_close(got.rows["unembed.hook_in"], states[:, :, -1], rtol=1e-5, atol=2e-5)
     torch.testing.assert_close(got.logits, logits, rtol=1e-5, atol=2e-5)
     assert torch.equal(pl.trace(bridge, batch, ["generated"]).near_ties, got.near_ties)
 
 
-def test_in_float64_the_company_does_not_matter_either(neox):
+def test_float64_prompts_are_independent_of_their_batch(neox):
     """Hugging Face's softmax is in float32, in which the mask of float64 is -inf: a row of padding would be NaN."""
     from copy import deepcopy
 
@@ -144,14 +144,14 @@ def test_in_float64_the_company_does_not_matter_either(neox):
 
     hf, batch = deepcopy(neox[0]).double(), prompts()
     bridge = build_bridge_from_module(deepcopy(hf), "GPTNeoXForCausalLM", hf_config=hf.config)
-    said, states, _ = by_hand(hf, batch)
+    generated, states, _ = reference(hf, batch)
     for sites in (["unembed.hook_in"], SITES):  # without the bridge's hooks, and with them
         got = generate(bridge, batch, sites)
-        assert torch.equal(got.tokens, said) and not got.near_ties.any()
+        assert torch.equal(got.tokens, generated) and not got.near_ties.any()
         torch.testing.assert_close(got.rows["unembed.hook_in"], states[:, :, -1], rtol=1e-6, atol=1e-6)
 
 
-def test_scores_that_are_no_numbers_are_not_told_apart():
+def test_nan_logits_are_near_ties():
     nothing = torch.full((2, 50), torch.nan)
     assert choosing.choose(nothing.clone(), TokenChoice())[1].all()
     for k in (None, 1, 2, 49):
@@ -159,7 +159,7 @@ def test_scores_that_are_no_numbers_are_not_told_apart():
         assert choosing.choose(nothing.clone(), choice)[1].all()
 
 
-def test_near_is_a_difference_of_logits_at_any_temperature_and_beyond_the_last_of_the_likeliest():
+def test_near_tie_is_a_difference_of_logits_at_any_temperature_and_rank():
     def near_ties(*scores, noise, **decoding):
         choice = TokenChoice(decoding=pl.lm.Decoding(sample=True, **decoding), noise=torch.tensor([[noise]]))
         return bool(choosing.choose(torch.tensor([scores]), choice)[1])
@@ -173,7 +173,7 @@ def test_near_is_a_difference_of_logits_at_any_temperature_and_beyond_the_last_o
 
 
 @pytest.mark.parametrize("k", [1, 2, 7])
-def test_the_last_of_the_likeliest_is_unsure_only_where_another_could_have_its_place(k):
+def test_last_of_top_k_is_a_near_tie_only_if_replaceable(k):
     scores = torch.arange(50.0).flip(0)[None].repeat(200, 1)
     noise = -torch.empty(200, 50).exponential_(generator=torch.Generator().manual_seed(0)).log()
     # At this temperature all of the k are drawn.
@@ -187,7 +187,7 @@ def test_the_last_of_the_likeliest_is_unsure_only_where_another_could_have_its_p
     assert better.any() and near_ties[better].all()
 
 
-def test_a_token_that_comes_out_otherwise_alone_changes_all_after_it(neox):
+def test_near_tie_that_changes_is_followed_by_new_tokens(neox):
     """The wrong twin is put in by hand: what is said again is what the prompt says alone, everything after it too."""
     bridge, batch = neox[1], prompts()
     right, wrong = (generate(bridge, batch, SITES, logits=True, entropy=True) for _ in range(2))
@@ -226,7 +226,7 @@ def test_sampling_follows_the_softmax(neox):
 
 
 @pytest.mark.parametrize("d_vocab", [1, 7, 128, 300, 512])
-def test_the_likeliest_and_the_next_are_found_in_blocks_as_in_one(d_vocab):
+def test_best_two_by_blocks_equal_those_of_a_sort(d_vocab):
     """Few different scores, so that ties lie within a block and between them."""
     scores = torch.randint(0, 4, (200, d_vocab), generator=torch.Generator().manual_seed(d_vocab)).float()
     token, best, second = choosing._best_two(scores)
@@ -243,7 +243,7 @@ def test_choosing_leaves_the_logits_as_they_were():
         assert torch.equal(logits, before)
 
 
-def test_draws_belong_to_the_seed_and_leave_the_global_generator_alone(neox):
+def test_draws_depend_on_the_seed_and_not_on_the_global_generator(neox):
     state = torch.get_rng_state()
     one, same, other = (
         generate(neox[1], prompts(sample=True, seed=s, temperature=9.0, top_k=None)).tokens for s in (1, 1, 2)
@@ -262,7 +262,7 @@ def test_a_rank_that_rounding_could_change_is_a_near_tie():
 
 
 @pytest.mark.parametrize("decoding", [{}, dict(sample=True, top_k=3)])
-def test_forbidden_tokens_are_never_said(decoding, neox):
+def test_forbidden_tokens_are_never_generated(decoding, neox):
     free = generate(neox[1], prompts(**decoding)).tokens
     never = free.unique()[:3].tolist()
     assert not torch.isin(
@@ -288,7 +288,7 @@ def test_interventions_act_on_cached_decoding_as_on_full_passes(kind, request):
         generate(bridge, prompts())
 
 
-def test_unequal_prompts_are_measured_under_an_intervention_length_by_length(neox):
+def test_unequal_prompts_are_split_by_length_under_an_intervention(neox):
     batch = prompts()
     with pl.intervene(neox[1], pl.AblateHeads([(1, 0)], mode="uniform")):
         got = pl.measure(neox[1], batch.split_by_length(), ["collapse", "repetition"], reduce=None)["collapse"]
@@ -299,12 +299,12 @@ def test_unequal_prompts_are_measured_under_an_intervention_length_by_length(neo
     assert all(b.tokens.shape[1] == b.prompt_len for b in batch.split_by_length())
 
 
-def test_a_trace_of_unequal_prompts_has_their_rows_and_refuses_what_has_none(neox):
+def test_trace_of_unequal_prompts_has_answer_rows_and_refuses_whole_ones(neox):
     hf, bridge = neox
     batch = prompts()
-    said, states, logits = by_hand(hf, batch)
+    generated, states, logits = reference(hf, batch)
     t = pl.trace(bridge, batch, ["unembed.hook_in", "answer_outputs"])
-    assert torch.equal(t.generated, said) and torch.equal(t.batch.answers, said)
+    assert torch.equal(t.generated, generated) and torch.equal(t.batch.answers, generated)
     torch.testing.assert_close(t.answer_outputs, logits, rtol=1e-5, atol=2e-5)
     got = pl.measure(bridge, batch, ["collapse", "prediction_entropy", "norm@blocks.*.hook_resid_post"], reduce=None)
     hidden = states[:, :, -1]
@@ -320,7 +320,7 @@ def test_a_trace_of_unequal_prompts_has_their_rows_and_refuses_what_has_none(neo
             pl.trace(bridge, batch, requires)
 
 
-def test_models_without_masks_answer_length_by_length(monkeypatch):
+def test_models_without_masks_generate_length_by_length(monkeypatch):
     model = pl.Transformer(pl.ModelConfig(d_model=16, n_heads=2, d_vocab=50, n_ctx=32, attention="softmax", seed=0))
     batch = prompts()
     seen = calls(monkeypatch)

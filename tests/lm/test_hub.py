@@ -189,7 +189,7 @@ def test_a_part_of_a_revision_leaves_the_rest_where_it_is(source, folders):
     assert contents(folder) == contents(folders["step1"])
 
 
-def test_a_token_is_shown_to_the_hub_and_to_nobody_it_points_to(hub, tmp_path):
+def test_token_is_not_sent_to_hosts_that_the_hub_redirects_to(hub, tmp_path):
     source = pl.lm.from_hub("org/name", cache=tmp_path, token="hf_secret").source
     source.fetch("step0", source.files("step0"))
     redirected = [r.token for r in hub.requests(WEIGHTS)]
@@ -221,7 +221,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_fault_that_passes_is_survived(hub, source, folders, kind):
+def test_transient_fault_is_retried(hub, source, folders, kind):
     source.client.timeout = 1.0 if kind == "hang" else 10.0
     hub.fail(kind, WEIGHTS, times=2, **FAULTS[kind])
     hub.fail("cut", "config.json")
@@ -243,7 +243,7 @@ def test_a_file_longer_than_listed_is_not_taken_in(hub, source):
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_fault_that_stays_is_refused_in_one_line_and_nothing_is_believed(hub, source, kind):
+def test_persistent_fault_is_one_line_and_no_file_is_accepted(hub, source, kind):
     files = [f for f in source.files("step1") if f.path == WEIGHTS]
     how = {**FAULTS[kind], "after": 0} if kind in ("cut", "reset", "hang") else FAULTS[kind]  # no byte, no progress
     hub.fail(kind, WEIGHTS, times=None, **how)
@@ -263,7 +263,7 @@ def test_a_fault_that_stays_is_refused_in_one_line_and_nothing_is_believed(hub, 
     assert believed(source) == {WEIGHTS}
 
 
-def test_a_busy_hub_is_given_the_time_it_asks_for_and_no_more_than_our_patience(hub, source, folders):
+def test_busy_hub_is_retried_after_the_time_it_states_within_patience(hub, source, folders):
     source.client.patience = 60.0
     hub.fail("status", "refs", status=429, headers={"Retry-After": "1"})
     hub.fail("status", "tree", status=503)
@@ -299,7 +299,7 @@ def child(hub, *arguments, home):
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_killed_fetch_goes_on_where_it_was(hub, tmp_path, big):
+def test_killed_fetch_is_continued(hub, tmp_path, big):
     slow = hub.fail("slow", WEIGHTS, rate=4e6, times=None)
     source = quick(HubSource("org/big", cache=tmp_path / "cache", token=False))
     process = child(hub, "org/big", "step7", tmp_path / "cache", home=tmp_path)
@@ -349,7 +349,7 @@ def test_stop_ends_waiting_for_a_busy_hub_and_for_the_lock(hub, source):
     assert [type(e) for e in errors + later] == [InterruptedError] * 2
 
 
-def test_stop_ends_a_listing_too_so_that_the_fetch_after_it_does_not_begin(hub, source):
+def test_stop_during_a_listing_prevents_the_fetch_after_it(hub, source):
     source.revisions()
     hub.fail("late", "tree", after=1)
     errors = []
@@ -408,7 +408,7 @@ def test_a_partial_file_counts_and_makes_room(hub, source):
     assert source.used == size and not partials(source)
 
 
-def test_the_longest_unused_goes_first(source):
+def test_least_recently_fetched_is_evicted_first(source):
     size = sum(f.size for f in source.files("step0"))
     source.max_bytes = 2 * size + size // 2
     for step in ("step0", "step1", "step0", "step2"):
@@ -426,7 +426,7 @@ def test_other_files_of_the_same_revision_go_last(hub, source):
     assert believed(source) == {"config.json"} and hub.requests("config.json")
 
 
-def test_what_cannot_fit_is_refused_before_anything_is_downloaded(hub, source):
+def test_files_above_max_bytes_are_refused_before_a_download(hub, source):
     source.fetch("step0", source.files("step0"))
     before, sent = source.used, hub.sent()
     needed = sum(f.size for f in source.files("step1"))
@@ -458,7 +458,7 @@ def test_a_file_that_changed_after_it_was_verified_is_fetched_again(source, fold
     assert contents(folder) == contents(folders["step1"])
 
 
-def test_a_file_that_somebody_put_there_is_believed_only_when_it_is_right(hub, source, folders):
+def test_file_from_elsewhere_is_accepted_only_with_the_right_bytes(hub, source, folders):
     for step, other in (("step1", "step1"), ("step2", "step1")):
         folder = source.folder / source.commit(step)
         folder.mkdir(parents=True)
@@ -468,7 +468,7 @@ def test_a_file_that_somebody_put_there_is_believed_only_when_it_is_right(hub, s
     assert all(source.commit("step2") in r.path for r in hub.requests(WEIGHTS))
 
 
-def test_a_partial_file_of_other_bytes_is_not_believed(hub, source, folders):
+def test_partial_file_with_other_bytes_is_discarded(hub, source, folders):
     folder = source.folder / source.commit("step1")
     folder.mkdir(parents=True)
     (folder / f".{WEIGHTS}.partial").write_bytes(b"\0" * 1000)
@@ -501,7 +501,7 @@ def test_threads_and_processes_share_a_cache_and_download_once(hub, source, fold
     assert len([r for r in hub.requests(WEIGHTS) if r.sent]) == 2
 
 
-def test_who_holds_the_lock_is_not_evicted(source):
+def test_files_are_not_evicted_while_the_lock_is_held(source):
     source.fetch("step0", source.files("step0"))
     source.max_bytes = source.used + 10
     with source.lock:
@@ -516,7 +516,7 @@ def test_who_holds_the_lock_is_not_evicted(source):
 # One line for each misfortune.
 
 
-def test_misfortunes_in_one_line(hub, source, tmp_path, monkeypatch):
+def test_errors_are_one_line(hub, source, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     def other(repo):
@@ -536,11 +536,11 @@ def test_misfortunes_in_one_line(hub, source, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://nowhere.invalid", "nonsense"])
-def test_a_hub_out_of_reach_is_told_in_one_line_and_at_once(tmp_path, monkeypatch, url):
+def test_unreachable_hub_is_one_line_without_retries(tmp_path, monkeypatch, url):
     online(monkeypatch, url)
     start = time.monotonic()
     error = refused(
-        ConnectionError, HubSource("org/name", cache=tmp_path).revisions, url, "HF_ENDPOINT", "local(folder)"
+        ConnectionError, HubSource("org/name", cache=tmp_path).revisions, url, "HF_ENDPOINT", "from_folder(folder)"
     )
     assert time.monotonic() - start < 20 and error.__cause__ is not None
 
@@ -556,7 +556,7 @@ def test_what_was_listed_and_fetched_needs_no_hub(hub, source, monkeypatch):
 # The ordinary user's way.
 
 
-def test_environment_variables_are_all_it_takes(hub, folders, tmp_path):
+def test_hub_address_and_cache_come_from_environment_variables(hub, folders, tmp_path):
     process = child(hub, "org/name", "step3", tmp_path / "cache", home=tmp_path / "home")
     out, err = process.communicate(timeout=120)
     assert contents(Path(out.strip())) == contents(folders["step3"]), err
@@ -570,7 +570,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     assert HubSource("org/name").folder == Path.home() / ".cache" / "plateaulens" / "org--name"
 
 
-def test_of_small_files_nothing_is_shown_unless_asked_for(source, capfd):
+def test_small_downloads_show_a_bar_only_on_request(source, capfd):
     source.fetch("step0", source.files("step0"))
     assert capfd.readouterr() == ("", "")
     source.client.progress = True
@@ -578,7 +578,7 @@ def test_of_small_files_nothing_is_shown_unless_asked_for(source, capfd):
     assert f"{WEIGHTS} of org/name@step1" in capfd.readouterr().err
 
 
-def test_nobody_waits_for_a_large_file_without_a_word(source, capfd, monkeypatch):
+def test_large_downloads_are_announced_with_a_bar(source, capfd, monkeypatch):
     monkeypatch.setattr("plateaulens.lm.hub_client.LARGE", SMALL)
     monkeypatch.setattr("plateaulens.lm.hub.LARGE", SMALL)
     source.fetch("step0", source.files("step0"))
@@ -589,7 +589,7 @@ def test_nobody_waits_for_a_large_file_without_a_word(source, capfd, monkeypatch
     assert capfd.readouterr().err == ""
 
 
-def test_importing_it_imports_no_client():
+def test_import_does_not_load_huggingface_hub():
     heavy = "{'huggingface_hub', 'httpx2', 'transformers'}"
     code = f"import sys, plateaulens.lm.hub; print(*{heavy} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

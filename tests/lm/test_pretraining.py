@@ -66,7 +66,7 @@ def metrics(folder):
 # The task.
 
 
-def test_windows_come_from_the_text_and_are_a_pure_function_of_the_seed():
+def test_windows_are_parts_of_the_text_and_depend_on_the_seed_only():
     tokens = torch.randint(50, (200,), generator=torch.Generator().manual_seed(1))
     task, before = Text(tokens=tokens, context=7), torch.get_rng_state()
     batch = task.sample(64, seed=3)
@@ -124,7 +124,7 @@ def test_what_is_written(suite):
     assert str(suite) not in (suite / "pretrain.json").read_text()
 
 
-def test_checkpoints_load_as_anybodys(suite):
+def test_checkpoints_load_with_transformers(suite):
     tokenizer = AutoTokenizer.from_pretrained(suite / "step8")
     assert tokenizer.decode(tokenizer(story()).input_ids) == story()
     assert tokenizer("é<|endoftext|>").input_ids[-1] == tokenizer.eos_token_id == 0 and len(tokenizer) == 300
@@ -207,7 +207,7 @@ def one_thread():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_until_finished_it_has_the_bytes_of_one_that_was_not(tmp_path, text, seed, one_thread):
+def test_repeated_kills_give_the_same_bytes(tmp_path, text, seed, one_thread):
     def work(path):
         pretrain(path, text, train=replace(CFG, steps=40), **TINY)
 
@@ -242,7 +242,7 @@ def test_ctrl_c_then_again_gives_the_same_bytes(tmp_path, text, suite, moment, m
     assert contents(out) == expected
 
 
-def test_a_checkpoint_that_was_cut_short_is_not_taken_for_one(tmp_path, text, monkeypatch, one_thread):
+def test_partial_checkpoint_is_not_a_step(tmp_path, text, monkeypatch, one_thread):
     expected = contents(pretrain(tmp_path / "whole", text, train=CFG, **TINY))
     with monkeypatch.context() as patch:
         patch.setattr(PreTrainedTokenizerFast, "save_pretrained", lambda self, folder: 1 / 0)  # the weights are there
@@ -252,7 +252,7 @@ def test_a_checkpoint_that_was_cut_short_is_not_taken_for_one(tmp_path, text, mo
     assert contents(pretrain(tmp_path / "cut", text, train=CFG, **TINY)) == expected
 
 
-def test_a_finished_one_is_left_as_it_is(suite, monkeypatch):
+def test_finished_pretraining_is_left_as_it_is(suite, monkeypatch):
     before = {p: p.stat().st_mtime_ns for p in suite.rglob("*")}
     monkeypatch.setattr(pretraining, "_tokenized", None)  # nothing is computed
     assert pretrain(suite, suite.parent / "story.txt", train=CFG, **TINY) == suite
@@ -278,7 +278,7 @@ def test_other_arguments_are_refused_and_overwrite_renames(suite, tmp_path, text
     assert metrics(out) != metrics(suite)
 
 
-def test_another_folder_is_left_alone_and_a_forgotten_state_is_not_taken(suite, tmp_path, text):
+def test_other_folders_are_refused_and_stale_state_is_removed(suite, tmp_path, text):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
     with pytest.raises(FileExistsError, match="holds something else"):

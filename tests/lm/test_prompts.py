@@ -74,7 +74,7 @@ def test_n_takes_the_first_and_a_seed_shuffles_before(tmp_path):
     assert {int(p) for p in some} - set(range(10)), "taken from all, not from the first"
 
 
-def test_a_shuffle_hangs_on_its_seed_only():
+def test_shuffle_depends_on_its_seed_only():
     found = []
     for other in (1, 2):
         random.seed(other)
@@ -152,12 +152,12 @@ def test_an_unreachable_hub_is_one_line_with_its_cure(monkeypatch):
 # What comes with the package.
 
 
-def test_shipped_files_lie_in_the_package_or_else_in_the_repository(monkeypatch, tmp_path):
+def test_bundled_files_are_in_the_package_or_the_repository(monkeypatch, tmp_path):
     package, repository = tmp_path / "package", tmp_path / "repository"
     for folder in (package, repository):
         folder.mkdir()
     monkeypatch.setattr(files, "FOLDERS", (package, repository))
-    with pytest.raises(FileNotFoundError, match="no prompts.txt comes with plateaulens"):
+    with pytest.raises(FileNotFoundError, match="plateaulens has no data file prompts.txt"):
         bundled("prompts.txt")
     (repository / "prompts.txt").write_text("theirs\n")
     assert bundled("prompts.txt") == repository / "prompts.txt"

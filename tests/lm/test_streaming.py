@@ -1,4 +1,4 @@
-"""Real client, real loading: a suite walked over a Hub, with every fault, under a cap."""
+"""Suites on a loopback Hub, evaluated with the real client: faults, limits on the disk, kills."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def test_olmos_stages_and_tokens_are_resolved_by_step(hub, prompts, expected, tm
     assert done.step(600)["values"] == expected.step(128)["values"]
 
 
-def test_over_a_hub_the_same_is_measured_as_of_folders(hub, prompts, expected, tmp_path):
+def test_evaluation_over_a_hub_equals_that_of_folders(hub, prompts, expected, tmp_path):
     done = pl.lm.evaluate(opened(), tmp_path / "s", prompts, WATCH, progress=False)
     same(done, expected)
     kept = done.step(16)
@@ -106,13 +106,13 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f['kind']}{f.get('status', '')}")
-def test_a_fault_that_passes_changes_nothing(fault, hub, prompts, expected, tmp_path):
+def test_transient_fault_changes_nothing(fault, hub, prompts, expected, tmp_path):
     hub.fail(match=WEIGHTS, revision="step16", **fault)
     same(pl.lm.evaluate(opened(), tmp_path / "s", prompts, WATCH, progress=False), expected)
 
 
 @pytest.mark.parametrize("fault", [dict(kind="corrupt", after=5000), dict(kind="status", status=503)], ids=str)
-def test_a_fault_that_stays_ends_in_one_line_and_nothing_wrong_is_measured(fault, hub, prompts, expected, tmp_path):
+def test_persistent_fault_is_one_line_and_nothing_wrong_is_measured(fault, hub, prompts, expected, tmp_path):
     fault = hub.fail(match=WEIGHTS, revision="step16", times=None, **fault)
     suite = opened()
     suite.source.client.patience = 0.05
@@ -148,7 +148,7 @@ def watched(folder, stop, seen):
 
 
 @pytest.mark.parametrize("most", [None, 1.3])
-def test_the_disk_stays_under_the_cap_while_models_pass_by(most, hub, prompts, expected, tmp_path):
+def test_disk_use_stays_below_max_bytes_during_a_walk(most, hub, prompts, expected, tmp_path):
     size = opened().size(0)
     cap = None if most is None else int(most * size)
     if cap is not None:
@@ -169,13 +169,13 @@ def test_the_disk_stays_under_the_cap_while_models_pass_by(most, hub, prompts, e
         assert suite.source.used <= cap
 
 
-def test_a_checkpoint_above_the_cap_is_refused_before_it_is_fetched(hub):
+def test_checkpoint_above_max_bytes_is_refused_before_a_download(hub):
     with pytest.raises(ValueError, match="raise max_bytes"):
         opened(max_bytes=1000).model(16)
     assert not hub.requests(WEIGHTS)
 
 
-def test_the_next_is_fetched_while_one_is_measured(hub):
+def test_next_is_fetched_while_one_is_measured(hub):
     walk = opened().walk([0, 1, 16])
     next(walk)
     end = time.monotonic() + 20
@@ -185,7 +185,7 @@ def test_the_next_is_fetched_while_one_is_measured(hub):
     walk.close()
 
 
-def test_and_while_one_is_opened_if_both_may_lie_on_disk(hub, monkeypatch):
+def test_next_is_fetched_while_one_is_opened_if_both_fit_on_disk(hub, monkeypatch):
     seen, own = [], loading.open_plain_model
 
     def slowly(folder, what, *arguments, **options):
@@ -205,7 +205,7 @@ def test_and_while_one_is_opened_if_both_may_lie_on_disk(hub, monkeypatch):
     assert seen == [2, 2, 1]
 
 
-def test_what_another_process_evicts_while_it_is_opened_is_fetched_again(hub, suite_folder, monkeypatch):
+def test_files_evicted_by_another_process_are_fetched_again(hub, suite_folder, monkeypatch):
     suite, own, evicted = opened(), loading.open_plain_model, []
 
     def stolen(folder, what, *arguments, **options):
@@ -219,7 +219,7 @@ def test_what_another_process_evicts_while_it_is_opened_is_fetched_again(hub, su
     assert torch.equal(model.W_E, pl.lm.from_folder(suite_folder).model(16).W_E)
 
 
-def test_leaving_a_walk_stops_the_download_behind_it(hub):
+def test_closing_a_walk_stops_its_download(hub):
     suite = opened()
     hub.fail("slow", WEIGHTS, revision="step1", rate=2000, times=None)  # half a minute
     walk = suite.walk([0, 1])
@@ -229,7 +229,7 @@ def test_leaving_a_walk_stops_the_download_behind_it(hub):
     assert time.monotonic() - start < 10 and threading.active_count() < 20
 
 
-def test_a_branch_with_anothers_weights_is_warned_of_with_the_evidence(hub, prompts, tmp_path):
+def test_branch_with_weights_of_another_is_warned_of_with_evidence(hub, prompts, tmp_path):
     found = pl.lm.audit(opened("org/wrong"), progress=False)
     assert found.duplicates[0].steps == (1, 128) and found.duplicates[0].main and not hub.requests("/resolve/")
     with pytest.warns(UserWarning, match=r"step 1: has the weights of main.*sha256"):
@@ -319,7 +319,7 @@ def test_the_shell_reaches_the_hub(arguments, words, hub):
     assert done.exit_code == 0 and all(word in done.output for word in words), done.output
 
 
-def test_nothing_is_left_of_a_cache_that_is_removed(hub, tmp_path):
+def test_removed_cache_is_fetched_again(hub, tmp_path):
     suite = opened()
     suite.model(16)
     shutil.rmtree(tmp_path / "cache")

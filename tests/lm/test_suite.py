@@ -1,4 +1,4 @@
-"""A suite of checkpoints is an ordered list of steps with the right model at each."""
+"""`Checkpoints` and the loaders: steps in order, the right model at each, and refusals of damaged files."""
 
 import shutil
 
@@ -25,7 +25,7 @@ def folder(suite_folder, tmp_path):
     return tmp_path / "suite"
 
 
-def test_steps_are_numbers_in_order_and_models_are_those_of_their_folders(suite_folder):
+def test_steps_are_sorted_and_models_are_those_of_their_folders(suite_folder):
     suite, prompt = pl.lm.from_folder(suite_folder), torch.arange(1, 9)[None]
     assert suite.steps == [0, 1, 16, 128] and suite.revision(16) == "step16"
     seen = []
@@ -49,7 +49,7 @@ def test_the_residual_stream_is_that_of_the_checkpoint_unprocessed(suite_folder)
     torch.testing.assert_close(cache["unembed.hook_in"], hidden[-1], rtol=1e-5, atol=1e-5)
 
 
-def test_a_walk_gives_the_models_of_its_steps_and_can_be_left(suite_folder):
+def test_walk_gives_the_models_of_its_steps_and_can_be_stopped(suite_folder):
     suite, prompt = pl.lm.from_folder(suite_folder), torch.arange(1, 9)[None]
     for step, model in suite.walk([128, 0]):
         torch.testing.assert_close(model(prompt), suite.model(step)(prompt))
@@ -204,7 +204,7 @@ def test_a_folder_that_is_a_run_is_said_to_be_one(tmp_path):
         pl.lm.from_folder(tmp_path)
 
 
-def test_a_suite_without_a_tokenizer_has_models_and_none_is_made_up(folder):
+def test_suite_without_a_tokenizer_has_models_and_no_tokenizer(folder):
     for path in folder.glob("*/*"):
         if path.name.startswith(("tokenizer", "special")):
             path.unlink()
@@ -214,7 +214,7 @@ def test_a_suite_without_a_tokenizer_has_models_and_none_is_made_up(folder):
         suite.prompts()
 
 
-def test_the_tokenizer_of_any_step_will_do(folder):
+def test_tokenizer_of_any_step_is_used(folder):
     for step in (16, 128):
         for path in (folder / f"step{step}").glob("tokenizer*"):
             path.unlink()

@@ -117,7 +117,7 @@ def test_short_steps_can_be_told_apart():
 # Curves and intervals.
 
 
-def test_early_draws_each_measurement_on_its_own_axis_in_the_colour_of_its_title():
+def test_early_draws_each_metric_on_its_own_axis_in_the_color_of_its_title():
     evaluated = EvaluatedCheckpoints()
     figure = pl.plots.early(evaluated)
     for name, axis in (("collapse", "y"), ("repetition", "y2")):

@@ -7,12 +7,12 @@ FOLDERS = (PACKAGE / "data", PACKAGE.parents[1] / "data")  # of an installed whe
 
 
 def bundled(name: str) -> Path:
-    """Where a data file or folder that comes with the package lies: "prompts.txt", "neox-0.2m".
+    """Path of a data file or folder of the package: "prompts.txt", "neox-0.2m".
 
     Raises:
-        FileNotFoundError: when it does not come with the package.
+        FileNotFoundError: When the package has no such file.
     """
     for folder in FOLDERS:
         if (folder / name).exists():
             return folder / name
-    raise FileNotFoundError(f"no {name} comes with plateaulens; looked in {' and '.join(map(str, FOLDERS))}")
+    raise FileNotFoundError(f"plateaulens has no data file {name}; looked in {' and '.join(map(str, FOLDERS))}")

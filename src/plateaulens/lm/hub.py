@@ -229,8 +229,8 @@ class HubSource:
                 return
             part.unlink()
         raise ValueError(
-            f"{what} had wrong bytes {TRIES} times: expected {file.size} bytes, {file.digest}, got {got}; nothing of it "
-            "is kept or measured. Try again later, or leave this step out"
+            f"{what} had wrong bytes {TRIES} times: expected {file.size} bytes, {file.digest}, got {got}; nothing "
+            "of it is kept or measured. Try again later, or leave this step out"
         )
 
 

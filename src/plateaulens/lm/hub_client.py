@@ -80,8 +80,7 @@ class HubClient:
         return self._with_retries(partial(self._append, url, part, size, what, began), what, began, part)
 
     def stop(self) -> None:
-        """End requests that are running now with an InterruptedError, on a Hub that hangs after up to `timeout` seconds.
-        """
+        """End running requests with an InterruptedError; on a Hub that hangs this takes up to `timeout` seconds."""
         self.stops += 1
 
     def raise_if_stopped(self, began: int) -> None:
@@ -93,7 +92,9 @@ class HubClient:
     def _endpoint(self) -> str:
         from huggingface_hub import constants
 
-        return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")  # `constants` was imported before this call
+        return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip(
+            "/"
+        )  # `constants` was imported before this call
 
     def _append(self, url: str, part: Path, size: int, what: str, began: int) -> int:
         from tqdm.auto import tqdm

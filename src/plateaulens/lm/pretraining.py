@@ -1,8 +1,8 @@
-"""`pretrain`: a small Pythia of one's own, whose checkpoints show within a minute what Pythia's show early on.
+"""`pretrain`: train a small GPT-NeoX in a minute, with checkpoints at Pythia's steps.
 
     pretrain("runs/small")          # step0, step1, step2, step4, ... in Hugging Face's layout
 
-The folder explains itself, and a call that was cut off at any moment, even by SIGKILL, goes on when made again:
+A call that was interrupted at any moment, even by SIGKILL, continues when it is repeated. The folder has:
 
     pretrain.json     arguments, hash of the text, versions
     metrics.jsonl     loss on the batch and on the held-out end of the text, a line per saved step
@@ -56,28 +56,29 @@ def pretrain(
 ) -> Path:
     """Train a GPT-NeoX (Pythia's architecture) and its tokenizer on a text; returns the folder of its checkpoints.
 
-    Called again with the same arguments it goes on where it was cut off, to the bytes of one that was not;
-    a finished one is returned as it is.
+    Called again with the same arguments after an interruption, it continues and ends with the same bytes as without
+    one; a finished pre-training is returned as it is.
 
     Args:
-        out: the folder.
-        text: a text file in UTF-8; None is `python_documentation()`.
-        hidden: width of the residual stream; the MLP has four times as much.
-        layers: blocks.
-        heads: attention heads of a block.
-        vocab: tokens of the byte-level BPE: 256 bytes, the end of a text, and merges.
-        context: tokens the model is fed at once.
-        train: how it learns, by default `DEFAULT`; the seed is that of the data and of the initial weights.
-        steps_to_save: None is `schedule(train.steps)`; the first and the last step always are.
-        dtype: of the saved weights; training is in float32.
-        device: where to train.
-        progress: show a progress bar.
-        overwrite: rename a folder that is in the way (to `out.old-N`) instead of going on or refusing.
+        out: Folder of the checkpoints.
+        text: A text file in UTF-8; `python_documentation()` by default.
+        hidden: Width of the residual stream; the MLP is four times as wide.
+        layers: Number of layers.
+        heads: Number of attention heads per layer.
+        vocab: Vocabulary size of the byte-level BPE: 256 bytes, the end of a text, and merges.
+        context: Number of tokens the model is given at once.
+        train: Optimizer, learning rate and so on, by default `DEFAULT`; its seed is that of the data and of the initial
+            weights.
+        steps_to_save: Steps with a checkpoint, besides the first and the last; by default `schedule(train.steps)`.
+        dtype: Type of the saved weights; training is in float32.
+        device: Device of the training.
+        progress: Whether to show a progress bar.
+        overwrite: Whether to rename an existing folder (to `out.old-N`) instead of continuing or refusing.
 
     Raises:
-        ValueError: for a size out of range, or a text that is not UTF-8 or too short for them; nothing is written.
-        FileNotFoundError: when the text file is not there.
-        FileExistsError: when the folder holds something else, or a pre-training with other arguments.
+        ValueError: For a size out of range, or a text that is not UTF-8 or too short; nothing is written.
+        FileNotFoundError: When the text file does not exist.
+        FileExistsError: When the folder has other files, or a pre-training with other arguments.
     """
     out, cfg = Path(out), train or DEFAULT
     sizes = {"hidden": hidden, "layers": layers, "heads": heads, "vocab": vocab, "context": context}
@@ -126,7 +127,7 @@ def _check(sizes: Mapping[str, int], steps: list[int], last: int, dtype: torch.d
 
 
 def _read(text: str | Path | None) -> tuple[str, str]:
-    """The text, and where it is from."""
+    """The text and its source."""
     if text is None:
         return python_documentation(), f"documentation and docstrings of CPython {platform.python_version()}"
     try:
@@ -136,7 +137,7 @@ def _read(text: str | Path | None) -> tuple[str, str]:
 
 
 def _begun(out: Path, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What pretrain.json says of a pre-training that can go on; None where one can begin."""
+    """The content of pretrain.json of a pre-training that can be continued; None where a new one can begin."""
     if not (out / "pretrain.json").is_file():
         if _in_the_way(out):
             raise FileExistsError(f"{out} holds something else; choose another folder, or overwrite (it is renamed)")
@@ -157,7 +158,7 @@ def _in_the_way(out: Path) -> bool:
 
 
 def _make_way(out: Path) -> None:
-    """Rename what is in the way; remove the state of a pre-training of which nothing else is left."""
+    """Rename existing files; remove the state of a pre-training of which nothing else is left."""
     if _in_the_way(out):
         move_aside(out)
     shutil.rmtree(out / ".state", ignore_errors=True)
@@ -211,7 +212,7 @@ def _drive(
     state = out / ".state" / "state.safetensors"
     batch = held.sample(256, seed=0, device=next(training.model.parameters()).device)
     if state.exists():
-        with defer_sigint():  # torch makes a ValueError of a Ctrl-C that comes amid its reading
+        with defer_sigint():  # torch turns a Ctrl-C during loading into a ValueError
             training.load_state_dict(read_tensors(state))
     bar = tqdm(total=steps[-1], initial=training.t, unit="step", disable=not progress)
 
@@ -224,10 +225,10 @@ def _drive(
                     loss = held.loss(training.model(batch.inputs), batch)
                 _log(out / "metrics.jsonl", step, loss)
                 _save(out / f"step{step.t}", training.model, tokenizer, dtype)
-                write_tensors(state, training.state_dict())  # last: what it is the state after is on disk
+                write_tensors(state, training.state_dict())  # last: when it exists, the checkpoint of its step does
 
     try:
-        visit(training.current)  # an interrupt may have come between a step and its saving
+        visit(training.current)  # an interrupt may have come between a step and saving it
         for step in training:
             visit(step)
     except KeyboardInterrupt:
@@ -240,7 +241,7 @@ def _drive(
 
 
 def _log(path: Path, step: Step, loss: Tensor) -> None:
-    """A line per saved step, in the place of one that a kill left without its checkpoint."""
+    """Append the line of a saved step, replacing one that a kill left without its checkpoint."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     earlier = [line for line in lines if json.loads(line)["step"] < step.t]
     values = {"step": step.t, "loss": loss.item(), "train_loss": None if step.loss is None else step.loss.item()}
@@ -248,7 +249,7 @@ def _log(path: Path, step: Step, loss: Tensor) -> None:
 
 
 def _save(folder: Path, model: nn.Module, tokenizer: Any, dtype: torch.dtype) -> None:
-    """A checkpoint as Hugging Face lays it out, whole or not at all."""
+    """Save a checkpoint in Hugging Face's layout, atomically."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     with without_bars():

@@ -1,4 +1,4 @@
-"""Questions that language models are asked while they learn.
+"""`read_prompts`: questions from the package, from ARC-Easy or from a file.
 
 read_prompts()                      # 100 that come with the package
 read_prompts("arc-easy")            # arXiv 2506.13688, June version: the first 100 of ARC-Easy's test split
@@ -16,7 +16,7 @@ from plateaulens.lm.bundled_data import bundled
 def read_prompts(
     source: str | Path | Sequence[str] = "built-in", n: int | None = None, *, seed: int | None = None
 ) -> list[str]:
-    """The first `n` prompts of a set or a file, each as it stands there.
+    """The first `n` prompts of a set or a file, unchanged.
 
     Args:
         source: "built-in", "arc-easy" (the questions of its test split, from the Hub or its cache), or a text

@@ -110,7 +110,11 @@ class LocalSource:
         if not self.folder.is_dir():
             raise FileNotFoundError(f"there is no folder {self.folder}")
         if not self.revisions():
-            hint = "; it is the folder of a run, open it with plateaulens.Run" if (self.folder / "run.json").is_file() else ""
+            hint = (
+                "; it is the folder of a run, open it with plateaulens.Run"
+                if (self.folder / "run.json").is_file()
+                else ""
+            )
             raise FileNotFoundError(f"{self.folder} has no sub-folders step0, step1, ... with checkpoints{hint}")
 
     def revisions(self) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""`Text`: what language models learn, to predict random windows of one long text; and a text to begin with."""
+"""`Text`: the task of predicting random windows of one long text; `python_documentation`, such a text."""
 
 import ast
 import sysconfig
@@ -25,11 +25,11 @@ class Text:
         tensor([[44, 45, 46, 47, 48]])
 
     Attributes:
-        tokens: the whole text.
-        context: tokens a model is fed at once; a window has one more, the last target.
+        tokens: The whole text.
+        context: Number of tokens a model is given at once; a window has one more, the last target.
 
     Raises:
-        ValueError: when the text holds no window.
+        ValueError: When the text is shorter than a window.
     """
 
     tokens: Int[Tensor, " text"]
@@ -55,8 +55,8 @@ class Text:
         """Mean next-token cross-entropy in nats over all scored targets.
 
         Args:
-            outputs: logits [batch targets d_vocab], or what holds them as `.logits` (Hugging Face's models).
-            batch: what was fed.
+            outputs: Logits [batch targets d_vocab], or an output of Hugging Face's with `.logits`.
+            batch: The windows.
         """
         logits = getattr(outputs, "logits", outputs)
         targets = batch.targets.masked_fill(~batch.loss_mask, -100)
@@ -64,7 +64,7 @@ class Text:
 
 
 def python_documentation() -> str:
-    """English text that every CPython carries: `pydoc_data.topics`, then the docstrings of the standard library.
+    """English text that comes with every CPython: `pydoc_data.topics`, then the docstrings of the standard library.
 
     The library is parsed, never imported; its own tests are left out. Two million characters in a few seconds,
     the same each time for one installation.
