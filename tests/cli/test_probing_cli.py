@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 
 import plateaulens as pl
 from plateaulens.cli import main
-from plateaulens.probing.ablation import Directions
+from plateaulens.probing.ablation import Ablation, OffsetProbes
 from plateaulens.probing.fitting import fit_logistic
-from plateaulens.report.probe_results import _ablation_of, _probes, ablation_text, probes_text, results
+from plateaulens.report.probe_results import _probes, ablation_text, probes_text, results
 
 TINY = "--d-model 16 --layers 2 --batch-size 16 --eval-size 16 --every 10 --save-every 20".split()
 PROBE = "--n 200 --C 100".split()
@@ -120,10 +120,10 @@ def test_ablate_keeps_what_ablate_feature_finds(addition: Path):
     said = good("ablate", str(addition), "--feature", "carry", "--step", "40", "--C", "3", *ABLATE).output
     run = pl.Run(addition)
     model, train, test = run.model(40), run.task.sample(200, seed=2), run.task.sample(16, seed=3)
-    where = Directions.of(pl.probe(model, train, "carry", C=3.0, shuffled=False, seed=2)).sites
+    where = OffsetProbes.best(pl.probe(model, train, "carry", C=3.0, shuffled=False, seed=2)).sites
     fit = partial(fit_logistic, C=3.0)  # of all of `train`, as those of shuffled labels are
     direct = pl.ablate_feature(model, test, "carry", sites=where, train=train, fit=fit, draws=2, seed=2, progress=False)
-    kept = _ablation_of(xr.load_dataset(addition / "ablations" / "carry-hyperplane-40.nc"))
+    kept = Ablation.from_dataset(xr.load_dataset(addition / "ablations" / "carry-hyperplane-40.nc"))
     pd.testing.assert_frame_equal(kept.table, direct.table, check_index_type=False)
     xr.testing.assert_allclose(kept.values, direct.values)
     assert (kept.sites, kept.feature, kept.method) == (direct.sites, "carry", "hyperplane")
@@ -137,7 +137,7 @@ def test_ablate_at_a_site_and_below_a_layer(addition: Path):
     good("ablate", str(addition), "--method", "mean_difference", "--site", site, *words)
     good("ablate", str(addition), "--method", "nullspace", "--below", "1", "--k", "2", *words)
     for method in ("mean_difference", "nullspace"):
-        kept = _ablation_of(xr.load_dataset(addition / "ablations" / f"carry-{method}-60.nc"))
+        kept = Ablation.from_dataset(xr.load_dataset(addition / "ablations" / f"carry-{method}-60.nc"))
         assert set(kept.sites) == {site} and kept.values.control.values.tolist() == ["gaussian"]
 
 

@@ -15,7 +15,7 @@ import plateaulens as pl
 from helpers import ReverseRepeated
 from plateaulens.interventions import Project, from_json
 from plateaulens.probing import edit_directions as removals
-from plateaulens.probing.ablation import Directions, ablate_feature
+from plateaulens.probing.ablation import OffsetProbes, ablate_feature
 from plateaulens.tasks.base import generator
 
 SITES = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post")
@@ -156,16 +156,16 @@ def test_the_site_of_the_lowest_loss_is_edited_in_the_stated_layers(quiet):
     probes = SimpleNamespace(
         sites=SITES, weights=torch.stack([w, 2 * w]), biases=torch.stack([b, -b]), train_loss=losses
     )
-    best = Directions.of(probes)
+    best = OffsetProbes.best(probes)
     assert best.sites == tuple(SITES[i] for i in (0, 1, 0, 1, 0, 1))
     assert torch.equal(best.weights[1], 2 * w[1]) and torch.equal(best.biases[:2], torch.stack([b[0], -b[1]]))
-    assert Directions.of(probes, below=1).sites == (SITES[0],) * 6
+    assert OffsetProbes.best(probes, below=1).sites == (SITES[0],) * 6
     with pytest.raises(ValueError, match="no probe is of a layer below 0"):
-        Directions.of(probes, below=0)
+        OffsetProbes.best(probes, below=0)
     result = ablate_feature(quiet, EVAL_BATCH, "next", probes, controls=["gaussian"], draws=2, progress=False)
     assert result.sites == best.sites and means(result)["ablated"] < 0.1
     fitted = ablate_feature(quiet, EVAL_BATCH, "next", sites=SITES[0], **QUICK | dict(controls=[]))
-    below = ablate_feature(quiet, EVAL_BATCH, "next", Directions.of(probes, below=1), controls=[], progress=False)
+    below = ablate_feature(quiet, EVAL_BATCH, "next", OffsetProbes.best(probes, below=1), controls=[], progress=False)
     torch.testing.assert_close(fitted.values.ablated.values, below.values.ablated.values)
 
 
@@ -207,7 +207,7 @@ def test_a_feature_is_removed_where_each_example_has_it():
     edits = []
     for offset in range(4):
         there = feature.positions[:, offset] >= 0
-        assert 50 < there.sum() and (offset == 0 or there.sum() < 300)
+        assert there.sum() > 50 and (offset == 0 or there.sum() < 300)
         x = states[SITES[offset % 2]][there, feature.positions[there, offset]]
         w, b = least_squares(x[None], feature.labels[there, offset][None])
         places = task.features(eval_batch)["early"].positions[:, offset, None]
@@ -424,7 +424,7 @@ def test_beside_too_many_directions_there_is_no_orthogonal_control(quiet):
     with pytest.warns(UserWarning, match="40 directions leave 24 of 64 dimensions"):
         result = ablate_feature(quiet, EVAL_BATCH, "next", **many)
     assert result.values.control.values.tolist() == ["gaussian", "shuffled", "variance"]
-    every = Directions((SITES[0],) * 6, torch.eye(64).expand(6, 64, 64), torch.zeros(6, 64))
+    every = OffsetProbes((SITES[0],) * 6, torch.eye(64).expand(6, 64, 64), torch.zeros(6, 64))
     for method in (many, dict(probes=every, **QUICK)):
         with pytest.raises(ValueError, match="directions leave .* leave 'orthogonal' out of controls="):
             ablate_feature(quiet, EVAL_BATCH, "next", **method, controls=["gaussian", "orthogonal"])
@@ -515,14 +515,14 @@ def test_bad_input_gives_one_line(quiet):
     edits = [
         (Project(SITES[0], places[:5], u, t), "positions of 5 examples, and the model runs on 64"),
         (Project("blocks.0.attn.hook_z", places, u, t), "choose another hook"),
-        (Project(SITES[0], places, u[..., :7], t), "have 7 entries"),
+        (Project(SITES[0], places, u[..., :7], t), r"needs activations \[batch pos 7\]"),
         (Project(SITES[0], places + 40, u, t), "never applied"),
         (Project("blocks.0.hook_resid_pots", places, u, t), "unknown hook"),
     ]
     for edit, message in edits:
         with pytest.raises(ValueError, match=message), pl.intervene(model, edit):
             model(EVAL_BATCH.inputs)
-    given = Directions((SITES[0],) * 6, torch.ones(6, 1, 64), torch.zeros(6, 1))
+    given = OffsetProbes((SITES[0],) * 6, torch.ones(6, 1, 64), torch.zeros(6, 1))
     calls = [
         (dict(feature="nxet", sites=SITES[0]), "did you mean 'next'"),
         (dict(feature="next"), "either probes= or sites="),
@@ -549,7 +549,7 @@ def test_bad_input_gives_one_line(quiet):
     prompts = pl.Batch.prompts([[1, 2]], 2)
     with pytest.raises(ValueError, match="have no feature 'next'"):
         ablate_feature(quiet, prompts, "next", sites=SITES[0])
-    none = Directions((SITES[0],) * 6, torch.zeros(6, 1, 64), torch.zeros(6, 1))
+    none = OffsetProbes((SITES[0],) * 6, torch.zeros(6, 1, 64), torch.zeros(6, 1))
     with pytest.raises(ValueError, match="nothing to remove"):
         ablate_feature(quiet, EVAL_BATCH, "next", none, controls=[], progress=False)
 

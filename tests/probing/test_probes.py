@@ -103,7 +103,7 @@ def test_classes_without_training_examples_get_small_probabilities():
 def test_number_probe_equals_numpys_least_squares_and_scikit_learns_ridge(C, bias):
     x, _ = problems(1)
     x, y = x[0].numpy(), torch.randn(N, 2, generator=rng(2)).double().numpy() + 4
-    if C == np.inf:
+    if np.inf == C:
         columns = np.column_stack([x, np.ones(N)]) if bias else x
         expected = np.linalg.lstsq(columns, y)[0].T
     else:

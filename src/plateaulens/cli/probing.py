@@ -149,7 +149,7 @@ def ablate(
     """
     import plateaulens as pl
     from plateaulens._registry import look_up
-    from plateaulens.probing.ablation import Directions
+    from plateaulens.probing.ablation import OffsetProbes
     from plateaulens.probing.edit_directions import CONTROLS, METHODS
     from plateaulens.probing.fitting import fit_logistic
     from plateaulens.report.probe_results import ablation_text, keep_ablation
@@ -174,7 +174,7 @@ def ablate(
         click.echo(f"fitting the directions of {feature} to {n_train} sequences", err=True)
         where: Any = site
         if site is None:  # its probes left sequences out to be tested on, and only say where
-            where = Directions.of(pl.probe(model, train, feature, C=C, shuffled=False, seed=seed), below).sites
+            where = OffsetProbes.best(pl.probe(model, train, feature, C=C, shuffled=False, seed=seed), below).sites
         options = {"method": method, "train": train, "fit": partial(fit_logistic, C=C), "seed": seed, **how}
         options |= {"controls": how["controls"] or None}
         found = pl.ablate_feature(model, test, feature, sites=where, **options)

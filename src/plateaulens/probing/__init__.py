@@ -1,6 +1,6 @@
 """Linear and one-hidden-layer probes over layers, positions and steps; ablation of the features they find."""
 
-from plateaulens.probing.ablation import Ablation, Directions, ablate_feature
+from plateaulens.probing.ablation import Ablation, OffsetProbes, ablate_feature
 from plateaulens.probing.fitting import fit_logistic
 from plateaulens.probing.probes import answer_tokens, probe, probe_checkpoints, probe_tokens
 from plateaulens.probing.results import Probes
@@ -8,7 +8,7 @@ from plateaulens.probing.verdict import Verdict, quiet_or_loud, thirds
 
 __all__ = [
     "Ablation",
-    "Directions",
+    "OffsetProbes",
     "Probes",
     "Verdict",
     "ablate_feature",

@@ -1,20 +1,20 @@
-"""Ablation of a feature: what a model loses with the directions that a probe reads, and with others like them.
+"""Ablation of a feature: the effect of removing the directions that a probe reads, and of removing others.
 
     result = ablate_feature(model, eval_batch, "carry", probes, train=task.sample(1200, seed=2), fit=fit)
     result.table                                    # exact match, accuracy, loss: intact, ablated, controls
     ablate_feature(model, eval_batch, "carry", sites="blocks.1.hook_resid_post", method="nullspace", train=..., fit=fit)
 
 arXiv 2505.03997 projects onto the decision hyperplane of each position's probe, and compares with Gaussian
-directions. Those carry little of what activations vary in, so that the loss of any direction that does vary looks
-like the loss of the feature. Two more controls are matched in that: the same method applied to shuffled labels, and
-random directions of equal variance. Where a feature's direction has most of the variance, these are nearly that
-direction themselves and no comparison: `overlap` says how nearly, and the last control is orthogonal to it.
+directions. These have little of the variance of the activations, so that removing any direction with much variance has
+a larger effect than the control. Two more controls are matched in variance: the same method applied to shuffled labels,
+and random directions of equal variance. Where a feature's direction has most of the variance, these controls are nearly
+the same direction and no comparison: `overlap` measures it, and the last control is orthogonal to the feature.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -32,26 +32,54 @@ from plateaulens.metrics.measuring import measure, resolve
 from plateaulens.probing.edit_directions import (
     CONTROLS,
     METHODS,
+    Control,
     EditDirections,
     FitData,
     Fitter,
+    Method,
     hyperplanes,
-    no_room_beside,
+    no_orthogonal_control,
     shared,
 )
 from plateaulens.probing.fitting import fit_logistic
+from plateaulens.protocols import HookedModel, Metric
 from plateaulens.tasks.base import REGRESSED_KINDS, Feature
 
-RESAMPLES = 10_000
+RESAMPLES = 10_000  # bootstrap samples of the examples and of a control's draws
+
+MethodName = Literal["hyperplane", "nullspace", "mean_difference"]
+ControlName = Literal["gaussian", "shuffled", "variance", "orthogonal"]
+
+
+@runtime_checkable
+class SiteProbes(Protocol):
+    """Linear probes at several sites, such as `Probes`."""
+
+    sites: tuple[str, ...]
+
+    @property
+    def weights(self) -> Float[Tensor, "site offset label d_model"]:
+        """W of each probe."""
+        ...
+
+    @property
+    def biases(self) -> Float[Tensor, "site offset label"]:
+        """B of each probe."""
+        ...
+
+    @property
+    def train_loss(self) -> Float[np.ndarray, "site offset"]:
+        """Training loss, by which sites are chosen."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
-class Directions:
-    """What is removed: for each offset of a feature the probe of one site, w . x + b.
+class OffsetProbes:
+    """One linear probe w . x + b for each offset of a feature, at one site each.
 
     Attributes:
-        sites: of each offset.
-        weights: w, for the states as they are at the site; zeros where an offset has no probe.
+        sites: hook name for each offset.
+        weights: w, for the states at the site; zeros where an offset has no probe.
         biases: b.
     """
 
@@ -60,43 +88,43 @@ class Directions:
     biases: Float[Tensor, "offset label"]
 
     @classmethod
-    def of(cls, probes: Any, below: int | None = None) -> "Directions":
-        """Each offset's probe at the site of the lowest train loss (arXiv 2505.03997).
+    def best(cls, probes: SiteProbes, below: int | None = None) -> "OffsetProbes":
+        """The probe of each offset at the site with the lowest training loss (arXiv 2505.03997).
 
         Args:
-            probes: with `sites`, `weights` [site offset label d_model], `biases` [site offset label] and
-                `train_loss` [site offset].
-            below: only sites of layers below this one. An edit behind the last layer reaches the read-out of its
-                own position and nothing else.
+            probes: `Probes`, or another object with the same `sites`, `weights`, `biases` and `train_loss`.
+            below: use only sites of layers below this one. An edit after the last layer affects only the prediction at
+                its own position.
 
         Raises:
-            ValueError: when no site is left.
+            ValueError: if no site is left.
         """
-        known = [i for i, site in enumerate(probes.sites) if below is None or _layer(site) < below]
-        if not known:
+        allowed = [i for i, site in enumerate(probes.sites) if below is None or _layer(site) < below]
+        if not allowed:
             raise ValueError(f"no probe is of a layer below {below}; they are at {', '.join(probes.sites)}")
-        losses = torch.as_tensor(probes.train_loss)[known].nan_to_num(torch.inf)
-        best = torch.tensor(known)[losses.argmin(0).cpu()]
+        losses = torch.as_tensor(probes.train_loss)[allowed].nan_to_num(torch.inf)
+        best = torch.tensor(allowed)[losses.argmin(0).cpu()]
         weights, biases = (torch.as_tensor(x)[best, torch.arange(len(best))] for x in (probes.weights, probes.biases))
         return cls(tuple(probes.sites[i] for i in best.tolist()), weights, biases)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Ablation:
-    """What became of a model without a feature.
+    """Effect of removing a feature from a model, and of removing other directions.
 
     Attributes:
-        feature: which.
+        feature: name of the feature.
         method: how it was removed.
-        sites: where, offset by offset.
-        values: of each example, `intact` and `ablated` (measurement, example) and `controls` (control, draw,
-            measurement, example).
-        table: for each measurement, what `ablated` is compared `with`: the `mean` of that; the `difference`,
-            ablated - that, with its 95 % interval from `low` to `high`; and of controls which share of the draws
-            went at least `as_far` from the intact model, to the same side. Intervals are percentiles of 10,000
-            resamples of the examples, and of a control's draws at the same time. And of controls, in the mean over
-            draws, the `overlap`: which share of the removed directions lies in theirs (mean over offsets); and the
-            `variance` that they take over that which the method takes (sums over offsets; NaN without `train`).
+        sites: hook name for each offset.
+        values: metrics of each example: `intact` and `ablated` (measurement, example) and `controls` (control, draw,
+            measurement, example); `overlap` and `variance` (control, draw), see `table`.
+        table: for each metric a row with the intact model, and one with each control. `mean` is that of the row;
+            `difference` is ablated - mean, with its 95 % interval from `low` to `high`; `as_far` is the share of the
+            control's draws that are at least as far from the intact model, on the same side. Intervals are percentiles
+            of 10,000 resamples of the examples and of the control's draws. Means over the draws of a control:
+            `overlap` is the share of the removed directions that lies in the control's (mean over offsets), and
+            `variance` is the variance that the control removes over that which the method removes (sums over offsets;
+            NaN without `train`).
     """
 
     feature: str
@@ -105,37 +133,54 @@ class Ablation:
     values: xr.Dataset
     table: pd.DataFrame
 
+    def to_dataset(self) -> xr.Dataset:
+        """The ablation as one Dataset, which netCDF can hold."""
+        table = self.table.to_xarray().to_array("column", name="table").rename({"with": "other"})
+        table = table.assign_coords({name: list(map(str, table[name].values)) for name in ("column", "other")})
+        values = xr.merge([self.values, table], join="left")  # keeps the order of the values
+        return values.assign_attrs(feature=self.feature, method=self.method, sites=",".join(self.sites))
+
+    @classmethod
+    def from_dataset(cls, data: xr.Dataset) -> "Ablation":
+        """The ablation that `to_dataset` returned."""
+        values = data[[name for name in data if "other" not in data[name].dims]]
+        order = [(m, other) for m in data.measurement.values for other in ["intact", *data.control.values]]
+        index = pd.MultiIndex.from_tuples(order, names=["measurement", "with"])
+        rows = [data.table.sel(measurement=m, other=other).values for m, other in order]
+        table = pd.DataFrame(rows, index, list(map(str, data.column.values)))
+        return cls(data.attrs["feature"], data.attrs["method"], tuple(data.attrs["sites"].split(",")), values, table)
+
     def __repr__(self) -> str:
         sizes = self.values.sizes
-        head = f"{self.feature} removed by {self.method}: {len(self.sites)} places in {sizes['example']} examples"
+        head = f"{self.feature} removed by {self.method}: {len(self.sites)} offsets in {sizes['example']} examples"
         lines = [f"{head}, {sizes['draw']} draws a control"]
-        for (name, other), row in zip(self.table.index, self.table.values):
-            mean, gap, low, high, as_far = row[:5]
-            said = f"{gap:+.3f} [{low:+.3f}, {high:+.3f}]"
+        for (metric, other), row in zip(self.table.index, self.table.values):
+            mean, difference, low, high, as_far = row[:5]
+            change = f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]"
             if other == "intact":
-                lines.append(f"{name} {mean:.3f} -> {mean + gap:.3f}: {said}")
+                lines.append(f"{metric} {mean:.3f} -> {mean + difference:.3f}: {change}")
             else:
-                lines.append(f"    {other} {mean:.3f}: {said} from it, {as_far:.0%} of draws as far")
+                lines.append(f"    {other} {mean:.3f}: {change} from it, {as_far:.0%} of draws as far")
         for control in self.values.control.values:
             overlap, variance = self.table.xs(control, level="with")[["overlap", "variance"]].iloc[0]
-            of_all = "" if np.isnan(variance) else f", {variance:.2f} of the variance"
-            lines.append(f"{control} takes {overlap:.0%} of the removed directions{of_all}")
+            of_variance = "" if np.isnan(variance) else f", {variance:.2f} of the variance"
+            lines.append(f"{control} takes {overlap:.0%} of the removed directions{of_variance}")
         return "\n".join(lines)
 
 
 def ablate_feature(
-    model: Any,
+    model: HookedModel,
     batch: Batch,
     feature: str | Callable[[Batch], Feature],
-    probes: Any = None,
+    probes: SiteProbes | OffsetProbes | None = None,
     *,
-    method: str = "hyperplane",
+    method: MethodName | str = "hyperplane",
     sites: str | Sequence[str] | None = None,
     train: Batch | None = None,
     fit: Fitter | None = fit_logistic,
     k: int = 8,
     factor: float = 1.0,
-    controls: Sequence[str] | None = None,
+    controls: Sequence[ControlName | str] | None = None,
     draws: int = 32,
     metrics: Sequence[str] = ("exact_match", "accuracy", "loss"),
     seed: int = 0,
@@ -147,121 +192,165 @@ def ablate_feature(
 
     * "hyperplane": x <- x - \sum_v (u_v . x - t_v) u_v with u = w / |w| and t = -b / |w| of the probe (the paper's).
     * "nullspace": a probe is fitted, projected out and fitted again, `k` times (arXiv 2004.07667). Directions are
-      orthonormal, and each t is that of its probe: of one label and with k = 1 it is "hyperplane".
+      orthonormal, and each t is that of its probe. With one label and k = 1 it is "hyperplane".
     * "mean_difference": u along Cov(x, label), which for a binary label is the difference of the class means;
       t = u . m. Several labels are removed together.
 
-    A control keeps sites, positions and the number of directions at each, and takes other directions:
+    A control has the same sites, positions and number of directions, and other directions:
 
-    * "gaussian": from a Gaussian, with the same t (the paper's), or t = u . m where the method is "mean_difference".
-    * "shuffled": what the method finds with labels shuffled among the examples.
-    * "variance": R = orth(G S^a), G from a Gaussian, with the a for which tr(R S R') = tr(U S U'): as much variance
-      is removed. t_R = R m - (U m - t): the mean is moved as far. ("hyperplane" takes its rows one by one.)
+    * "gaussian": Gaussian directions with the same t (the paper's), or t = u . m where the method is "mean_difference".
+    * "shuffled": those that the method finds for labels shuffled among the examples.
+    * "variance": R = orth(G S^a), G Gaussian, with the a for which tr(R S R') = tr(U S U'), so that as much variance is
+      removed. t_R = R m - (U m - t), so that the mean moves as far. ("hyperplane" takes its rows one by one.)
     * "orthogonal": the same among directions orthogonal to all of U, with the nearest variance that these have.
 
     Args:
-        model: any hooked model.
-        batch: examples to measure, best ones that no probe was fitted to.
-        feature: a name of the task's, or a function from a batch to its feature.
-        probes: `Directions`, or what `Directions.of` takes: "hyperplane" removes them, the others take their sites.
-        method: of the three above.
-        sites: where, without probes: a hook name, or one for each offset. "hyperplane" then fits its own.
+        model: the hooked model.
+        batch: examples to measure, which no probe was fitted to.
+        feature: name of a feature of the task, or a function from a batch to its feature.
+        probes: probes that "hyperplane" removes, at the best site of each offset (`OffsetProbes.best`); the other
+            methods use only these sites.
+        method: one of the three above.
+        sites: a hook name, or one for each offset, in place of `probes`; "hyperplane" then fits its own probes.
         train: the examples that probes are fitted to, and that m and S are of.
-        fit: how: from states [offset n d_model] and labels [offset n] to weights [offset d_model], biases [offset];
-            of 0 and 1 by logistic regression unless given.
-        k: how often "nullspace" fits.
-        factor: how far to go along the directions.
-        controls: which, () for a quick look; all unless given, but for "orthogonal" where so many directions leave too
-            few dimensions for it, with a warning.
-        draws: of each control.
-        metrics: measurements of one value a prompt.
-        seed: of controls and resamples.
+        fit: function from states [offset n d_model] and labels of 0 and 1 [offset n] to weights [offset d_model] and
+            biases [offset]; logistic regression by default.
+        k: number of fits of "nullspace".
+        factor: length of the step along the directions; 1 reaches t.
+        controls: names of controls, () for none. By default all, but "orthogonal" is left out with a warning where too
+            many directions are removed.
+        draws: draws of each control.
+        metrics: names of metrics with one value an example.
+        seed: seed of controls and resamples.
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: for an unknown feature, method, control or site, numbers where probes of 0 and 1 are fitted, probes
-            and sites both or neither, a `train` or `fit` that is needed and missing, probes of another number of
-            offsets, a position out of reach, or a control "orthogonal" to too many directions.
+        ValueError: for an unknown feature, method, control or site; numbers with a method that fits probes of 0 and 1;
+            probes and sites both or neither; a missing `train` or `fit`; probes with another number of offsets; a
+            position out of reach; or a control "orthogonal" to too many directions.
     """
     find = look_up("method", method, METHODS)
-    asked = CONTROLS if controls is None else controls
-    drawn = {control: look_up("control", control, CONTROLS) for control in asked}
+    drawn = {name: look_up("control", name, CONTROLS) for name in (CONTROLS if controls is None else controls)}
     if (probes is None) == (sites is None) or draws < 1 or k < 1:
         raise ValueError("give either probes= or sites=, and k= and draws= of at least 1")
-    name, places = _named(feature), _placed(feature, batch)
-    if places.kind in REGRESSED_KINDS and probes is None and method != "mean_difference":
-        raise ValueError(f"{name} is of kind {places.kind!r}: {method} fits probes of 0 and 1; take 'mean_difference'")
-    given = probes if probes is None or isinstance(probes, Directions) else Directions.of(probes)
-    where = _sites(given.sites if given is not None else sites, places.positions.shape[1])
-    ready = given is not None and method == "hyperplane"
-    if train is None and not (ready and {*drawn} <= {"gaussian"}):
+    name, located = _name(feature), _located(feature, batch)
+    if located.kind in REGRESSED_KINDS and probes is None and method != "mean_difference":
+        raise ValueError(f"{name} is of kind {located.kind!r}: {method} fits probes of 0 and 1; take 'mean_difference'")
+    given = probes if probes is None or isinstance(probes, OffsetProbes) else OffsetProbes.best(probes)
+    places = _sites(sites if given is None else given.sites, located.positions.shape[1])
+    if method != "hyperplane":
+        given = None  # only its sites are used
+    if train is None and (given is None or not {*drawn} <= {"gaussian"}):
         raise ValueError(f"{method} with controls {', '.join(drawn)} needs examples to fit to: give train=")
-    known = None if train is None else FitData(model, train, _placed(feature, train), where, fit, k)
-    if ready:
-        assert given is not None
-        removal = hyperplanes(*(x.to(device_of(model)) for x in (given.weights, given.biases)))
-    else:
-        assert known is not None
-        removal = find(known, known.labels)
-    if "orthogonal" in drawn and (why := no_room_beside(removal)):
-        if controls is not None:
-            raise ValueError(f"{why}; leave 'orthogonal' out of controls=")
-        warnings.warn(f"{why}, which is left out", stacklevel=2)
-        del drawn["orthogonal"]
-
-    functions = resolve(model, metrics, batch.task)
-
-    def values(change: EditDirections | None) -> Float[Tensor, "measurement example"]:
-        edits = [] if change is None else _edits(change, places.positions, where, factor)
-        with intervene(model, *edits):
-            found = measure(model, batch, functions, reduce=None)
-        bar.update()
-        return torch.stack([value.double().cpu() for value in found.values()])
-
-    rng = torch.Generator().manual_seed(seed)
+    data = None if train is None else FitData(model, train, _located(feature, train), places, fit, k)
+    removal = _removal(model, find, given, data)
+    drawn = _possible_controls(drawn, removal, required=controls is not None)
+    edit = _Edit(model, batch, located.positions, places, factor, resolve(model, metrics, batch.task))
+    random = torch.Generator().manual_seed(seed)
     with tqdm(total=2 + len(drawn) * draws, desc=f"{name} by {method}", unit="edit", disable=not progress) as bar:
-        intact, ablated = values(None), values(removal)
-        others, shares = [], []
-        for draw in drawn.values():
-            for _ in range(draws):
-                other = draw(removal, known, find, rng)
-                others.append(values(other))
-                shares.append(shared(removal, other, known))
-    shape = (len(drawn), draws, *intact.shape)
-    every = torch.stack(others).view(shape) if others else intact.new_zeros(shape)
-    found = xr.Dataset(
+        intact, ablated = edit.measure(None, bar), edit.measure(removal, bar)
+        measured, shares = [], []
+        for draw in (draw for draw in drawn.values() for _ in range(draws)):
+            other = draw(removal, data, find, random)
+            measured.append(edit.measure(other, bar))
+            shares.append(shared(removal, other, data))
+    values = _dataset(intact, ablated, measured, shares, list(drawn), draws, edit.metric_names)
+    return Ablation(name, method, places, values, _compared(values, np.random.default_rng(seed)))
+
+
+def _removal(model: HookedModel, find: Method, given: OffsetProbes | None, data: FitData | None) -> EditDirections:
+    """The directions to remove: those of the given probes, or those that the method finds in the training data."""
+    if given is not None:
+        device = device_of(model)
+        return hyperplanes(given.weights.to(device), given.biases.to(device))
+    assert data is not None  # `ablate_feature` has raised
+    return find(data, data.labels)
+
+
+def _possible_controls(drawn: dict[str, Control], removal: EditDirections, *, required: bool) -> dict[str, Control]:
+    """The controls without "orthogonal" if it has too few dimensions: with a warning, or an error if required."""
+    reason = no_orthogonal_control(removal) if "orthogonal" in drawn else ""
+    if not reason:
+        return drawn
+    if required:
+        raise ValueError(f"{reason}; leave 'orthogonal' out of controls=")
+    warnings.warn(f"{reason}, which is left out", stacklevel=3)
+    return {name: control for name, control in drawn.items() if name != "orthogonal"}
+
+
+@dataclass(frozen=True, eq=False)
+class _Edit:
+    """What is measured, and where the model is edited."""
+
+    model: HookedModel
+    batch: Batch
+    positions: Int[Tensor, "batch offset"]
+    sites: tuple[str, ...]
+    factor: float
+    metrics: Sequence[Metric]
+
+    @property
+    def metric_names(self) -> list[str]:
+        return [metric.__name__ for metric in self.metrics]
+
+    def measure(self, directions: EditDirections | None, bar: tqdm) -> Float[Tensor, "measurement example"]:
+        """The metrics of each example with the directions removed; of the intact model for None."""
+        edits = [] if directions is None else _projections(directions, self.positions, self.sites, self.factor)
+        with intervene(self.model, *edits):
+            values = measure(self.model, self.batch, self.metrics, reduce=None)
+        bar.update()
+        return torch.stack([value.double().cpu() for value in values.values()])
+
+
+def _dataset(
+    intact: Float[Tensor, "measurement example"],
+    ablated: Float[Tensor, "measurement example"],
+    controls: Sequence[Float[Tensor, "measurement example"]],
+    shares: Sequence[tuple[float, float]],
+    names: list[str],
+    draws: int,
+    metrics: list[str],
+) -> xr.Dataset:
+    """`Ablation.values`; `controls` and `shares` are of the draws of each control in turn."""
+    shape = (len(names), draws)
+    every = (
+        torch.stack([*controls]).view(*shape, *intact.shape) if controls else intact.new_zeros(*shape, *intact.shape)
+    )
+    overlap, variance = np.reshape(shares, (*shape, 2)).transpose(2, 0, 1)
+    return xr.Dataset(
         {
             "intact": (("measurement", "example"), intact.numpy()),
             "ablated": (("measurement", "example"), ablated.numpy()),
             "controls": (("control", "draw", "measurement", "example"), every.numpy()),
-            **{
-                key: (("control", "draw"), np.reshape([pair[i] for pair in shares], shape[:2]))
-                for i, key in enumerate(("overlap", "variance"))
-            },
+            "overlap": (("control", "draw"), overlap),
+            "variance": (("control", "draw"), variance),
         },
-        coords={"measurement": [f.__name__ for f in functions], "control": list(drawn)},
+        coords={"measurement": metrics, "control": names},
     )
-    return Ablation(name, method, where, found, _compared(found, np.random.default_rng(seed)))
 
 
-# Places, edits, intervals.
+# Positions, edits, intervals.
 
 
-def _named(feature: str | Callable[[Batch], Feature]) -> str:
+def _name(feature: str | Callable[[Batch], Feature]) -> str:
     return feature if isinstance(feature, str) else getattr(feature, "__name__", "feature")
 
 
-def _placed(feature: str | Callable[[Batch], Feature], batch: Batch) -> Feature:
-    """The feature of a batch, once the model reaches its positions."""
+def _located(feature: str | Callable[[Batch], Feature], batch: Batch) -> Feature:
+    """The feature of a batch.
+
+    Raises:
+        ValueError: if prompts have no feature, or if the model does not reach its positions.
+    """
     if not isinstance(feature, str):
-        found = feature(batch)
+        located = feature(batch)
     elif batch.task is None:
         raise ValueError(f"language-model prompts have no feature {feature!r}; give a function of the batch")
     else:
-        found = look_up(f"feature of {batch.task!r}", feature, batch.task.features(batch))
-    if (last := int(found.positions.max())) >= (length := batch.inputs.shape[1]):
-        raise ValueError(f"{_named(feature)} is read at position {last}, and the model runs on {length}")
-    return found
+        located = look_up(f"feature of {batch.task!r}", feature, batch.task.features(batch))
+    if (last := int(located.positions.max())) >= (length := batch.inputs.shape[1]):
+        raise ValueError(f"{_name(feature)} is read at position {last}, and the model runs on {length}")
+    return located
 
 
 def _sites(sites: str | Sequence[str] | None, offsets: int) -> tuple[str, ...]:
@@ -272,20 +361,20 @@ def _sites(sites: str | Sequence[str] | None, offsets: int) -> tuple[str, ...]:
 
 
 def _layer(site: str) -> float:
-    """Of a hook name; infinite behind all layers."""
+    """The layer in a hook name; infinite after all layers."""
     kind, _, rest = site.partition(".")
     return float(rest.partition(".")[0]) if kind == "blocks" else torch.inf
 
 
-def _edits(
+def _projections(
     removal: EditDirections, positions: Int[Tensor, "batch offset"], sites: tuple[str, ...], factor: float
 ) -> list[Project]:
     """One edit a site, of the offsets that have a direction and an example."""
     used = (removal.there.any(1).cpu() & (positions >= 0).any(0).cpu()).tolist()
     edits = []
     for site in dict.fromkeys(sites):
-        if own := [offset for offset, name in enumerate(sites) if name == site and used[offset]]:
-            edits.append(Project(site, positions[:, own], removal.basis[own], removal.target[own], factor))
+        if offsets := [offset for offset, name in enumerate(sites) if name == site and used[offset]]:
+            edits.append(Project(site, positions[:, offsets], removal.basis[offsets], removal.target[offsets], factor))
     if not edits:
         raise ValueError("there is nothing to remove: no offset has both a direction and an example")
     return edits
@@ -299,11 +388,11 @@ def _compared(values: xr.Dataset, rng: np.random.Generator) -> pd.DataFrame:
     rows = {}
     for name in values.measurement.values:
         intact, ablated, controls = (values[x].sel(measurement=name).values for x in ("intact", "ablated", "controls"))
-        there = ~np.isnan(intact)
-        before, after, weight = intact[there], ablated[there], examples[:, there]
+        measured = ~np.isnan(intact)
+        before, after, weight = intact[measured], ablated[measured], examples[:, measured]
         rows[name, "intact"] = [*_gap(after, before[None], weight, np.ones((RESAMPLES, 1), int)), *[np.nan] * 3]
         change = after.mean() - before.mean()
-        for control, drawn in zip(values.control.values, controls[..., there]):
+        for control, drawn in zip(values.control.values, controls[..., measured]):
             as_far = (np.sign(change) * (drawn.mean(1) - before.mean()) >= abs(change)).mean()
             taken = [float(values[key].sel(control=control).mean()) for key in ("overlap", "variance")]
             rows[name, control] = [*_gap(after, drawn, weight, draws), as_far, *taken]
@@ -318,7 +407,14 @@ def _gap(
     examples: Int[np.ndarray, "resample example"],
     draws: Int[np.ndarray, "resample draw"],
 ) -> list[float]:
-    """The mean of `others`, the mean of ablated - others, and its interval: how often each was drawn is given."""
+    """The mean of `others`, the mean of ablated - others, and its 95 % interval.
+
+    Args:
+        ablated: values of the ablated model.
+        others: values of what it is compared with.
+        examples: how often each resample has each example.
+        draws: how often each resample has each draw.
+    """
     gaps = ablated - others
     means = ((draws @ gaps) * examples).sum(1) / (examples.sum(1) * draws.sum(1))
     return [float(x) for x in (others.mean(), gaps.mean(), *np.percentile(means, [2.5, 97.5]))]

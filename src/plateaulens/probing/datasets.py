@@ -88,12 +88,12 @@ class ProbeSplit:
             train, validation = torch.cat([train, validation]), order[:0]
         if min(len(train), len(test)) == 0:
             raise ValueError(
-                f"{len(groups)} sequences ({n_groups} different ones) split into {fractions} leave no sequence to train "
-                "or to test on; sample more sequences or change fractions="
+                f"{len(groups)} sequences ({n_groups} different ones) split into {fractions} leave no sequence to "
+                "train or to test on; sample more sequences or change fractions="
             )
         if choose and len(validation) == 0:
             raise ValueError(
-                f"choosing among C={config.C} needs validation sequences, and {fractions} of {len(groups)} leave none"
+                f"choosing among C={config.C} needs validation sequences; {fractions} of {len(groups)} leave none"
             )
         return cls(train, validation, test)
 

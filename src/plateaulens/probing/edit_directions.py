@@ -222,8 +222,8 @@ CONTROLS: dict[str, Control] = {
 }
 
 
-def no_room_beside(removal: EditDirections) -> str:
-    """Why nothing like a removal is orthogonal to it, if so."""
+def no_orthogonal_control(removal: EditDirections) -> str:
+    """The reason why no control is orthogonal to a removal; "" if there can be one."""
     k, d_model = removal.basis.shape[1:]
     if (left := max(0, d_model - k)) >= (k if removal.joint else 1):
         return ""

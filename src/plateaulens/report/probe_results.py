@@ -27,8 +27,8 @@ from plateaulens.runs.run import Run
 FOLDERS = ("probes", "ablations")
 MAX_OVERLAP = 0.3  # share of the removed directions above which a control is no comparison
 PROBES_NOTE = """How well linear probes read the feature from the residual stream: test loss at the best layer,
-geometric mean over thirds of the offsets. Dotted: probes of the untrained network, which are better than chance. A feature is
-quiet if its loss falls while the model's loss is on its plateau (gray)."""
+geometric mean over thirds of the offsets. Dotted: probes of the untrained network, which are better than chance. A
+feature is quiet if its loss falls while the model's loss is on its plateau (gray)."""
 TOKENS_NOTE = """ A probe of the visible tokens alone reaches {}: where that is low, a network that only attends to
 these tokens makes the feature readable without computing it."""
 ABLATION_NOTE = """The directions of the feature are removed, in teacher forcing and in every step of decoding. Controls
@@ -74,12 +74,8 @@ def keep_probes(run: Run, probes: xr.Dataset, **options: Any) -> Path:
 
 def keep_ablation(run: Run, ablation: Ablation, step: int, **options: Any) -> Path:
     """Write an `Ablation` of the model of `step` and its page to the folder of a run; returns the path of the page."""
-    table = ablation.table.to_xarray().to_array("column", name="table").rename({"with": "other"})
-    table = table.assign_coords({name: list(map(str, table[name].values)) for name in ("column", "other")})
-    values = xr.merge([ablation.values, table], join="left")  # keeps the order of the values
-    feature, method = ablation.feature, ablation.method
-    values.attrs = {"feature": feature, "method": method, "step": step, "sites": ",".join(ablation.sites)}
-    return _keep(run, Path("ablations") / f"{feature}-{method}-{step}", values, options)
+    values = ablation.to_dataset().assign_attrs(step=step)
+    return _keep(run, Path("ablations") / f"{ablation.feature}-{ablation.method}-{step}", values, options)
 
 
 def results(run: Run) -> list[KeptResult]:
@@ -219,20 +215,10 @@ def _probes(run: HasMetrics, probes: xr.Dataset) -> tuple[go.Figure, str, str, s
 
 def _ablation(run: HasMetrics, data: xr.Dataset) -> tuple[go.Figure, str, str, str]:
     """Figure, title, note and conclusion of an ablation."""
-    ablation = _ablation_of(data)
+    ablation = Ablation.from_dataset(data)
     title = f"Does the model need {ablation.feature}? ({ablation.method}, step {data.attrs['step']})"
     figure = plots.ablation(ablation, _judged_metric(ablation.table))
     return figure, title, ABLATION_NOTE, f"{ablation_text(ablation.table)}\n{ablation!r}"
-
-
-def _ablation_of(data: xr.Dataset) -> Ablation:
-    values = data[[name for name in data if "other" not in data[name].dims]]
-    order = [(m, other) for m in data.measurement.values for other in ["intact", *data.control.values]]
-    index = pd.MultiIndex.from_tuples(order, names=["measurement", "with"])
-    rows = [data.table.sel(measurement=m, other=other).values for m, other in order]
-    table = pd.DataFrame(rows, index, list(map(str, data.column.values)))
-    a = data.attrs
-    return Ablation(a["feature"], a["method"], tuple(a["sites"].split(",")), values, table)
 
 
 def _plateau(run: HasMetrics, probes: xr.Dataset) -> Plateau | None:

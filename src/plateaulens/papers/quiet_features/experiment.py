@@ -1,16 +1,16 @@
-"""Tables and figures of docs/quiet.md: `python docs/quiet.py runs/quiet --seeds 3`, a task with `--only bfs`.
+"""Tables and figures of docs/quiet.md.
 
-Trains, probes and ablates what is not yet under the folder: stop it at any time, and call it again to go on.
+    python -m plateaulens.papers.quiet_features.experiment runs/quiet --seeds 3 --only bfs
+
+Trains, probes and ablates what is not in the folder yet: stop it at any time, and call it again to continue.
 """
 
 import argparse
-import pickle
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,26 +19,29 @@ import xarray as xr
 
 import plateaulens as pl
 from plateaulens._io import write_atomically
+from plateaulens.analysis.plateau import PlateauRule
 from plateaulens.papers.quiet_features.recipes import SMALL_RECIPES
-from plateaulens.probing.ablation import Ablation, Directions
+from plateaulens.probing.ablation import Ablation, OffsetProbes
 from plateaulens.probing.edit_directions import METHODS, FitData
 from plateaulens.probing.verdict import THIRDS, thirds
 
-SPLIT = (0.65, 0.1, 0.25)  # of 1,600 sequences 1,200 to fit to and 400 to test on, there being one C alone
-NEAR = 0.05  # of a level, which is left where three measurements in a row are further below it
-DRAWS = 8  # of each control of an ablation
+SPLIT = (0.65, 0.1, 0.25)  # 1,200 of 1,600 sequences to fit to (with a single C) and 400 to test on
+RULE = PlateauRule(departure=0.05)  # of a plateau whose level is known
+FLATNESS = 0.05  # share of its level by which the loss falls at most in a flat stretch
+DRAWS = 8  # draws of each control of an ablation
 
 
 @dataclass(frozen=True)
-class Look:
-    """Where a training is looked at.
+class ExperimentConfig:
+    """When a training is measured, and which features are probed.
 
     Attributes:
-        steps: which are saved and probed; the training stops at the last.
-        features: which are probed.
-        level: loss of the plateau in nats where it is known beforehand; else it is measured (`flattest`).
-        every: how often the loss is measured; divides `steps`.
-        eval_batch: examples that it is measured on.
+        steps: steps that are saved and probed; the training stops at the last.
+        features: names of the features to probe.
+        level: loss of the plateau in nats if it is known beforehand; otherwise the plateau steps are those of the
+            flattest stretch (`flattest_stretch`).
+        every: steps between two measurements of the loss; divides `steps`.
+        eval_batch: number of examples on which the loss is measured.
     """
 
     steps: tuple[int, ...]
@@ -48,8 +51,8 @@ class Look:
     eval_batch: int = 256
 
 
-def of_count(bits: int, groups: int) -> float:
-    """Loss of a majority of majorities to whoever knows how many bits are 1, and nothing else; in nats a target."""
+def count_only_loss(bits: int, groups: int) -> float:
+    """Loss of the best predictor of a majority of majorities from the number of ones alone, in nats a target."""
     size, ways = bits // groups, {(0, 0): 1}
     for _ in range(groups):
         grown: dict[tuple[int, int], int] = {}
@@ -68,15 +71,31 @@ def of_count(bits: int, groups: int) -> float:
 
 
 CHANCE = SMALL_RECIPES["binary-addition"].task.loss_plateau()
-LOOKS: dict[str, Look] = {
-    "binary-addition": Look((0, *range(16, 257, 16), 288, 320, 420), ("carry", "first_operand"), CHANCE),
-    "multiplication": Look(
-        (0, *range(40, 401, 20), 500, 600, 800), ("carry_4", "carry_3", "carry_2", "first_operand"), every=10
+EXPERIMENTS: dict[str, ExperimentConfig] = {
+    "binary-addition": ExperimentConfig(
+        (0, *range(16, 257, 16), 288, 320, 420), features=("carry", "first_operand"), level=CHANCE
     ),
-    "majority": Look((0, *range(100, 1601, 100)), ("group_vote",), of_count(20, 4), every=20, eval_batch=1024),
-    "subarray": Look((0, *range(200, 3601, 200)), ("is_prev_negative", "max_ending_here"), every=40, eval_batch=1024),
-    "bfs": Look((0, *range(40, 401, 40), *range(500, 1501, 100)), ("queue", "adjacency_list"), every=10),
-    **dict.fromkeys(("activities", "dfs", "path", "topological", "mst"), Look((0, 75, 150, 225, 300), every=75)),
+    "multiplication": ExperimentConfig(
+        (0, *range(40, 401, 20), 500, 600, 800),
+        features=("carry_4", "carry_3", "carry_2", "first_operand"),
+        every=10,
+    ),
+    "majority": ExperimentConfig(
+        (0, *range(100, 1601, 100)),
+        features=("group_vote",),
+        level=count_only_loss(20, 4),
+        every=20,
+        eval_batch=1024,
+    ),
+    "subarray": ExperimentConfig(
+        (0, *range(200, 3601, 200)), features=("is_prev_negative", "max_ending_here"), every=40, eval_batch=1024
+    ),
+    "bfs": ExperimentConfig(
+        (0, *range(40, 401, 40), *range(500, 1501, 100)), features=("queue", "adjacency_list"), every=10
+    ),
+    **dict.fromkeys(
+        ("activities", "dfs", "path", "topological", "mst"), ExperimentConfig((0, 75, 150, 225, 300), every=75)
+    ),
 }
 # One seed of another implementation (PyTorch alone): loss, exact match, carry and first_operand in thirds.
 REFERENCE: dict[int, tuple[str, str, str, str]] = {
@@ -91,38 +110,36 @@ REFERENCE: dict[int, tuple[str, str, str, str]] = {
 }
 
 
-# What is kept under the folder.
+# Files in the folder.
 
 
 def trained(folder: Path, name: str, seed: int) -> pl.Run:
-    """The run of a recipe, finished if need be."""
-    look, recipe = LOOKS[name], SMALL_RECIPES[name]
-    options = {"every": look.every, "save_every": look.steps, "until": look.steps[-1]}
+    """The run of a recipe, which is trained first if it is not finished."""
+    experiment, recipe = EXPERIMENTS[name], SMALL_RECIPES[name]
+    options = {"every": experiment.every, "save_every": experiment.steps, "until": experiment.steps[-1]}
     options["metrics"] = ["loss", "exact_match"]
-    eval_batch = recipe.task.sample(look.eval_batch, seed=1)
+    eval_batch = recipe.task.sample(experiment.eval_batch, seed=1)
     return recipe.record(folder / f"{name}-{seed}", seed=seed, eval_batch=eval_batch, progress=False, **options)
 
 
-def kept(path: Path, make: Callable[[], Any]) -> Any:
-    """What `make` returned, from its file if there is one."""
+def cached(path: Path, make: Callable[[], xr.Dataset]) -> xr.Dataset:
+    """The Dataset in a file, which `make` computes if there is none."""
     if not path.is_file():
-        found = make()
-        write_atomically(path, lambda partial: partial.write_bytes(pickle.dumps(found)))
-    return pickle.loads(path.read_bytes())
+        data = make()
+        write_atomically(path, lambda partial: data.to_netcdf(partial, engine="scipy", format="NETCDF3_64BIT"))
+    return xr.load_dataset(path, engine="scipy")
 
 
 def probed(run: pl.Run, name: str) -> xr.Dataset:
     """The probes of a run's features over its steps."""
-    features, batch = list(LOOKS[name].features), sequences(run)
+    features, batch = list(EXPERIMENTS[name].features), sequences(run)
     options = {"C": 100.0, "fractions": SPLIT, "shuffled": False, "progress": False}
-    return kept(
-        run.path.with_suffix(f".{'-'.join(features)}.probes"),
-        lambda: pl.probe_checkpoints(run, batch, features, **options),
-    )
+    path = run.path.with_suffix(f".{'-'.join(features)}.probes.nc")
+    return cached(path, lambda: pl.probe_checkpoints(run, batch, features, **options))
 
 
 def sequences(run: pl.Run) -> pl.Batch:
-    """What probes are fitted to and tested on."""
+    """The sequences that probes are fitted to and tested on."""
     return run.task.sample(1600, seed=2)
 
 
@@ -130,8 +147,15 @@ def sequences(run: pl.Run) -> pl.Batch:
 
 
 @dataclass(frozen=True)
-class Flat:
-    """The flattest stretch of a loss curve before a fall; see `flattest`."""
+class FlatStretch:
+    """A stretch of a loss curve that is followed by a fall to half; see `flattest_stretch`.
+
+    Attributes:
+        start: its first step.
+        end: its last step.
+        half: first step with half of the loss at its start.
+        level: median loss.
+    """
 
     start: int
     end: int
@@ -140,38 +164,36 @@ class Flat:
 
     @property
     def sharpness(self) -> float:
-        """Its length over that of the fall after it, which is 0.08 in any exponential decay."""
+        """Its length over that of the fall to half after it; 0.08 in any exponential decay."""
         return (self.end - self.start) / (self.half - self.end)
 
 
-def flattest(loss: "pd.Series[float]") -> Flat | None:
-    """The longest stretch in which the loss falls by at most 5 %, to fall to half of it later.
+def flattest_stretch(loss: "pd.Series[float]") -> FlatStretch | None:
+    """The longest stretch in which the loss falls by at most 5 %, and after which it falls to half.
 
-    It lies below 95 % and above 5 % of the first loss: warm-up begins slowly, and the loss of a solved task stalls.
-
-    None where no stretch of three measurements or more is followed by half of its loss.
+    The stretch is below 95 % of the first loss, since warm-up begins slowly, and above 5 %, since the loss of a solved
+    task stalls. None if no stretch of three measurements or more is followed by half of its loss.
     """
-    steps, values, found = loss.index.to_numpy(), loss.to_numpy(), []
+    steps, values, stretches = loss.index.to_numpy(), loss.to_numpy(), []
     for i, level in enumerate(values):
-        end = next((j for j in range(i, len(values)) if values[j] < 0.95 * level), len(values)) - 1
+        end = next((j for j in range(i, len(values)) if values[j] < (1 - FLATNESS) * level), len(values)) - 1
         half = next((j for j in range(end, len(values)) if values[j] <= 0.5 * level), None)
         if half is not None and end >= i + 2 and 0.05 <= level / values[0] <= 0.95:
-            found.append(Flat(int(steps[i]), int(steps[end]), int(steps[half]), float(np.median(values[i : end + 1]))))
-    return max(found, key=lambda flat: flat.end - flat.start, default=None)
+            median = float(np.median(values[i : end + 1]))
+            stretches.append(FlatStretch(int(steps[i]), int(steps[end]), int(steps[half]), median))
+    return max(stretches, key=lambda stretch: stretch.end - stretch.start, default=None)
 
 
-def plateau_of(run: pl.Run, look: Look) -> tuple[list[int], float]:
-    """The probed steps on the plateau, and its level: at the one known beforehand, or in the flattest stretch."""
+def plateau_steps(run: pl.Run, experiment: ExperimentConfig) -> tuple[list[int], float]:
+    """The probed steps on the plateau, and its level: by `RULE` if the level is known, or in the flattest stretch."""
     loss = run.metrics.loss
-    if look.level is not None:
-        reached, below = loss <= (1 + NEAR) * look.level, (loss < (1 - NEAR) * look.level).astype(int)
-        left = below.rolling(3).sum().shift(-2) == 3  # here, and at the two measurements after
-        start, end = (series.idxmax() if series.any() else np.inf for series in (reached, left))
-        return [step for step in look.steps[:-1] if start <= step < end], look.level  # the last is after the drop
-    flat = flattest(loss)
+    if experiment.level is not None:
+        plateau = pl.find_plateau(run, level=experiment.level, floor=0.0, rule=RULE)
+        return plateau.steps_among(experiment.steps[:-1], loss), experiment.level  # the last step is after the drop
+    flat = flattest_stretch(loss)
     if flat is None:
         return [], float("nan")
-    return [step for step in look.steps if flat.start <= step <= flat.end], flat.level
+    return [step for step in experiment.steps if flat.start <= step <= flat.end], flat.level
 
 
 # Tables.
@@ -194,7 +216,7 @@ def geometric(x: np.ndarray) -> float:
     return float(np.exp(np.log(np.maximum(x, 1e-30)).mean()))
 
 
-def beside_reference(runs: Sequence[pl.Run], overs: Sequence[xr.Dataset]) -> str:
+def compared_with_reference(runs: Sequence[pl.Run], overs: Sequence[xr.Dataset]) -> str:
     """Section 10 of the notes on the paper: the same table over seeds."""
     losses, exact = ([[run.metrics[name][t] for run in runs] for t in REFERENCE] for name in ("loss", "exact_match"))
     rows = [
@@ -203,7 +225,7 @@ def beside_reference(runs: Sequence[pl.Run], overs: Sequence[xr.Dataset]) -> str
     ]
     text = table(["step", "loss: reference", "ours", "exact match: reference", "ours"], rows)
     tables = [thirds(over).loss for over in overs]
-    for i, feature in enumerate(LOOKS["binary-addition"].features):
+    for i, feature in enumerate(EXPERIMENTS["binary-addition"].features):
         rows = []
         for t, ref in REFERENCE.items():
             found = [x.sel(feature=feature, step=t) for x in tables]
@@ -214,11 +236,15 @@ def beside_reference(runs: Sequence[pl.Run], overs: Sequence[xr.Dataset]) -> str
     return text
 
 
-def story(runs: Sequence[pl.Run], look: Look) -> str:
+def plateau_table(runs: Sequence[pl.Run], experiment: ExperimentConfig) -> str:
     """Plateau and drop of each seed."""
     rows = []
     for seed, run in enumerate(runs):
-        loss, (steps, level), flat = run.metrics.loss, plateau_of(run, look), flattest(run.metrics.loss)
+        loss, (steps, level), flat = (
+            run.metrics.loss,
+            plateau_steps(run, experiment),
+            flattest_stretch(run.metrics.loss),
+        )
         drop = None if np.isnan(level) else pl.find_plateau(run, level=level, floor=0.0).drop
         stretch = "none" if flat is None else f"{flat.start} to {flat.end} at {flat.level:.3f}, {flat.sharpness:.2f}"
         near = f"{steps[0]} to {steps[-1]}" if steps else "none"
@@ -230,38 +256,38 @@ def story(runs: Sequence[pl.Run], look: Look) -> str:
     )
 
 
-def falling(runs: Sequence[pl.Run]) -> str:
+def loss_table(runs: Sequence[pl.Run]) -> str:
     """Loss at a few steps, and exact match at the last."""
     rows = [[*(f"{x:.3f}" for x in run.metrics.loss), f"{run.metrics.exact_match.iloc[-1]:.3f}"] for run in runs]
     return table([*map(str, runs[0].metrics.index), "exact match"], rows)
 
 
-def verdicts(runs: Sequence[pl.Run], overs: Sequence[xr.Dataset], look: Look) -> str:
+def verdicts(runs: Sequence[pl.Run], overs: Sequence[xr.Dataset], experiment: ExperimentConfig) -> str:
     """Of each feature and seed: the rule of `quiet_or_loud` at the last plateau step, and after the drop."""
     rows = []
-    for feature in look.features:
+    for feature in experiment.features:
         for seed, (run, over) in enumerate(zip(runs, overs, strict=True)):
-            steps = plateau_of(run, look)[0]
+            steps = plateau_steps(run, experiment)[0]
             if not steps:
                 rows.append([feature, str(seed), "no plateau step", "", "", ""])
                 continue
-            found = pl.probing.quiet_or_loud(over, feature, plateau_steps=steps, after_step=look.steps[-1])
+            found = pl.probing.quiet_or_loud(over, feature, plateau_steps=steps, after_step=experiment.steps[-1])
             cells = [ratios(found.ratios.isel(step=at)) for at in (-2, -1)]  # the last plateau step, and after
             last = f"{steps[-1]} ({run.metrics.loss[steps[-1]]:.3f})"
             rows.append([feature, str(seed), last, *cells, f"{found.verdict} ({found.agreement:.0%})"])
     return table(["feature", "seed", "last plateau step (loss)", "ratios there", "ratios at the end", "verdict"], rows)
 
 
-def map_checkpoints(run: pl.Run, over: xr.Dataset, look: Look) -> str:
+def by_step(run: pl.Run, over: xr.Dataset, experiment: ExperimentConfig) -> str:
     """Loss and what probes lose beside those on the untrained network, first/middle/last third, step by step."""
     by_third, rows = thirds(over), []
     for step in over.step.values:
         cells = [f"{run.metrics.loss[step]:.3f}", f"{run.metrics.exact_match[step]:.2f}"]
-        for feature in look.features:
+        for feature in experiment.features:
             at = by_third.sel(feature=feature, step=step)
             cells.append("/".join("-" if np.isnan(r) else f"{r:.2f}" for r in (at.loss / at.baseline).values))
         rows.append([str(step), *cells])
-    return table(["step", "loss", "exact match", *look.features], rows)
+    return table(["step", "loss", "exact match", *experiment.features], rows)
 
 
 def ratios(at: xr.Dataset) -> str:
@@ -276,19 +302,18 @@ def ratios(at: xr.Dataset) -> str:
 def ablated(run: pl.Run, feature: str, method: str, site: str) -> Ablation:
     """An ablation of the last model; `site` is "best", "best below" the last layer, or a layer."""
 
-    def make() -> Ablation:
+    def make() -> xr.Dataset:
         model, train = run.model(run.steps[-1]), sequences(run)
-        if site in ("best", "best below"):
-            found = pl.probe(model, train, feature, C=100.0, fractions=SPLIT, shuffled=False)
-            below = model.cfg.n_layers - 1 if "below" in site else None
-            where = {"sites": Directions.of(found, below).sites}  # and all that is removed is fitted to the same
-        else:
-            where = {"sites": f"blocks.{site}.hook_resid_post"}
+        sites: str | tuple[str, ...] = f"blocks.{site}.hook_resid_post"
+        if site in ("best", "best below"):  # the probes only choose the sites: all directions are fitted to `train`
+            probes = pl.probe(model, train, feature, C=100.0, fractions=SPLIT, shuffled=False)
+            sites = OffsetProbes.best(probes, model.cfg.n_layers - 1 if "below" in site else None).sites
         options = {"draws": DRAWS, "metrics": ["exact_match"], "progress": False}
         test = run.task.sample(256, seed=3)
-        return pl.ablate_feature(model, test, feature, method=method, train=train, **where, **options)
+        return pl.ablate_feature(model, test, feature, method=method, train=train, sites=sites, **options).to_dataset()
 
-    return kept(run.path.with_suffix(f".{feature}-{method}-{site.replace(' ', '-')}"), make)
+    path = run.path.with_suffix(f".{feature}-{method}-{site.replace(' ', '-')}.nc")
+    return Ablation.from_dataset(cached(path, make))
 
 
 EDITS = (
@@ -299,10 +324,10 @@ EDITS = (
 )
 
 
-def ablations(runs: Sequence[pl.Run], look: Look, edits: Sequence[tuple[str, str]]) -> str:
+def ablations(runs: Sequence[pl.Run], experiment: ExperimentConfig, edits: Sequence[tuple[str, str]]) -> str:
     """Exact match without a feature, and with each control: means over seeds, and the least and greatest."""
     rows = []
-    for feature in look.features:
+    for feature in experiment.features:
         for method, site in edits:
             tables = [ablated(run, feature, method, site).table.loc["exact_match"] for run in runs]
             own = spread([t.loc["intact", "mean"] + t.loc["intact", "difference"] for t in tables])
@@ -336,7 +361,7 @@ def taken(runs: Sequence[pl.Run], feature: str, edits: Sequence[tuple[str, str]]
     return table([f"{feature}: share of the directions, of the variance", *CONTROLS], rows)
 
 
-def shares(run: pl.Run, feature: str, site: str = "blocks.1.hook_resid_post") -> str:
+def variance_shares(run: pl.Run, feature: str, site: str = "blocks.1.hook_resid_post") -> str:
     """How much of the variance at its site a direction of `mean_difference` has, in the mean over offsets."""
     train, model = sequences(run), run.model(run.steps[-1])
     asked = train.task.features(train)[feature]
@@ -349,20 +374,20 @@ def shares(run: pl.Run, feature: str, site: str = "blocks.1.hook_resid_post") ->
     return f"true labels {each[0]:.3f}, shuffled labels {each[1]:.3f}, Gaussian {1 / known.mean.shape[-1]:.3f}"
 
 
-def of_tokens(run: pl.Run, feature: str) -> str:
+def token_loss(run: pl.Run, feature: str) -> str:
     """Test loss of the probe that is given the visible tokens alone."""
     at = pl.probing.probe_tokens(sequences(run), feature, C=100.0, fractions=SPLIT).thirds()
     return "/".join(f"{x:.4f}" for x in at.loss.values)
 
 
-def draw(run: pl.Run, over: xr.Dataset, look: Look, folder: Path) -> None:
+def draw(run: pl.Run, over: xr.Dataset, experiment: ExperimentConfig, folder: Path) -> None:
     """Probes of the first feature over training, and the ablation in which the controls disagree."""
     from plateaulens.papers.abrupt_learning.task_figures import picture
 
-    plateau = pl.find_plateau(run, level=look.level, floor=0.0)
+    plateau = pl.find_plateau(run, level=experiment.level, floor=0.0)
     figures = {
-        "quiet.png": pl.plots.probes(over, run, plateau, feature=look.features[0]),
-        "quiet-ablation.png": pl.plots.ablation(ablated(run, look.features[0], *EDITS[-1])),
+        "quiet.png": pl.plots.probes(over, run, plateau, feature=experiment.features[0]),
+        "quiet-ablation.png": pl.plots.ablation(ablated(run, experiment.features[0], *EDITS[-1])),
     }
     for name, figure in figures.items():
         picture(figure.update_layout(paper_bgcolor="white", width=900), folder / name)
@@ -373,33 +398,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", choices=list(LOOKS), action="append")
+    parser.add_argument("--only", choices=list(EXPERIMENTS), action="append")
     parser.add_argument("--figures", type=Path, help="the folder for figures, such as docs")
     asked = parser.parse_args()
-    for name in asked.only or LOOKS:
-        look = LOOKS[name]
+    for name in asked.only or EXPERIMENTS:
+        experiment = EXPERIMENTS[name]
         runs = [trained(asked.folder, name, seed) for seed in range(asked.seeds)]
-        say(f"## {name}: {SMALL_RECIPES[name].task!r}\n")
-        if not look.features:
-            say(falling(runs))
+        write(f"## {name}: {SMALL_RECIPES[name].task!r}\n")
+        if not experiment.features:
+            write(loss_table(runs))
             continue
         overs = [probed(run, name) for run in runs]
-        for text in (story(runs, look), verdicts(runs, overs, look), map_checkpoints(runs[0], overs[0], look)):
-            say(text)
+        for text in (
+            plateau_table(runs, experiment),
+            verdicts(runs, overs, experiment),
+            by_step(runs[0], overs[0], experiment),
+        ):
+            write(text)
         if name == "binary-addition":
-            say(beside_reference(runs, overs))
-            say(ablations(runs, look, EDITS))
-            for feature in look.features:
-                say(taken(runs, feature, EDITS))
-                say(f"{feature}: share of the variance: {shares(runs[0], feature)}")
-                say(f"{feature}: loss of a probe of the tokens: {of_tokens(runs[0], feature)}")
-            say(differences(runs, look.features[0], EDITS[-1]))
-            say(str(ablated(runs[0], look.features[0], *EDITS[-1])))
+            write(compared_with_reference(runs, overs))
+            write(ablations(runs, experiment, EDITS))
+            for feature in experiment.features:
+                write(taken(runs, feature, EDITS))
+                write(f"{feature}: share of the variance: {variance_shares(runs[0], feature)}")
+                write(f"{feature}: loss of a probe of the tokens: {token_loss(runs[0], feature)}")
+            write(differences(runs, experiment.features[0], EDITS[-1]))
+            write(str(ablated(runs[0], experiment.features[0], *EDITS[-1])))
             if asked.figures:
-                draw(runs[0], overs[0], look, asked.figures)
+                draw(runs[0], overs[0], experiment, asked.figures)
 
 
-def say(text: str) -> None:
+def write(text: str) -> None:
     """A paragraph, at once."""
     sys.stdout.write(text.rstrip() + "\n\n")
     sys.stdout.flush()
