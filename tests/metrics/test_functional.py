@@ -1,4 +1,4 @@
-"""Every metric against a loop, by hand, and under the laws it must obey."""
+"""The functional metrics against loops, values computed by hand, and invariants."""
 
 from math import isnan, log, sqrt
 
@@ -29,7 +29,7 @@ def cosine(a, b):
 
 
 @pytest.mark.parametrize("out, d", [(2, 3), (5, 4), (8, 16)])
-def test_mean_pairwise_cosine_is_the_loop_over_pairs(out, d):
+def test_mean_pairwise_cosine_equals_a_loop_over_pairs(out, d):
     h = torch.randn(3, out, d, generator=rng(out))
     got, matrix = metrics.mean_pairwise_cosine(h), metrics.cosine_matrix(h)
     for b in range(3):
@@ -54,13 +54,13 @@ def test_mean_pairwise_cosine_by_hand(rows, expected):
     assert float(metrics.mean_pairwise_cosine(torch.tensor(rows))) == pytest.approx(expected, abs=1e-6)
 
 
-def test_mean_pairwise_cosine_of_one_output_has_no_pair():
+def test_mean_pairwise_cosine_of_one_output_is_nan():
     assert isnan(float(metrics.mean_pairwise_cosine(torch.ones(1, 4))))
 
 
 @quick
 @given(seeds, st.integers(2, 9), st.integers(1, 7))
-def test_laws_of_the_cosine(seed, out, d):
+def test_cosine_invariants(seed, out, d):
     h = torch.randn(out, d, generator=rng(seed))
     value = float(metrics.mean_pairwise_cosine(h))
     assert -1 / (out - 1) - 1e-5 <= value <= 1 + 1e-5  # a sum of vectors has no negative length
@@ -72,7 +72,7 @@ def test_laws_of_the_cosine(seed, out, d):
     torch.testing.assert_close(matrix, matrix.mT)
 
 
-def test_cross_entropy_is_the_loop():
+def test_cross_entropy_equals_a_loop():
     logits = torch.randn(4, 5, 7, generator=rng(0)) * 3
     targets = torch.randint(0, 7, (4, 5), generator=rng(1))
     valid = ragged(2, 4, 5)
@@ -91,7 +91,7 @@ def test_cross_entropy_of_uniform_logits_is_log_vocabulary():
     assert got.tolist() == pytest.approx([log(17)] * 2)
 
 
-def test_accuracy_repetition_and_entropy_are_their_loops():
+def test_accuracy_repetition_and_entropy_equal_loops():
     tokens = torch.randint(0, 4, (30, 8), generator=rng(0))
     answers = torch.randint(0, 4, (30, 8), generator=rng(1))
     valid = ragged(3, 30, 8)
@@ -127,7 +127,7 @@ def test_repetition_and_entropy_by_hand(tokens, rho, entropy):
     assert float(metrics.sequence_entropy(tokens, valid)) == pytest.approx(entropy, abs=1e-4)
 
 
-def test_a_perfect_copier_is_perfect_and_no_answer_is_nan():
+def test_perfect_answers_score_one_and_missing_ones_nan():
     tokens = torch.randint(0, 9, (3, 5), generator=rng(0))
     assert metrics.accuracy(tokens, tokens, torch.ones(3, 5).bool()).tolist() == [1, 1, 1]
     assert metrics.accuracy(tokens, tokens, torch.zeros(3, 5).bool()).isnan().all()
@@ -135,7 +135,7 @@ def test_a_perfect_copier_is_perfect_and_no_answer_is_nan():
 
 @quick
 @given(seeds, st.integers(2, 9), st.integers(2, 6))
-def test_laws_of_repetition_and_entropy(seed, length, vocabulary):
+def test_repetition_and_entropy_invariants(seed, length, vocabulary):
     tokens = torch.randint(0, vocabulary, (length,), generator=rng(seed))
     valid = torch.ones(length).bool()
     rho = float(metrics.repetition_frequency(tokens, valid))
@@ -177,7 +177,7 @@ def test_leading_axes_broadcast():
             torch.testing.assert_close(one[i], part, equal_nan=True)
 
 
-def test_attention_progress_is_the_loop():
+def test_attention_progress_equals_a_loop():
     task = MovingWindowSum(n=4, k=2, p=5)
     (omega,) = task.optimal_attention()
     pattern = torch.randn(3, 2, 8, 8, generator=rng(0)).tril()
@@ -198,7 +198,7 @@ def test_attention_progress_is_the_loop():
 
 @pytest.mark.parametrize("task, size", [(MovingWindowSum(), 31), (Copy(), 16), (Reverse(), 16)])
 @pytest.mark.parametrize("of", [metrics.attention_progress, metrics.attention_progress_global])
-def test_attention_progress_of_the_optimal_and_of_a_flat_map(task, size, of):
+def test_attention_progress_of_optimal_and_uniform_maps(task, size, of):
     (omega,) = task.optimal_attention()
     optimal = omega[None].float().expand(2, 3, -1, -1)
     flat = torch.ones(2, 3, 32, 32).tril()
@@ -210,7 +210,7 @@ def test_attention_progress_of_the_optimal_and_of_a_flat_map(task, size, of):
 
 @quick
 @given(seeds, st.floats(0.01, 100))
-def test_laws_of_attention_progress(seed, scale):
+def test_attention_progress_invariants(seed, scale):
     pattern = torch.randn(2, 3, 5, 5, generator=rng(seed))
     omega = torch.rand(2, 5, 5, generator=rng(seed + 1)) < 0.4
     omega[:, 0, 0] = True
@@ -221,7 +221,7 @@ def test_laws_of_attention_progress(seed, scale):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 6, 7])
-def test_ngrams_are_their_loop(n):
+def test_ngram_metrics_equal_a_loop(n):
     tokens, valid = torch.randint(0, 3, (20, 6), generator=rng(0)), ragged(1, 20, 6)
     distinct, rep = metrics.distinct_ngrams(tokens, valid, n), metrics.ngram_repetition(tokens, valid, n)
     for b in range(20):
@@ -254,7 +254,7 @@ def test_token_entropy_is_the_same_for_every_chunk_size(chunk, monkeypatch):
     torch.testing.assert_close(metrics.token_entropy(logits), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_anisotropy_is_the_loop_over_other_examples():
+def test_anisotropy_equals_a_loop_over_other_examples():
     h = torch.randn(2, 4, 3, 5, generator=rng(0)) + 1.0
     got, centered = metrics.anisotropy(h), metrics.centered_anisotropy(h)
     for m in range(2):
@@ -265,7 +265,7 @@ def test_anisotropy_is_the_loop_over_other_examples():
                 assert float(values[b]) == pytest.approx(sum(pairs) / len(pairs), abs=1e-5)
 
 
-def test_one_direction_is_anisotropic_until_it_is_taken_away():
+def test_centering_removes_a_common_direction():
     h = 0.1 * torch.randn(30, 4, 64, generator=rng(0)) + torch.randn(64, generator=rng(1))
     assert (metrics.anisotropy(h) > 0.95).all() and metrics.centered_anisotropy(h).mean().abs() < 0.05
     assert metrics.anisotropy(h[:1]).isnan().all()

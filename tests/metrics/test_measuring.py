@@ -1,4 +1,4 @@
-"""Geometry, sequences and attention as measured, against loops written from their definitions."""
+"""The named metrics and `measure` against loops written from the definitions."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -61,13 +61,13 @@ GEOMETRY = [metrics.mean_norm, metrics.stable_rank, metrics.effective_rank, metr
 
 @pytest.mark.parametrize("out, d", [(2, 3), (5, 4), (4, 16), (6, 6)])
 @pytest.mark.parametrize("metric", GEOMETRY)
-def test_geometry_is_the_loop_over_leading_axes(metric, out, d):
+def test_geometry_metrics_broadcast_over_leading_axes(metric, out, d):
     hidden, loop = torch.randn(2, 3, out, d, generator=rng(out)) + 0.5, LOOPS[metric.__name__.removeprefix("mean_")]
     same(metric(hidden), [[loop(rows) for rows in some] for some in hidden.tolist()])
     same(metric(hidden[1, 2]), loop(hidden[1, 2].tolist()))
 
 
-def test_geometry_by_hand_and_under_scaling_and_rotation():
+def test_geometry_metrics_by_hand_under_scaling_and_rotation():
     known = [  # norm, stable rank, effective rank, participation ratio
         ([[1, 0.5, 2, -1], [-2, -1, -4, 2], [3, 1.5, 6, -3]], [5, 1, 1, 1]),
         (3 * np.eye(5, 8), [3, 5, 5, 4]),  # once centered, five orthonormal states span four directions equally
@@ -81,14 +81,14 @@ def test_geometry_by_hand_and_under_scaling_and_rotation():
             same([metric(other) for metric in GEOMETRY], [norm * scale, *ranks])
 
 
-def test_mean_cosine_of_marked_pairs_is_the_loop():
+def test_mean_cosine_of_marked_pairs_equals_a_loop():
     hidden, marked = torch.randn(2, 3, 5, 4, generator=rng(0)), torch.rand(5, 5, generator=rng(1)) < 0.4
     pairs = marked.nonzero().tolist()
     same(metrics.mean_cosine_of(hidden, marked), [[cosines(h, pairs) for h in some] for some in hidden.tolist()])
     assert metrics.mean_cosine_of(hidden, torch.zeros(5, 5).bool()).isnan().all()
 
 
-def test_softmax_pattern_is_the_causal_softmax_whatever_stands_above_the_diagonal():
+def test_softmax_pattern_ignores_scores_above_the_diagonal():
     scores, later = 3 * torch.randn(2, 3, 2, 5, 5, generator=rng(0)), torch.ones(5, 5).bool().triu(1)
     got = metrics.softmax_pattern(scores.tril())
     assert torch.equal(got, metrics.softmax_pattern(scores.masked_fill(later, float("-inf"))))
@@ -101,7 +101,7 @@ def log_prob(rows, answer):
     return sum(row[token] - log(sum(map(exp, row))) for row, token in zip(rows, answer))
 
 
-def test_ragged_answers_are_their_loops():
+def test_metrics_of_unequal_answers_equal_loops():
     logits, tokens = 3 * torch.randn(2, 20, 6, 5, generator=rng(0)), torch.randint(2, 8, (2, 20, 6), generator=rng(1))
     answers, counts = torch.randint(0, 5, (2, 20, 6), generator=rng(2)), torch.randint(1, 7, (2, 20), generator=rng(3))
     valid = torch.arange(6) < counts[..., None]
@@ -130,7 +130,7 @@ TABLE = {  # the paper's parts, the groups that form pairs, and how many pairs t
 
 
 @pytest.mark.parametrize("task", TABLE, ids=repr)
-def test_measurements_are_their_loops(task):
+def test_named_metrics_equal_loops(task):
     (parts, groups, count), sites = TABLE[task], everywhere(2)
     model, batch, start, n = build(task), task.sample(3, seed=1), task.prompt_len, task.n_out
     logits, cache = states(model, batch)
@@ -166,7 +166,7 @@ def share(pattern, keys):
 
 
 @pytest.mark.parametrize("attention, layers", [("linear", 2), ("softmax", 2), ("linear", 3), ("softmax", 3)])
-def test_attention_on_both_routes_of_the_permutation(attention, layers):
+def test_attention_progress_on_both_maps_of_the_permutation(attention, layers):
     n, task, low, high, hooks = (
         4,
         pl.tasks.Permutation(n=4),
@@ -214,7 +214,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("name, message", REFUSED)
-def test_what_cannot_be_measured_gives_one_clear_error(name, message, neox):
+def test_invalid_metrics_raise_one_clear_error(name, message, neox):
     task, prompts = pl.tasks.Histogram(n=4), pl.Batch.prompts(torch.randint(0, 50, (2, 4), generator=rng(0)), n_new=3)
     model, batch = (neox[1], prompts) if "true answers" in message else (build(task), task.sample(2, seed=0))
     with pytest.raises(ValueError, match=message) as caught:
@@ -222,7 +222,7 @@ def test_what_cannot_be_measured_gives_one_clear_error(name, message, neox):
     assert caught.value.__context__ is None and "\n" not in str(caught.value)
 
 
-def test_a_measurement_reads_what_it_states_and_no_more(monkeypatch):
+def test_metric_reads_only_what_it_requires(monkeypatch):
     task, asked = pl.tasks.Permutation(n=4), []
     model, batch = build(task), task.sample(3, seed=0)
     monkeypatch.setattr(measuring, "trace", lambda m, b, requires: asked.append(requires) or pl.trace(m, b, requires))
@@ -248,7 +248,7 @@ FLAT = [SMALL_MIX, pl.tasks.PrefixSum(n=5, p=7), pl.tasks.Addition(n=2), pl.task
 
 
 @pytest.mark.parametrize("task", DEEP + FLAT, ids=repr)
-def test_runs_record_them_and_a_finished_one_is_left_alone(task, tmp_path):
+def test_runs_record_default_metrics_and_finished_runs_stay(task, tmp_path):
     layers, eval_batch = 2 if task in DEEP else 1, task.sample(8, seed=1)
     training = pl.train(build(task, n_layers=layers), task, pl.TrainConfig(steps=3, batch_size=8, lr=1e-2))
     run = pl.record(training, tmp_path / "run", eval_batch, WATCH, every=1, save_every=2, progress=False)
@@ -261,7 +261,7 @@ def test_runs_record_them_and_a_finished_one_is_left_alone(task, tmp_path):
     assert before == {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
 
 
-def test_names_are_measured_once_and_may_not_clash():
+def test_metrics_are_measured_once_and_name_clashes_raise():
     task = pl.tasks.MovingWindowSum(n=4, p=5)
     model, batch = build(task), task.sample(4, seed=0)
     metrics = ["loss", pl.metrics.loss, "norm@*", "norm@unembed.hook_in", "norm@blocks.*.hook_resid_post"]
@@ -278,7 +278,7 @@ def test_names_are_measured_once_and_may_not_clash():
             pl.measure(model, batch, both)
 
 
-def test_a_glob_is_one_of_any_kind_and_one_name_needs_no_list():
+def test_globs_and_single_names_are_accepted():
     task = pl.tasks.MovingWindowSum(n=4, p=5)
     model, batch = build(task), task.sample(4, seed=0)
     after = [f"norm@blocks.{layer}.hook_resid_post" for layer in (0, 1)]
@@ -289,7 +289,7 @@ def test_a_glob_is_one_of_any_kind_and_one_name_needs_no_list():
         pl.measure(model, batch, "colapse")
 
 
-def test_what_has_no_standard_asks_for_a_list(neox):
+def test_default_metrics_raise_without_defaults(neox):
     prompts = pl.Batch.prompts(torch.arange(12).view(2, 6), n_new=3)
     with pytest.raises(ValueError, match=r"these prompts .* metrics=\["):
         pl.metrics.default_metrics(prompts, neox[1])
@@ -298,20 +298,20 @@ def test_what_has_no_standard_asks_for_a_list(neox):
         pl.metrics.default_metrics(bare, neox[1])
 
 
-def test_models_with_parallel_blocks_are_read_where_they_can_be(neox):
+def test_residual_hooks_of_models_with_parallel_blocks(neox):
     prompts = pl.Batch.prompts(torch.arange(12).view(2, 6), n_new=3)
     names = [name.split("@")[1] for name in pl.measure(neox[1], prompts, ["norm@*"])]
     assert "blocks.0.hook_resid_pre" in names and "blocks.0.hook_resid_mid" not in names and len(names) == 7
 
 
 @pytest.mark.parametrize("metric", ["collapse", "norm", "stable_rank", "effective_rank", "participation_ratio"])
-def test_where_no_output_is_left_to_compare_there_is_no_value(metric):
+def test_empty_collapse_group_gives_nan(metric):
     task = pl.tasks.WindowMix(n=4, p=5, mix=((1, 1, 4),))  # copies only: all of them are the partial solution
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16))
     assert pl.measure(model, task.sample(3, seed=0), [f"{metric}@*"])[f"{metric}@unembed.hook_in"].isnan()
 
 
-def test_what_16_bits_hold_is_measured_in_32():
+def test_half_precision_is_measured_in_float32():
     task = pl.tasks.Permutation(n=4)
     model = build(task).bfloat16()
     t = pl.trace(model, task.sample(8, seed=0))
@@ -324,20 +324,20 @@ def test_what_16_bits_hold_is_measured_in_32():
         torch.testing.assert_close(function(t), function(same_states))
 
 
-def test_ranks_do_not_depend_on_scale():
+def test_ranks_are_independent_of_scale():
     states = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
     for scale in (1e-12, 1.0, 1e10):
         torch.testing.assert_close(metrics.participation_ratio(states * scale), metrics.participation_ratio(states))
 
 
-def test_a_site_without_positions_is_refused():
+def test_hook_without_positions_raises():
     task = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16, n_heads=2))
     with pytest.raises(ValueError, match="without positions on its second axis"):
         pl.measure(model, task.sample(3, seed=0), ["norm@blocks.0.attn.hook_pattern"])
 
 
-def test_a_plain_number_is_a_measurement():
+def test_metric_may_return_a_plain_number():
     task = pl.tasks.MovingWindowSum(n=4, k=2, p=5)
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16))
 

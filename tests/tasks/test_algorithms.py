@@ -131,7 +131,7 @@ def test_examples_solve_their_inputs(task):
 
 @pytest.mark.parametrize("released", [False, True], ids=["ours", "released"])
 @each(ALL)
-def test_features_are_those_of_the_specification(task, released):
+def test_features_equal_the_reference_implementation(task, released):
     batch = task.sample(200, seed=2)
     found = task.features(batch, released=released)
     for s, row in enumerate(batch.tokens.tolist()):
@@ -198,7 +198,7 @@ def chi_square(counts, shares):
     return (distance - len(shares) + 1) / (2 * len(shares) - 2) ** 0.5
 
 
-def test_draws_are_uniform_over_multisets_and_over_their_orders():
+def test_multisets_and_their_orders_are_uniform():
     drawn = Counter(map(tuple, multisets(40_000, 3, 4, torch.Generator().manual_seed(9)).tolist()))
     shares = {}  # 20 multisets of 3 out of 4 numbers, each in 1, 3 or 6 orders
     for row in torch.cartesian_prod(*[torch.arange(4)] * 3).tolist():
@@ -279,6 +279,6 @@ BAD += [(ActivitySelection, dict(n=0), "n=0")]
 
 
 @pytest.mark.parametrize("cls, size, cause", BAD)
-def test_bad_parameters_raise_with_their_cause(cls, size, cause):
+def test_invalid_parameters_raise_with_their_cause(cls, size, cause):
     with pytest.raises(ValueError, match=cause):
         cls(**size)

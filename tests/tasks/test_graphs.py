@@ -218,7 +218,7 @@ def test_examples_by_hand(kind, before, after):
 
 @pytest.mark.parametrize("nodes", range(4, 12))
 @each
-def test_answers_are_those_of_the_procedures_step_by_step(kind, nodes):
+def test_answers_equal_the_step_by_step_algorithms(kind, nodes):
     task = kind(nodes=nodes)
     for batch in batches(task):
         for text in texts(batch):
@@ -227,7 +227,7 @@ def test_answers_are_those_of_the_procedures_step_by_step(kind, nodes):
 
 
 @each
-def test_networkx_agrees(kind):
+def test_answers_agree_with_networkx(kind):
     task = kind(nodes=9)
     for batch in batches(task):
         for named, edges, after in (split(task, text) for text in texts(batch)):
@@ -269,7 +269,7 @@ def test_sizes_of_the_paper(kind, size):
 
 @pytest.mark.parametrize("nodes", [2, 3, 11, 26])
 @each
-def test_a_graph_with_all_edges_fits(kind, nodes):
+def test_complete_graph_fits_the_context(kind, nodes):
     task = kind(nodes=nodes)
     letters = task.symbols[:nodes]
     before = letters[: NAMED[kind]] + "".join(map("".join, itertools.combinations(letters, 2)))
@@ -282,7 +282,7 @@ def test_a_graph_with_all_edges_fits(kind, nodes):
 
 @pytest.mark.parametrize("answer_only", [False, True])
 @each
-def test_scored_is_what_comes_after_the_input(kind, answer_only):
+def test_loss_mask_covers_the_answer_only(kind, answer_only):
     task = kind(nodes=7, answer_only=answer_only)
     batch = task.sample(50, seed=4)
     for text, loss_mask, targets, out in zip(texts(batch), batch.loss_mask, batch.targets, batch.answers):
@@ -293,7 +293,7 @@ def test_scored_is_what_comes_after_the_input(kind, answer_only):
 
 
 @each
-def test_a_model_that_sees_only_what_came_before_can_reach_the_floor(kind):
+def test_loss_floor_is_reachable_by_a_causal_model(kind):
     task = kind(nodes=6)
     batch = task.sample(40, seed=2)
     seen = (batch.inputs == task.equals).cumsum(1) > 0
@@ -310,7 +310,7 @@ def test_chance_of_the_released_code():
 
 @pytest.mark.parametrize("nodes", [1, 27])
 @each
-def test_graphs_without_letters_are_refused(kind, nodes):
+def test_invalid_number_of_nodes_raises(kind, nodes):
     with pytest.raises(ValueError, match=f"{kind.__name__} needs 2 to 26 nodes, got nodes={nodes}"):
         kind(nodes=nodes)
 
@@ -345,7 +345,7 @@ def test_features_of_the_paper(kind, published):
 @pytest.mark.parametrize("answer_only", [False, True])
 @pytest.mark.parametrize("nodes", range(4, 12))
 @each
-def test_features_are_those_of_the_procedures_step_by_step(kind, nodes, answer_only):
+def test_features_equal_the_step_by_step_algorithms(kind, nodes, answer_only):
     task = kind(nodes=nodes, answer_only=answer_only)
     for batch in batches(task):
         found = task.features(batch)
@@ -363,7 +363,7 @@ def test_features_are_those_of_the_procedures_step_by_step(kind, nodes, answer_o
 
 
 @each
-def test_positions_differ_by_example_and_the_released_ones_do_not(kind):
+def test_feature_positions_differ_by_example_except_released_ones(kind):
     task = kind(nodes=8)
     batch = task.sample(64, seed=5)
     longest = int(batch.answer_positions[:, 0].argmax())
@@ -409,14 +409,14 @@ def labeled(nodes):
 
 
 @pytest.mark.parametrize("nodes, count", [(2, 1), (3, 4), (4, 38)])
-def test_every_labelled_graph_is_equally_likely(nodes, count):
+def test_labeled_graphs_are_uniform(nodes, count):
     every = codes(torch.stack(list(labeled(nodes)))).tolist()
     drawn = Counter(codes(connected_graphs(4000, nodes, torch.Generator().manual_seed(3))).tolist())
     assert len(every) == count and fits(drawn, dict.fromkeys(every, 1 / count))
 
 
 @pytest.mark.parametrize("nodes, count", [(2, 1), (3, 2), (4, 6), (5, 21)])
-def test_every_class_is_equally_likely_and_so_is_every_naming_of_it(nodes, count):
+def test_isomorphism_classes_and_node_names_are_uniform(nodes, count):
     every = torch.stack(list(labeled(nodes)))
     kinds = classes(every).tolist()
     share = {code: 1 / count / kinds.count(kind) for code, kind in zip(codes(every).tolist(), kinds)}
@@ -424,13 +424,13 @@ def test_every_class_is_equally_likely_and_so_is_every_naming_of_it(nodes, count
     assert len(set(kinds)) == count and fits(Counter(codes(drawn).tolist()), share)
 
 
-def test_graphs_counted_by_their_symmetries():
+def test_symmetries_count_the_isomorphism_classes():
     known = [2, 4, 11, 34, 156, 1044, 12346, 274668, 12005168, 1018997864]  # OEIS A000088
     assert [round(symmetries(nodes)[0].sum().item()) for nodes in range(2, 12)] == known
 
 
 @pytest.mark.skipif(GENG is None, reason="needs nauty's geng: apt-get install nauty")
-def test_classes_are_those_of_geng():
+def test_isomorphism_classes_agree_with_geng():
     lines = subprocess.run([GENG, "-c", "-q", "6"], capture_output=True, check=True).stdout.split()
     graphs = [torch.from_numpy(nx.to_numpy_array(nx.from_graph6_bytes(line)) > 0) for line in lines]
     every = classes(torch.stack(graphs)).tolist()
@@ -445,7 +445,7 @@ def test_named_nodes_are_uniform(kind):
     assert fits(drawn, dict.fromkeys(every, 1 / len(every)))
 
 
-def test_orientations_are_those_of_a_random_order():
+def test_edge_directions_follow_a_random_order():
     """Of a triangle six orientations are possible, one for each order."""
     drawn = [text.split("=")[0] for text in texts(TopologicalSort(nodes=3).sample(8000, seed=10))]
     triangles = Counter(text for text in drawn if len(text) == 6)
@@ -453,7 +453,7 @@ def test_orientations_are_those_of_a_random_order():
 
 
 @pytest.mark.parametrize("of_classes", [False, True])
-def test_edges_in_the_mean(of_classes):
+def test_mean_number_of_edges(of_classes):
     """27.5542 of labeled graphs, by recursion over their number of edges; 27.56 of classes."""
     graphs = connected_graphs(20_000, 11, torch.Generator().manual_seed(4), classes=of_classes)
     assert graphs.sum((1, 2)).double().mean().item() / 2 == pytest.approx(27.555, abs=0.1)

@@ -1,4 +1,4 @@
-"""Matrix completion: the task's numbers, and a BERT that is Hugging Face's."""
+"""The matrix-completion tasks, and a BERT model equal to Hugging Face's."""
 
 import itertools
 from dataclasses import asdict, replace
@@ -24,7 +24,7 @@ def tiny_model(seed=0, **fields):
 # The task.
 
 
-def test_the_paper_s_vocabulary():
+def test_vocabulary_of_the_paper():
     task = pl.tasks.MatrixCompletion()
     assert task.d_vocab == 2002 and task.n_ctx == 49
     values = torch.tensor([-10.0, 0.0, 0.44, 10.0, 11.0])
@@ -34,7 +34,7 @@ def test_the_paper_s_vocabulary():
     assert pl.tasks.MatrixSequence().n_ctx == 99
 
 
-def test_every_token_comes_back_from_its_value():
+def test_tokens_and_values_round_trip():
     for task in (pl.tasks.MatrixCompletion(), TINY, pl.tasks.MatrixCompletion(precision=0.05, limit=3.0)):
         tokens = torch.arange(1, task.d_vocab)
         torch.testing.assert_close(task.token(task.value(tokens)), tokens)
@@ -42,7 +42,7 @@ def test_every_token_comes_back_from_its_value():
 
 @pytest.mark.parametrize("factors", FACTORS)
 @pytest.mark.parametrize("rank", [1, 2, None])
-def test_entries_have_the_rank_and_the_variance_that_they_say(factors, rank):
+def test_entries_have_the_stated_rank_and_variance(factors, rank):
     task = pl.tasks.MatrixCompletion(rows=4, cols=5, rank=rank, factors=factors, scale=0.7, precision=0.001, limit=60.0)
     x = task.sample(20_000, seed=0).values
     assert x.mean().abs() < 0.02
@@ -52,14 +52,14 @@ def test_entries_have_the_rank_and_the_variance_that_they_say(factors, rank):
 
 
 @pytest.mark.parametrize("drawn", [0.0, 0.5, 1 - 2**-24])
-def test_no_draw_of_a_factor_is_infinite_or_a_sign_without_one(monkeypatch, drawn):
+def test_factors_are_finite_and_signs_are_not_zero(monkeypatch, drawn):
     monkeypatch.setattr(torch, "rand", lambda shape, **options: torch.full(shape, drawn))
     x = {name: FACTORS[name][0]((2,), torch.Generator()) for name in ("uniform", "laplace", "signs", "bounded")}
     assert all(of.isfinite().all() for of in x.values())
     assert (x["signs"].abs() == 1).all() and (x["bounded"].abs() >= 0.5).all()
 
 
-def test_the_matrices_of_the_shipped_run_are_still_drawn():
+def test_matrices_of_the_bundled_run_are_reproduced():
     run = pl.Run(pl.lm.bundled("matrix-4x4"))
     eval_batch, again = run.eval_batch(), run.task.sample(1024, seed=1)
     assert torch.equal(eval_batch.tokens, again.tokens) and torch.equal(
@@ -67,7 +67,7 @@ def test_the_matrices_of_the_shipped_run_are_still_drawn():
     )
 
 
-def test_hidden_cells_are_masked_and_nothing_else_is():
+def test_exactly_the_hidden_cells_are_masked():
     batch = TINY.sample(500, seed=3)
     hidden = ~batch.observed
     assert ((batch.inputs == MASK) == hidden).all()
@@ -80,7 +80,7 @@ def test_hidden_cells_are_masked_and_nothing_else_is():
         assert torch.equal(batch[i : i + 1].inputs, batch.inputs[i : i + 1])
 
 
-def test_the_mask_and_the_matrix_can_be_changed_apart():
+def test_mask_and_matrix_change_independently():
     batch = TINY.sample(8, seed=0)
     torch.testing.assert_close(batch.negated().values, -batch.values)
     assert torch.equal(batch.negated().observed, batch.observed)
@@ -91,7 +91,7 @@ def test_the_mask_and_the_matrix_can_be_changed_apart():
     assert (TINY.value(filled.inputs)[~batch.observed] == 0.4).all()
 
 
-def test_structured_masks_are_the_paper_s():
+def test_structured_masks_are_those_of_the_paper():
     def seen(mask):
         return pl.tasks.MatrixCompletion(mask=mask).sample(2, seed=0).observed[0].view(7, 7)
 
@@ -104,7 +104,7 @@ def test_structured_masks_are_the_paper_s():
     assert task.loss_plateau() == pytest.approx(12 / 49 * 2 / 9) and task.loss_floor() is None
 
 
-def test_the_partial_solution_has_the_plateau_s_loss():
+def test_partial_solution_has_the_plateau_loss():
     for task in (
         TINY,
         pl.tasks.MatrixCompletion(),
@@ -118,7 +118,7 @@ def test_the_partial_solution_has_the_plateau_s_loss():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 2), (2, 3), (3, 3)])
-def test_the_share_of_disconnected_cells_is_that_of_all_masks(size):
+def test_disconnected_share_equals_the_enumeration_of_masks(size):
     p, share = 0.3, 0.0
     cells = list(itertools.product(range(size[0]), range(size[1])))
     for shown in itertools.product([True, False], repeat=len(cells)):
@@ -131,13 +131,13 @@ def test_the_share_of_disconnected_cells_is_that_of_all_masks(size):
     assert disconnected_share(*size, p) == pytest.approx(share, abs=1e-12)
 
 
-def test_a_mixture_draws_every_size_and_a_batch_is_of_one():
+def test_mixture_draws_every_size_and_one_per_batch():
     task = pl.tasks.MatrixMixture(orders=(2, 3, 5))
     widths = {task.sample(2, seed=seed).tokens.shape[1] for seed in range(20)}
     assert widths == {4, 9, 25} and task.n_ctx == 25
 
 
-def test_the_decoder_s_form_is_the_same_matrix_twice():
+def test_decoder_sequence_holds_the_matrix_twice():
     task = pl.tasks.MatrixSequence(rows=3, cols=2)
     batch = task.sample(50, seed=0)
     first, separator, second = batch.tokens[:, :6], batch.tokens[:, 6], batch.answers
@@ -147,7 +147,7 @@ def test_the_decoder_s_form_is_the_same_matrix_twice():
 
 
 @pytest.mark.parametrize("name", [n for n in TASKS if n.startswith("matrix")])
-def test_tasks_go_to_json_and_sample_purely(name):
+def test_json_round_trip_and_pure_sampling(name):
     task = TASKS[name]()
     assert task_from_json(task_to_json(task)) == task
     before = torch.get_rng_state()
@@ -174,7 +174,7 @@ def test_tasks_go_to_json_and_sample_purely(name):
         ({"limit": 1.25, "precision": 0.1}, "limit must be a multiple of precision"),
     ],
 )
-def test_bad_tasks_are_refused_in_one_line(wrong, says):
+def test_invalid_parameters_raise_in_one_line(wrong, says):
     with pytest.raises(ValueError, match=says):
         pl.tasks.MatrixCompletion(**wrong)
 
@@ -234,7 +234,7 @@ def bert_of_hugging_face(model, head):
     return theirs, lambda hidden: torch.nn.functional.linear(hidden, *(own[n] for n in sorted(own, reverse=True)))
 
 
-def test_the_model_is_hugging_face_s_bert_at_every_layer():
+def test_model_equals_hugging_face_bert_at_every_layer():
     model = tiny_model()
     with torch.no_grad():  # weights large enough that every part of the formula shows
         for parameter in model.parameters():
@@ -254,7 +254,7 @@ def test_the_model_is_hugging_face_s_bert_at_every_layer():
     assert torch.equal(cache["unembed.hook_in"], after)
 
 
-def test_sizes_and_initial_weights_are_the_paper_s():
+def test_sizes_and_initial_weights_of_the_paper():
     cfg = pl.ModelConfig.for_task(pl.tasks.MatrixCompletion(), **bert())
     with torch.device("meta"):
         count = sum(p.numel() for p in pl.Transformer(cfg, device="meta").parameters())
@@ -269,7 +269,7 @@ def test_sizes_and_initial_weights_are_the_paper_s():
     assert model.unembed.w.weight.abs().max() <= 64**-0.5 and model.unembed.w.bias != 0
 
 
-def test_the_embedding_of_mask_never_moves():
+def test_embedding_of_mask_is_not_trained():
     for optimizer in ("adam", "adamw", "sgd", "muon"):
         model = tiny_model()
         cfg = pl.TrainConfig(steps=3, batch_size=4, lr=0.01, optimizer=optimizer, weight_decay=0.1)
@@ -280,7 +280,7 @@ def test_the_embedding_of_mask_never_moves():
         assert not torch.equal(model.W_E, before)
 
 
-def test_edits_act_after_the_norm_and_before_it():
+def test_edits_act_before_and_after_the_norm():
     model, batch = tiny_model(), TINY.sample(4, seed=0)
     plain = pl.trace(model, batch)
     site = "blocks.0.hook_normalized_resid_post"
@@ -290,7 +290,7 @@ def test_edits_act_after_the_norm_and_before_it():
             assert not torch.allclose(pl.trace(model, batch).outputs, plain.outputs)
 
 
-def test_what_transformerlens_lacks_is_refused():
+def test_conversion_raises_for_what_transformerlens_lacks():
     with pytest.raises(ValueError, match="know norm_position='pre' only"):
         pl.to_tl(tiny_model())
     with pytest.raises(ValueError, match="no next-token loss"):
@@ -302,7 +302,7 @@ def test_what_transformerlens_lacks_is_refused():
 # Measuring and recording.
 
 
-def test_losses_are_means_over_cells_as_in_the_paper():
+def test_losses_are_means_over_cells():
     model, batch = tiny_model(), TINY.sample(60, seed=2)
     with torch.no_grad():
         error = (model(batch.inputs) - batch.values) ** 2
@@ -323,7 +323,7 @@ def test_losses_are_means_over_cells_as_in_the_paper():
         pl.measure(decoder, copying.sample(2, seed=0), ["masked_loss"])
 
 
-def test_a_run_of_matrices_is_recorded_resumed_and_opened(tmp_path, monkeypatch):
+def test_matrix_run_is_recorded_resumed_and_opened(tmp_path, monkeypatch):
     eval_batch, cfg = TINY.sample(16, seed=1), pl.TrainConfig(steps=6, batch_size=8, lr=1e-3)
     options = {"eval_batch": eval_batch, "every": 1, "save_every": 3, "progress": False}
     whole = pl.record(pl.train(tiny_model(), TINY, cfg), tmp_path / "a", **options)
@@ -362,7 +362,7 @@ def test_report_without_hidden_cells_has_no_heads(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mixture_and_a_decoder_train():
+def test_mixture_and_decoder_train():
     mixture = pl.tasks.MatrixMixture(orders=(2, 3), precision=0.1, limit=1.0)
     model = pl.Transformer(pl.ModelConfig.for_task(mixture, **bert(16, 1, 2)))
     cfg = pl.TrainConfig(steps=300, batch_size=64, lr=3e-3)

@@ -1,4 +1,4 @@
-"""Samplers and their ground truth against plain Python."""
+"""Moving-window sum and copy tasks against plain Python, and what all sequence tasks share."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ def window_sums(x, k, p):
 
 
 @pytest.mark.parametrize("size", MWS)
-def test_window_sum_answers_are_those_of_a_plain_loop(size):
+def test_window_sum_answers_equal_a_loop(size):
     task = MovingWindowSum(**size)
     batch = task.sample(200, seed=3)
     seen = set()
@@ -39,7 +39,7 @@ def test_window_sum_by_hand():
 
 
 @pytest.mark.parametrize("cls, size", COPIES)
-def test_copies_are_those_of_a_plain_loop(cls, size):
+def test_copy_and_reverse_answers_equal_a_loop(cls, size):
     task = cls(**size)
     seen = set()
     for row in task.sample(200, seed=4).tokens.tolist():
@@ -50,7 +50,7 @@ def test_copies_are_those_of_a_plain_loop(cls, size):
 
 
 @pytest.mark.parametrize("task", ALL, ids=repr)
-def test_batch_says_where_the_answers_are(task):
+def test_batch_holds_answer_positions_and_loss_mask(task):
     batch = task.sample(9, seed=0)
     assert len(batch) == 9 and batch.tokens.shape == (9, task.n_ctx) and batch.prompt_len == task.prompt_len
     assert int(batch.tokens.max()) < task.d_vocab and int(batch.tokens.min()) >= 0
@@ -72,7 +72,7 @@ def optimal_by_loop(task):
 
 
 @pytest.mark.parametrize("task", ALL, ids=repr)
-def test_optimal_map_is_that_of_a_plain_loop(task):
+def test_optimal_map_equals_a_loop(task):
     (omega,) = task.optimal_attention()
     assert omega.shape == (1, task.n_targets, task.n_targets)
     assert {tuple(e) for e in omega[0].nonzero().tolist()} == optimal_by_loop(task)
@@ -121,7 +121,7 @@ def test_floor_is_the_loss_of_a_perfect_model(task):
     assert float(task.loss(outputs, batch)) == pytest.approx(task.loss_floor(), abs=1e-5)
 
 
-def test_loss_leaves_unscored_targets_out():
+def test_loss_ignores_targets_outside_the_loss_mask():
     task = MovingWindowSum(n=3, k=2, p=5)
     batch = task.sample(4, seed=0)
     outputs = torch.randn(4, task.n_targets, task.d_vocab, generator=torch.Generator().manual_seed(0))
@@ -170,18 +170,18 @@ BAD = [
 
 
 @pytest.mark.parametrize("cls, size, cause", BAD)
-def test_bad_parameters_raise_with_their_cause(cls, size, cause):
+def test_invalid_parameters_raise_with_their_cause(cls, size, cause):
     with pytest.raises(ValueError, match=cause):
         cls(**size)
 
 
 @pytest.mark.parametrize("task", ALL, ids=repr)
-def test_json_and_back(task):
+def test_json_round_trip(task):
     values = json.loads(json.dumps(task_to_json(task)))
     assert task_from_json(values) == task and values["task"] in TASKS
 
 
-def test_unknown_names_give_the_nearest():
+def test_unknown_name_raises_with_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'mws'"):
         task_from_json({"task": "mvs"})
     with pytest.raises(ValueError, match="did you mean 'max_value'"):

@@ -124,7 +124,7 @@ def uniform(counts, cells):
 
 
 @each(ALL)
-def test_prompts_and_answers_are_those_of_a_plain_loop(task):
+def test_prompts_and_answers_equal_a_loop(task):
     batch = task.sample(400, seed=3)
     rows, first = batch.tokens.tolist(), task.prompt_len
     assert all(valid(task, row[:first]) and row[first:] == answer(task, row[:first]) for row in rows)
@@ -171,7 +171,7 @@ def test_every_prompt_is_equally_likely(task):
 
 
 @each([WindowMix(), PrefixSum(), Histogram(), Repeat(), Permutation(), Addition()])
-def test_paper_prompts_are_uniform_place_by_place(task):
+def test_prompts_are_uniform_at_each_position(task):
     columns = zip(*task.sample(5000, seed=13).tokens.tolist())
     assert all(uniform(Counter(column), len(can_be)) for column, can_be in zip(columns, layout(task)))
 
@@ -215,7 +215,7 @@ def check_maps(task, maps, expected, s):
 
 
 @each(ALL)
-def test_optimal_maps_are_those_of_the_table(task):
+def test_optimal_maps_equal_the_table(task):
     batch = task.sample(12, seed=2)
     maps = task.optimal_attention(batch)
     for s, row in enumerate(batch.tokens.tolist()):
@@ -226,7 +226,7 @@ def test_optimal_maps_are_those_of_the_table(task):
 
 
 @pytest.mark.parametrize("n", [16, 5, 2])
-def test_alternative_route_of_the_permutation(n):
+def test_alternative_maps_of_the_permutation(n):
     task = Permutation(n=n)
     batch = task.sample(12, seed=2)
     maps = task.alternative_attention(batch)
@@ -267,18 +267,18 @@ def outcomes(task, rows, leave_out=None):
 
 
 @each(MAPPED + [PrefixSum(), WindowMix(), WindowMix(n=7, p=6, mix=OTHER), Addition(), Repeat(k=4)])
-def test_attended_tokens_fix_the_answer(task):
+def test_attended_tokens_determine_the_answer(task):
     rows = solved(task) if task in MAPPED else task.sample(15_000, seed=6).tokens.tolist()
     assert set(outcomes(task, rows)) == {1}
 
 
 @each([Addition(n=1, reverse=False), Addition(n=2, reverse=False), PrefixSum(n=4, p=5), *SMALL_MIXES])
-def test_answers_are_open_without_any_one_attended_token(task):
+def test_answers_need_every_attended_token(task):
     assert min(outcomes(task, solved(task), leave_out="each")) > 1
 
 
 @each(PERMUTATIONS)
-def test_hops_of_the_permutation_maps_lead_to_the_answer(task):
+def test_permutation_maps_lead_to_the_answer(task):
     batch, n = task.sample(20, seed=9), task.n
     maps = task.optimal_attention(batch)
     for s, row in enumerate(batch.tokens.tolist()):
@@ -428,18 +428,18 @@ BAD += [
 
 
 @pytest.mark.parametrize("cls, size, cause", BAD)
-def test_bad_parameters_raise_with_their_cause(cls, size, cause):
+def test_invalid_parameters_raise_with_their_cause(cls, size, cause):
     with pytest.raises(ValueError, match=cause):
         cls(**size)
 
 
 @each(ALL + SMALL)
-def test_json_and_back(task):
+def test_json_round_trip(task):
     again = task_from_json(json.loads(json.dumps(task_to_json(task))))
     assert again == task and hash(again) == hash(task)
 
 
-def test_prompts_as_people_write_them():
+def test_decode_writes_prompts_as_text():
     prompt = [6, 3, 1, 2, 10, 6, 8, 9, 1, 11]
     assert Addition().decode(torch.tensor(prompt + answer(Addition(), prompt))) == "6 3 1 2 + 6 8 9 1 = 3 0 2 3 1"
     assert Permutation(n=2).decode(torch.tensor([4, 3, 0, 2, 1, 0, 3, 4])) == "4 3 | 2 1 | 3 4"

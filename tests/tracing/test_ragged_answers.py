@@ -1,4 +1,4 @@
-"""Tasks whose answers begin, and end, elsewhere in each example: decoded and measured as each example alone is."""
+"""Tasks whose prompts and answers differ in length: decoding and metrics equal those of each example alone."""
 
 from dataclasses import dataclass
 from math import nan
@@ -53,7 +53,7 @@ def alone(model, batch):
     return said
 
 
-def test_the_task_is_as_ragged_as_can_be():
+def test_task_has_prompts_and_answers_of_many_lengths():
     batch = TASKS[1].sample(64, seed=0)
     assert (
         set(batch.answer_positions[:, 0].tolist()) == {1, 2, 3, 4, 5, 6}
@@ -64,7 +64,7 @@ def test_the_task_is_as_ragged_as_can_be():
 
 
 @pytest.mark.parametrize("task", TASKS, ids=repr)
-def test_unequal_prompts_together_say_what_each_says_alone(model, task):
+def test_decoding_of_unequal_prompts_is_independent_of_the_batch(model, task):
     batch = task.sample(40, seed=1)
     expected, got = alone(model, batch), pl.greedy_decode(model, batch)
     assert torch.equal(got, expected) and torch.equal(got < 0, batch.answer_positions < 0) and len(got.unique()) > 3
@@ -74,7 +74,7 @@ def test_unequal_prompts_together_say_what_each_says_alone(model, task):
         assert torch.equal(pl.greedy_decode(model, part), alone(model, part))
 
 
-def test_an_example_without_an_answer_has_none():
+def test_example_without_answer_gives_minus_one():
     model, batch = build(), TASKS[0].sample(5, seed=1)
     out = batch.answer_positions.clone()
     out[2] = -1
@@ -82,7 +82,7 @@ def test_an_example_without_an_answer_has_none():
     assert (got[2] == -1).all() and torch.equal(got[[0, 1, 3, 4]], pl.greedy_decode(model, batch)[[0, 1, 3, 4]])
 
 
-def test_prompts_of_a_language_model_may_be_decoded_so_too(neox):
+def test_greedy_decode_equals_generate_on_language_model_prompts(neox):
     batch = pl.Batch.prompts([[3], [1, 2, 3, 4, 5], [7, 8]], n_new=4)
     assert torch.equal(pl.greedy_decode(neox[1], batch), generating.generate(neox[1], batch).tokens)
 
@@ -94,7 +94,7 @@ def calls(model, batch):
     return seen
 
 
-def test_decoding_takes_no_more_calls_than_it_must_and_never_leaves_the_context():
+def test_decoding_makes_few_calls_within_the_context():
     model, batch = build(), TASKS[0].sample(40, seed=1)
     assert calls(model, batch) == [1] * 7  # inputs of 1 to 6 letters; the last EOS is the 8th token
     assert batch.answer_positions[:, 0].max() + 1 + TASKS[0].n_out > model.cfg.n_ctx
@@ -112,7 +112,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("attention", ["linear", "softmax"])
 @pytest.mark.parametrize("name", [*CHANGES, "pattern"])
-def test_interventions_act_at_their_absolute_positions(attention, name):
+def test_interventions_act_at_absolute_positions(attention, name):
     model, batch = build(attention), TASKS[0].sample(40, seed=2)
     donor = pl.trace(build(attention, seed=9), batch, ["blocks.*.attn.hook_pattern"])
     change = CHANGES[name] if name in CHANGES else pl.FixAttention(donor.pattern())
@@ -128,7 +128,7 @@ def test_interventions_act_at_their_absolute_positions(attention, name):
     assert torch.equal(pl.greedy_decode(model, batch), plain)
 
 
-def test_maps_of_unequal_prompts_remember_what_all_have_of_them():
+def test_pattern_of_unequal_prompts_holds_their_shared_part():
     model, batch = build(), TASKS[0].sample(40, seed=3)
     pattern = pl.trace(build(seed=9), batch, ["blocks.*.attn.hook_pattern"]).pattern()
     assert torch.equal(pattern.prompts, batch.tokens[:, :1])
@@ -143,7 +143,7 @@ def rows_of(batch, x):
 
 @pytest.mark.parametrize("task", TASKS, ids=repr)
 @pytest.mark.parametrize("attention", ["linear", "softmax"])
-def test_measurements_are_those_of_each_example_alone(task, attention):
+def test_metrics_of_unequal_answers_are_independent_of_the_batch(task, attention):
     model, batch = build(attention, task), task.sample(30, seed=5)
     metrics = [name for name in pl.metrics.METRICS if "progress" not in name]
     metrics += [f"{name}@{site}" for name in STATE_METRICS for site in (FINAL, "blocks.0.hook_attn_out")]
@@ -181,7 +181,7 @@ class Short(pl.tasks.Task):
         return TASKS[0].d_vocab
 
 
-def test_anisotropy_of_ragged_answers_is_the_loop():
+def test_anisotropy_of_unequal_answers_equals_a_loop():
     model, batch = build(), TASKS[1].sample(9, seed=6)
     got = pl.measure(model, batch, [f"anisotropy@{FINAL}", f"centered_anisotropy@{FINAL}"], reduce=None)
     states = rows_of(batch, pl.trace(model, batch, [FINAL]).cache[FINAL])
@@ -193,7 +193,7 @@ def test_anisotropy_of_ragged_answers_is_the_loop():
             torch.testing.assert_close(value[i], torch.stack(pairs).mean(), rtol=1e-4, atol=1e-5)
 
 
-def test_the_sink_is_the_end_of_each_examples_own_prompt():
+def test_attention_sink_is_the_end_of_each_prompt():
     model, batch = build("softmax"), TASKS[0].sample(20, seed=7)
     got = pl.measure(model, batch, ["attention_sink"], reduce=None)["attention_sink"]
     maps = pl.trace(model, batch, ["blocks.*.attn.hook_pattern"]).pattern()
@@ -203,7 +203,7 @@ def test_the_sink_is_the_end_of_each_examples_own_prompt():
         torch.testing.assert_close(got[i], on / (4 * sum(q >= 0 for q in out)))
 
 
-def test_an_answer_is_exact_or_not():
+def test_exact_match_is_zero_or_one():
     answers = torch.tensor([[1, 2, -1], [3, -1, -1], [0, 1, 2], [-1, -1, -1]])
     said = torch.tensor([[1, 2, 9], [3, 3, 3], [0, 1, 1], [0, 0, 0]])
     assert metrics.exact_match(said, answers, answers >= 0).nan_to_num(-7).tolist() == [1, 1, 0, -7]
@@ -217,7 +217,7 @@ def test_an_answer_is_exact_or_not():
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 9))
-def test_states_that_do_not_exist_count_nowhere_whatever_they_are(seed, out, d):
+def test_missing_outputs_do_not_change_any_metric(seed, out, d):
     rng = torch.Generator().manual_seed(seed)
     hidden, valid = torch.randn(3, out, d, generator=rng), torch.rand(3, out, generator=rng) < 0.6
     hidden[~valid] = torch.tensor([nan, float("inf"), 1e30])[torch.randint(0, 3, (1,), generator=rng)]
@@ -230,7 +230,7 @@ def test_states_that_do_not_exist_count_nowhere_whatever_they_are(seed, out, d):
         assert torch.equal(metric(full, torch.ones_like(valid)).nan_to_num(-7), metric(full).nan_to_num(-7))
 
 
-def test_answers_too_short_to_compare_have_no_value_and_do_not_spoil_the_mean():
+def test_too_short_answers_are_nan_and_left_out_of_the_mean():
     model, batch = build(task=TASKS[1]), TASKS[1].sample(30, seed=8)
     short, metrics = (
         (batch.answer_positions >= 0).sum(1) == 1,
@@ -246,7 +246,7 @@ def test_answers_too_short_to_compare_have_no_value_and_do_not_spoil_the_mean():
     assert pl.measure(model, batch[short], metrics)["collapse"].isnan()
 
 
-def test_a_value_that_is_lost_for_another_reason_is_not_left_out():
+def test_other_nan_values_stay_in_the_mean():
     def broken(t):
         return torch.where(t.valid.all(1), nan, 1.0)
 

@@ -1,4 +1,4 @@
-"""Traces and measurements against direct computation, naive decoding and plain Hugging Face."""
+"""Traces and metrics against direct computation, decoding by full passes, and plain Hugging Face."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def naive(model, tokens, count):
 
 @pytest.mark.parametrize("attention", ["linear", "softmax"])
 @pytest.mark.parametrize("seed", range(4))
-def test_cached_decoding_is_naive_decoding(attention, seed):
+def test_cached_decoding_equals_full_passes(attention, seed):
     model, batch = build(attention, seed), TASK.sample(32, seed=seed)
     got = pl.greedy_decode(model, batch)
     assert torch.equal(got, naive(model, batch.tokens[:, :6], 5))
@@ -42,7 +42,7 @@ def test_bidirectional_models_decode_by_full_passes():
 
 
 @pytest.mark.parametrize("attention", ["linear", "softmax"])
-def test_measurements_are_what_the_logits_say(attention):
+def test_metrics_equal_their_formulas_on_the_logits(attention):
     model, batch = build(attention), TASK.sample(24, seed=1)
     with torch.no_grad():
         logits = model(batch.tokens[:, :-1])
@@ -69,7 +69,7 @@ def test_measurements_are_what_the_logits_say(attention):
     assert set(got) == set(pl.metrics.METRICS)
 
 
-def test_collapse_compares_the_outputs_behind_the_partial_solution():
+def test_collapse_leaves_the_partial_solution_out():
     model, batch = build(), TASK.sample(6, seed=1)
     _, cache = model.run_with_cache(batch.inputs)
     final = cache["ln_final.hook_normalized"] * model.ln_final.w + model.ln_final.b
@@ -85,7 +85,7 @@ def test_collapse_compares_the_outputs_behind_the_partial_solution():
     torch.testing.assert_close(whole["collapse"], whole["collapse@unembed.hook_in"])
 
 
-def test_a_trace_keeps_what_the_model_did():
+def test_trace_is_unchanged_by_later_hooks():
     model, batch = build(), TASK.sample(3, seed=1)
     t = pl.trace(model, batch)
     logits, cache = model.run_with_cache(batch.inputs)
@@ -98,7 +98,7 @@ def test_a_trace_keeps_what_the_model_did():
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
 
 
-def test_only_what_is_asked_for_is_read():
+def test_trace_reads_only_what_is_required():
     model, batch = build(), TASK.sample(3, seed=1)
     t = pl.trace(model, batch, ["blocks.*.attn.hook_pattern"])
     assert set(t.cache) == {f"blocks.{i}.attn.hook_pattern" for i in range(2)}
@@ -108,7 +108,7 @@ def test_only_what_is_asked_for_is_read():
         pl.trace(model, batch, ["generated"]).outputs  # noqa: B018
 
 
-def test_batches_count_by_their_prompts():
+def test_batches_are_weighted_by_their_prompts():
     model, batch = build(), TASK.sample(20, seed=2)
     metrics = [pl.metrics.loss, pl.metrics.accuracy, pl.metrics.position_accuracy, pl.metrics.collapse]
     whole, parts = pl.measure(model, batch, metrics), pl.measure(model, [batch[:3], batch[3:]], metrics)
@@ -119,7 +119,7 @@ def test_batches_count_by_their_prompts():
     assert each["loss"].shape == (20,) and each["position_accuracy"].shape == (20, 5)
 
 
-def test_positions_that_an_answer_lacks_do_not_count():
+def test_missing_answer_positions_are_left_out_of_the_mean():
     def ragged(t):
         return torch.tensor([[1.0, float("nan")], [0.0, 1.0]])
 
@@ -138,7 +138,7 @@ def test_measure_and_trace_raise_for_invalid_arguments(annotations_unchecked):
         pl.trace(torch.nn.Linear(2, 2), batch)
 
 
-def test_a_plain_function_gets_everything():
+def test_function_without_requires_gets_a_full_trace():
     def norm(t):
         assert set(t.cache) == hook_names(model) and t.generated.shape == (4, 5) and t.outputs.shape == (4, 10, 8)
         return t.cache["blocks.0.hook_resid_mid"].norm(dim=-1).mean(-1)
@@ -149,7 +149,7 @@ def test_a_plain_function_gets_everything():
     torch.testing.assert_close(got["norm"], cache["blocks.0.hook_resid_mid"].norm(dim=-1).mean())
 
 
-def test_unknown_names_give_the_nearest():
+def test_unknown_name_raises_with_the_nearest():
     model, batch = build(), TASK.sample(2, seed=0)
     with pytest.raises(ValueError, match="did you mean .*blocks.0.attn.hook_pattern"):
         pl.trace(model, batch, ["blocks.0.attn.hook_patern"])
@@ -160,7 +160,7 @@ def test_unknown_names_give_the_nearest():
 
 
 @pytest.mark.parametrize("attention", ["linear", "softmax"])
-def test_under_a_raw_hook_decoding_uses_full_passes(attention):
+def test_decoding_uses_full_passes_under_a_user_hook(attention):
     model, batch = build(attention), TASK.sample(32, seed=3)
     plain = pl.greedy_decode(model, batch)
     fixed = torch.randn(1, 2, 10, 10, generator=torch.Generator().manual_seed(0)).tril()
@@ -181,7 +181,7 @@ def test_under_a_raw_hook_decoding_uses_full_passes(attention):
 
 @pytest.mark.parametrize("attention", ["linear", "softmax"])
 @pytest.mark.parametrize("kind", ["scale", "fix", "both"])
-def test_cached_decoding_under_interventions_is_naive_decoding(attention, kind):
+def test_cached_decoding_equals_full_passes_under_interventions(attention, kind):
     model, batch = build(attention), TASK.sample(32, seed=4)
     plain = pl.greedy_decode(model, batch)
     scale = pl.ScaleAttention(TASK, factor=6.0)
@@ -192,7 +192,7 @@ def test_cached_decoding_under_interventions_is_naive_decoding(attention, kind):
     assert torch.equal(cached, full) and not torch.equal(cached, plain)
 
 
-def test_a_trace_is_whole_when_it_returns():
+def test_trace_is_computed_when_it_returns():
     model, batch = build(), TASK.sample(8, seed=0)
     with pl.intervene(model, pl.ScaleAttention(TASK, factor=6.0)):
         inside = pl.trace(model, batch)
@@ -202,7 +202,7 @@ def test_a_trace_is_whole_when_it_returns():
 
 
 @torch.no_grad()
-def test_language_model_measurements_are_those_of_plain_hugging_face(neox):
+def test_language_model_metrics_equal_plain_hugging_face(neox):
     hf, bridge = neox
     own = naive(hf, PROMPTS, 7)
     out = hf(torch.cat([PROMPTS, own], 1)[:, :-1], output_hidden_states=True)
@@ -223,7 +223,7 @@ def test_language_model_measurements_are_those_of_plain_hugging_face(neox):
 
 
 @pytest.mark.parametrize("name", ["loss", "answer_loss", "accuracy", "tf_accuracy", "position_accuracy"])
-def test_what_needs_true_answers_says_so_on_prompts(name, neox):
+def test_metrics_that_need_true_answers_raise_on_prompts(name, neox):
     with pytest.raises(ValueError, match=f"{name} needs true answers"):
         pl.measure(neox[1], pl.Batch.prompts(PROMPTS, n_new=2), [name])
 
@@ -233,7 +233,7 @@ def test_attention_progress_needs_an_optimal_map(neox):
         pl.measure(neox[1], pl.Batch.prompts(PROMPTS, n_new=2), ["attention_progress"])
 
 
-def test_prompts_need_something_to_generate_and_one_length():
+def test_invalid_prompts_raise():
     with pytest.raises(ValueError, match="n_new"):
         pl.Batch.prompts(torch.ones(1, 3, dtype=torch.long), n_new=0)
     batch = TASK.sample(2, seed=0)
