@@ -208,7 +208,7 @@ def test_recorded_runs_of_one_past(tmp_path):
         (*arms([100, 200], [100, 200]), "dorp", "unknown value 'dorp'; did you mean 'drop'"),
         (*arms([100, 200], [100, 200]), "peak colapse", "unknown value 'peak colapse'; did you mean 'peak collapse'"),
         (*arms([100, 200], [100, 200]), "peak rows", "rows has a list at each step"),
-        (*arms([100, 200], [100, 200]), "peak none", "none was recorded, but at no step it has a value"),
+        (*arms([100, 200], [100, 200]), "peak none", "none was recorded, but has no value at any step"),
     ],
 )
 def test_what_cannot_be_compared_says_why(control, changed, value, message):
@@ -218,7 +218,7 @@ def test_what_cannot_be_compared_says_why(control, changed, value, message):
 
 
 def test_confidence_is_checked():
-    with pytest.raises(ValueError, match="confidence must lie between 0 and 1, got 95.0"):
+    with pytest.raises(ValueError, match="confidence must be between 0 and 1, got 95.0"):
         pl.paired_difference([1, 2], [1, 2], confidence=95.0)
 
 

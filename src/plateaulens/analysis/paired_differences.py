@@ -1,6 +1,6 @@
-"""What a change did, seed by seed: the paired difference between a control and a changed arm.
+"""Effect of a change of the training: paired differences between changed runs and controls of the same seeds.
 
-paired_difference(control_runs, changed_runs)                      # of the drop step
+paired_difference(control_runs, changed_runs)                      # steps of the drop
 paired_difference(control_runs, changed_runs, "peak collapse")
 """
 
@@ -17,24 +17,25 @@ from scipy import stats
 from plateaulens._registry import unknown
 from plateaulens.analysis.plateau import find_plateau
 
-STEPS = ("start", "end", "drop")  # of `find_plateau`: a run may stop before it gets there
+PLATEAU_STEPS = ("start", "end", "drop")  # attributes of `Plateau`; a run may stop before it reaches them
 
 
 @dataclass(frozen=True, eq=False)
 class PairedDifference:
-    """The differences changed - control of one value, pair by pair, and what they say together.
+    """The differences changed - control of one value, pair by pair, with their median, its interval and a test.
 
     Attributes:
-        value: what was compared.
-        control: value of each usable pair's control, inf where it was not reached.
-        changed: value of its partner, likewise.
-        differences: changed - control; inf where only the changed run is censored, -inf where only the control.
-        median: of the differences; NaN when it lies between -inf and inf.
-        interval: distribution-free confidence interval of the median.
-        confidence: its exact coverage, at least what was asked for where so few pairs can give it.
-        p: two-sided exact sign test that gains and losses are equally likely; differences of 0 do not count.
-        censored: number of pairs in which one of the two did not reach it.
-        left_out: number of pairs in which neither did, which say nothing.
+        value: Name of the value that was compared.
+        control: Value of the control of each usable pair, inf if it was not reached.
+        changed: Value of the changed run of each usable pair, inf if it was not reached.
+        differences: changed - control; inf if only the changed run is censored, -inf if only the control is.
+        median: Median of the differences; NaN if it is between -inf and inf.
+        interval: Distribution-free confidence interval of the median.
+        confidence: Exact coverage of the interval; at least the requested one if there are enough pairs.
+        p: p-value of the two-sided exact sign test that gains and losses are equally likely; differences of 0 do not
+            count.
+        censored: Number of pairs in which one of the two did not reach the value.
+        left_out: Number of pairs in which neither did.
     """
 
     value: str
@@ -50,12 +51,12 @@ class PairedDifference:
 
     @property
     def n(self) -> int:
-        """Usable pairs."""
+        """Number of usable pairs."""
         return len(self.differences)
 
     def __str__(self) -> str:
-        plain = "{:.0f}" if self.value in STEPS else "{:.3g}"
-        unit = " steps" if self.value in STEPS else ""
+        plain = "{:.0f}" if self.value in PLATEAU_STEPS else "{:.3g}"
+        unit = " steps" if self.value in PLATEAU_STEPS else ""
         median, low, high = (plain.format(x) for x in (self.median, *self.interval))
         counts = [f"{self.n} pairs", f"{100 * self.confidence:.1f} %"]
         counts += [f"{self.censored} censored"] if self.censored else []
@@ -70,34 +71,39 @@ def paired_difference(
     *,
     confidence: float = 0.95,
 ) -> PairedDifference:
-    """The median over seeds of changed - control, with an interval and a p-value that assume no distribution.
+    """Median over seeds of changed - control, with a confidence interval and a p-value that assume no distribution.
 
-    The interval reaches from the k-th smallest to the k-th largest difference, with the largest k for which
-    1 - 2 P(Binomial(n, 1/2) < k) is at least `confidence` (Conover 1999, section 3.2). It needs independent
-    pairs and nothing else, and holds with ties. Fewer than six pairs cannot give 95 %: then it spans all of
-    them, and `confidence` of the result says what that covers.
+    The interval is from the k-th smallest to the k-th largest difference, with the largest k for which
+    1 - 2 P(Binomial(n, 1/2) < k) is at least `confidence` (Conover 1999, section 3.2). It only assumes independent
+    pairs, and holds with ties. Fewer than six pairs cannot give 95 %: then it spans all differences, and `confidence`
+    of the result is what that covers.
 
-    A run that stopped before the event is censored: its step lies somewhere beyond its last one. The median
-    counts it as inf; the lower end of the interval takes the least difference that is possible, the upper end
-    the greatest, so that the interval holds wherever it lies. Pairs in which both are censored are left out.
+    A run that stopped before the event is censored: its step is somewhere beyond its last one. The median counts it as
+    inf; the lower end of the interval takes the smallest possible difference, the upper end the largest, so that the
+    interval holds in any case. Pairs in which both are censored are left out.
 
     Args:
-        control: Runs, or numbers (None or inf where censored). Frames too, unless `value` is one of find_plateau's.
-        changed: as many, paired by seed; numbers are paired by place.
-        value: "drop", "start" or "end" (steps, of `find_plateau`), "peak METRIC", "least METRIC" or "final
-            METRIC" of a recorded metric, or a function of a Run that returns a number, or None for inf.
-        confidence: asked of the interval.
+        control: Runs, or numbers (None or inf where censored). DataFrames of metrics too, unless `value` is a step of
+            `find_plateau`.
+        changed: As many, paired by seed; numbers are paired by position in the list.
+        value: "drop", "start" or "end" (steps of `find_plateau`); "peak METRIC", "least METRIC" or "final METRIC" of a
+            recorded metric; or a function of a Run that returns a number, or None for inf.
+        confidence: Requested coverage of the interval.
 
     Raises:
-        ValueError: for lists of different length, different or repeated seeds, an unknown value or one that is
-            NaN, fewer than 2 usable pairs, or a run that stopped before its partner's event.
+        ValueError: For lists of different length, different or repeated seeds, an unknown value or one that is NaN,
+            fewer than 2 usable pairs, or a run that stopped before its partner's event.
     """
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     pairs = paired_by_seed(control, changed)
     name = value if isinstance(value, str) else getattr(value, "__name__", "value")
     both = np.array([[_number(run, value, i) for run in pair] for i, pair in enumerate(pairs)]).reshape(-1, 2)
-    least = both if name not in STEPS else np.array([_least(pair, both[i], i, name) for i, pair in enumerate(pairs)])
+    least = (
+        both
+        if name not in PLATEAU_STEPS
+        else np.array([_smallest_possible(pair, both[i], i, name) for i, pair in enumerate(pairs)])
+    )
     usable = np.isfinite(both).any(1)
     if usable.sum() < 2:
         raise ValueError(
@@ -128,10 +134,13 @@ def paired_difference(
 def paired_by_seed(
     control: Sequence[Any] | Float[np.ndarray, " pair"], changed: Sequence[Any] | Float[np.ndarray, " pair"]
 ) -> list[tuple[Any, Any]]:
-    """Pairs with the same seeds of weights and data, in the order of `control`; what has no seed is paired by place.
+    """Pair runs with the same seeds of weights and data; numbers and DataFrames are paired by position in the list.
+
+    Returns:
+        Pairs (control, changed) in the order of `control`.
 
     Raises:
-        ValueError: for lists of different length, different or repeated seeds.
+        ValueError: For lists of different length, different or repeated seeds.
     """
     if len(control) != len(changed):
         raise ValueError(f"each control needs its changed run, got {len(control)} and {len(changed)}")
@@ -141,7 +150,7 @@ def paired_by_seed(
     if set(seeds[0]) != set(seeds[1]):
         raise ValueError(f"the arms have different (model, data) seeds, {seeds[0]} and {seeds[1]}; pair equal ones")
     if len(set(seeds[0])) < len(control):
-        raise ValueError(f"(model, data) seeds are repeated, which leaves the pairs open: {seeds[0]}")
+        raise ValueError(f"(model, data) seeds are repeated, so that pairs are ambiguous: {seeds[0]}")
     partner = dict(zip(seeds[1], changed, strict=True))
     return [(run, partner[seed]) for run, seed in zip(control, seeds[0], strict=True)]
 
@@ -159,12 +168,12 @@ def _rank(n: int, confidence: float) -> tuple[int, float]:
 
 
 def _number(run: Any, value: str | Callable[[Any], float | None], i: int) -> float:
-    """A run's value; inf where it was not reached."""
+    """The value of a run; inf if it was not reached."""
     if run is None or isinstance(run, int | float | np.number):
         number = run
     elif not isinstance(value, str):
         number = value(run)
-    elif value in STEPS:
+    elif value in PLATEAU_STEPS:
         number = getattr(find_plateau(run), value)
     else:
         number = _of_metric(run, value)
@@ -177,29 +186,31 @@ def _of_metric(run: Any, value: str) -> float:
     metrics = run if isinstance(run, pd.DataFrame) else run.metrics
     which, _, metric = value.partition(" ")
     if which not in ("peak", "least", "final") or metric not in metrics:
-        known = [*STEPS, *(f"{w} {m}" for m in metrics for w in ("peak", "least", "final"))]
+        known = [*PLATEAU_STEPS, *(f"{w} {m}" for m in metrics for w in ("peak", "least", "final"))]
         raise unknown("value", value, known)
     series = metrics[metric].dropna()
     if series.map(np.ndim).gt(0).any():
         raise ValueError(f"{metric} has a list at each step, not a number; pass a function of the run")
     if series.empty:
-        raise ValueError(f"{metric} was recorded, but at no step it has a value")
+        raise ValueError(f"{metric} was recorded, but has no value at any step")
     return float({"peak": series.max, "least": series.min, "final": lambda: series.iloc[-1]}[which]())
 
 
-def _least(pair: tuple[Any, Any], values: Float[np.ndarray, " arm"], i: int, name: str) -> Float[np.ndarray, " arm"]:
-    """The least possible steps of a pair: the last recorded one for a run that is censored.
+def _smallest_possible(
+    pair: tuple[Any, Any], values: Float[np.ndarray, " arm"], i: int, name: str
+) -> Float[np.ndarray, " arm"]:
+    """The smallest possible steps of a pair: the last recorded step for a run that is censored.
 
     Raises:
-        ValueError: when a run stopped before its partner's event, so that nobody knows which came later.
+        ValueError: If a run stopped before its partner's event, so that it is not known which came later.
     """
     frames = [getattr(run, "metrics", run) for run in pair]
     last = [float(frame.index.max()) if isinstance(frame, pd.DataFrame) else math.inf for frame in frames]
     least = np.minimum(values, last)
-    for own, known, other in zip(values, least, values[::-1], strict=True):
-        if math.isinf(own) and known < other < math.inf:
+    for value, last_step, other in zip(values, least, values[::-1], strict=True):
+        if math.isinf(value) and last_step < other < math.inf:
             raise ValueError(
-                f"pair {i}: one run stopped at step {known:.0f}, before the other's {name} at {other:.0f}; "
+                f"pair {i}: one run stopped at step {last_step:.0f}, before the other's {name} at {other:.0f}; "
                 "record both for as long"
             )
     return least

@@ -1,4 +1,4 @@
-"""What the changes of arXiv 2506.13688 did, seed by seed, beside their control.
+"""Effects of the changes of arXiv 2506.13688 on the plateau, paired by seed with the unchanged training.
 
 print(effects("runs/changes").to_string())           # after: plateaulens reproduce changes --out runs/changes
 """
@@ -18,17 +18,21 @@ PEAKS = ("collapse", "repetition")
 
 
 def effects(out: str | Path) -> pd.DataFrame:
-    """A row for each change with finished runs in `out` and for the control: medians, and paired differences.
+    """Summarize the finished runs of the control and of each change in a folder.
 
-    Peaks are taken from the first step of the changed run on, in its control too. `drop` is that of
-    `find_plateau`; a median that lies among runs which never dropped is inf.
+    Peaks are taken from the first step of the changed run on, in its control too. `drop` is that of `find_plateau`,
+    inf for a run that never dropped.
+
+    Args:
+        out: Folder of the runs, as `reproduce` names them.
 
     Returns:
-        columns `seeds`, `dropped`, `drop`, `peak collapse`, `peak repetition` (medians), and for the changes
-        `d drop`, `d peak collapse`, `d peak repetition`: `PairedDifference`s, None with fewer than two pairs.
+        One row per change. Columns `seeds` and `dropped` (numbers of runs), `drop`, `peak collapse` and
+        `peak repetition` (medians); for the changes also `d drop`, `d peak collapse` and `d peak repetition`:
+        `PairedDifference`s, None with fewer than two pairs.
 
     Raises:
-        ValueError: when the control has no finished run there.
+        ValueError: If the control has no finished run there.
     """
     runs = {name: _finished(Path(out), name) for name in GROUPS["changes"]}
     if not runs[CONTROL]:

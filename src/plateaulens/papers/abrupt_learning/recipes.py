@@ -1,4 +1,4 @@
-"""The trainings of arXiv 2506.13688, at paper size and small enough for a laptop.
+"""The trainings of arXiv 2506.13688 at the paper's size (`RECIPES`) and small enough for a laptop (`SMALL_RECIPES`).
 
 recipe = RECIPES["prefix"]
 run = recipe.record("runs/prefix-0", seed=0)
@@ -33,7 +33,7 @@ def _paper(task: Task, steps: int, figure: str, **train_fields: Any) -> Recipe:
 
 
 def _small(task: Task, steps: int, like: Recipe) -> Recipe:
-    """Width 64, batches of 64, learning rate 1e-3: seconds to minutes on one core."""
+    """The recipe with width 64, batches of 64 and learning rate 1e-3: seconds to minutes on one core."""
     train_config = replace(like.train, steps=steps, batch_size=64, lr=1e-3)
     return replace(like, task=task, model={"d_model": 64}, train=train_config)
 
@@ -67,8 +67,8 @@ SMALL_RECIPES: dict[str, Recipe] = {
 }
 
 
-# Changes of the moving-window sum (figs 3 to 5, 30 to 35, 43), by what differs from the recipe "mws".
-# Steps are those of the released configs, or what the paper's curves need where they are a gap.
+# Changes of the moving-window sum (figs. 3 to 5, 30 to 35, 43): the fields that differ from the recipe "mws".
+# Steps are those of the released configs, or as many as the paper's curves show where no config was released.
 _CHANGES: dict[str, dict[str, Any]] = {
     "scale-0.2": dict(scale=0.2, steps=2000, figure="3, 4"),
     "scale-0.5": dict(scale=0.5, steps=2000, figure="3, 4"),
@@ -91,11 +91,11 @@ _CHANGES: dict[str, dict[str, Any]] = {
 
 
 def _changed(like: Recipe, *, steps: int | None = None, **values: Any) -> Recipe:
-    """The recipe `like` with a change; `steps` of paper size scale with those of `like`."""
-    fewer = like.train.steps / RECIPES["mws"].train.steps
-    length = like.train.steps if steps is None else round(steps * fewer)
+    """The recipe `like` with a change; `steps` are those at the paper's size and are scaled to that of `like`."""
+    size_ratio = like.train.steps / RECIPES["mws"].train.steps
+    n_steps = like.train.steps if steps is None else round(steps * size_ratio)
     model, learning = {**like.model, **values.pop("model", {})}, values.pop("train", {})
-    return replace(like, model=model, train=replace(like.train, steps=length, **learning), **values)
+    return replace(like, model=model, train=replace(like.train, steps=n_steps, **learning), **values)
 
 
 CONTROL = "mws"
@@ -110,20 +110,23 @@ GROUPS: dict[str, tuple[str, ...]] = {
 def reproduce(
     names: Iterable[str], out: str | Path, *, seeds: int = 3, small: bool = False, device: str = "cpu"
 ) -> Iterator[tuple[str, Run]]:
-    """Train each named recipe with seeds 0, 1, ...; what is there already is finished or taken as it is.
+    """Train the named recipes with seeds 0, 1, ...; unfinished runs are resumed and finished ones are kept.
 
-    Optimal parts are those of the control ("mws") with the next seed, so that the frozen parts and the rest
-    never began together.
+    Optimal parts are those of the control ("mws") with the next seed, so that the frozen parts come from another
+    initialization than the rest.
 
     Args:
-        names: of `RECIPES`, or of `GROUPS`; all tasks when empty.
-        out: folder of the runs, `NAME-SEED`.
-        seeds: how many.
-        small: the recipes of `SMALL_RECIPES`.
-        device: where to train.
+        names: Names of `RECIPES` or `GROUPS`; all tasks if empty.
+        out: Folder of the runs, which are named `NAME-SEED`.
+        seeds: Number of seeds.
+        small: Whether to use `SMALL_RECIPES`.
+        device: Device to train on.
+
+    Returns:
+        An iterator over the name and the finished run of each training.
 
     Raises:
-        ValueError: for an unknown name, before anything is trained.
+        ValueError: For an unknown name, before anything is trained.
     """
     table = SMALL_RECIPES if small else RECIPES
     wanted = [name for given in (list(names) or ["tasks"]) for name in GROUPS.get(given, (given,))]
@@ -140,24 +143,27 @@ def reproduce(
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """A run in numbers; None for what it did not reach.
+    """Summarize a run in numbers: one row of docs/mws.md and docs/tasks.
 
     The plateau, from its start until the loss leaves it, is that of `find_plateau`; its losses are medians.
+
+    Returns:
+        Values by name: steps, losses in nats, and shares; None for a step that was not reached.
     """
     m = run.metrics
     plateau, half = find_plateau(run), first_crossing(m.accuracy, 0.5)
-    on = m.loc[plateau.start : plateau.end] if plateau.start is not None else m.iloc[:0]
-    peak = m.collapse.idxmax() if m.collapse.notna().any() else None
+    on_plateau = m.loc[plateau.start : plateau.end] if plateau.start is not None else m.iloc[:0]
+    peak_step = m.collapse.idxmax() if m.collapse.notna().any() else None
     values: dict[str, Any] = {"seed": run.config["model"]["seed"]}
-    if peak is not None:
-        values["collapse < 0.9"] = first_crossing(m.collapse.loc[peak:], 0.9, above=False)
+    if peak_step is not None:
+        values["collapse < 0.9"] = first_crossing(m.collapse.loc[peak_step:], 0.9, above=False)
     values |= {
         "plateau from": plateau.start,
         "loss leaves": plateau.end,
         "acc > 0.5": half,
         "acc > 0.95": first_crossing(m.accuracy, 0.95),
-        "plateau loss": on.loss.median(),
-        "plateau answer loss": on.answer_loss.median(),
+        "plateau loss": on_plateau.loss.median(),
+        "plateau answer loss": on_plateau.answer_loss.median(),
         "peak collapse": m.collapse.max(),
         "peak repetition": m.repetition.max(),
     }

@@ -1,16 +1,19 @@
-"""Runs in numbers: `python docs/tables.py runs/mws-*` prints a Markdown table with medians."""
+"""Table of runs in docs/mws.md and docs/tasks, in Markdown, with medians.
+
+python -m plateaulens.papers.abrupt_learning.run_table runs/mws-*
+"""
 
 import sys
 
 import pandas as pd
 
-import plateaulens as pl
 from plateaulens.papers.abrupt_learning.recipes import summary
+from plateaulens.runs.run import Run
 
 
 def main(paths: list[str]) -> None:
-    """Print one row a run and their medians; a dash for what was not reached."""
-    table = pd.DataFrame([summary(pl.Run(path)) for path in paths]).set_index("seed").sort_index().astype(float)
+    """Print one row per run, and the medians; a dash for what was not reached."""
+    table = pd.DataFrame([summary(Run(path)) for path in paths]).set_index("seed").sort_index().astype(float)
     table.loc["median"] = table.median()
     sys.stdout.write("| seed | " + " | ".join(table.columns) + " |\n" + "|---" * (len(table.columns) + 1) + "|\n")
     for seed, values in table.iterrows():

@@ -1,4 +1,7 @@
-"""Table and figure of docs/across_steps.md: `python docs/across_steps.py docs/across_steps.png runs/mws-*`."""
+"""Table and figure of docs/across_steps.md.
+
+python -m plateaulens.papers.abrupt_learning.step_patching_table docs/across_steps.png runs/mws-?
+"""
 
 import sys
 from functools import partial
@@ -6,20 +9,27 @@ from pathlib import Path
 
 import numpy as np
 
-import plateaulens as pl
+from plateaulens import plots
+from plateaulens.analysis import find_plateau, patch_across_steps
+from plateaulens.batch import Batch
 from plateaulens.papers.abrupt_learning.task_figures import picture
+from plateaulens.runs.run import Run
 
 
 def main(png: str, *paths: str) -> None:
-    """Accuracy of the last plateau checkpoint and of the final model with each other's attention or weights."""
-    found: dict[str, list[float]] = {}
+    """Print the accuracy of the last plateau checkpoint and of the final model with each other's attention or weights.
+
+    Args:
+        png: File for the figure, the grid of the first run.
+        paths: Folders of the runs.
+    """
+    accuracies: dict[str, list[float]] = {}
     for path in paths:
-        run = pl.Run(path)
+        run = Run(path)
         prompts, final = run.eval_batch()[:64], run.steps[-1]
-        end = pl.find_plateau(run).end or final
+        end = find_plateau(run).end or final
         plateau = max(step for step in run.steps if step <= end)
         accuracy = partial(cell, run, prompts)
-
         row = {
             "plateau, its own attention": accuracy(plateau, plateau),
             "plateau, the final attention pattern": accuracy(final, plateau),
@@ -30,17 +40,17 @@ def main(png: str, *paths: str) -> None:
             "final, the plateau's attention pattern": accuracy(plateau, final),
         }
         for name, value in row.items():
-            found.setdefault(name, []).append(value)
-    for name, values in found.items():
+            accuracies.setdefault(name, []).append(value)
+    for name, values in accuracies.items():
         sys.stdout.write(f"| {name} | {np.median(values):.3f} ({min(values):.3f} to {max(values):.3f}) |\n")
-    first = pl.Run(paths[0])
-    figure = pl.plots.step_grid(pl.patch_across_steps(first, first.eval_batch()[:64], progress=False))
+    first = Run(paths[0])
+    figure = plots.step_grid(patch_across_steps(first, first.eval_batch()[:64], progress=False))
     picture(figure.update_layout(paper_bgcolor="white", width=900), Path(png))
 
 
-def cell(run: pl.Run, prompts: pl.Batch, source: int, target: int, parts: str | None = None) -> float:
+def cell(run: Run, prompts: Batch, source: int, target: int, parts: str | None = None) -> float:
     """Teacher-forced accuracy of one pair of steps."""
-    grid = pl.patch_across_steps(run, prompts, sources=[source], targets=[target], parts=parts, progress=False)
+    grid = patch_across_steps(run, prompts, sources=[source], targets=[target], parts=parts, progress=False)
     return grid.tf_accuracy.item()
 
 

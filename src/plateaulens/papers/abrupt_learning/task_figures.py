@@ -1,6 +1,8 @@
-"""The figures of docs/tasks: `python docs/figures.py runs/plateau docs/tasks`.
+"""The figures of docs/tasks.
 
-NAME.png is drawn from the runs NAME-0, NAME-1, ... Needs Chromium, which takes the pictures.
+    python -m plateaulens.papers.abrupt_learning.task_figures runs/plateau docs/tasks
+
+NAME.png is drawn from the runs NAME-0, NAME-1, ... It needs Chromium, which renders the figures.
 """
 
 import re
@@ -11,22 +13,23 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-import plateaulens as pl
+from plateaulens import plots
+from plateaulens.runs.run import Run
 
 
 def main(runs: str, out: str) -> None:
-    """One picture a name: the standard curves of all its seeds."""
+    """Draw the training curves of all seeds of each name in the folder `runs`, into PNG files in the folder `out`."""
     names = sorted({re.sub(r"-\d+$", "", path.parent.name) for path in Path(runs).glob("*/run.json")})
     for name in names:
-        seeds = [pl.Run(path.parent) for path in sorted(Path(runs).glob(f"{name}-[0-9]*/run.json"))]
+        seeds = [Run(path.parent) for path in sorted(Path(runs).glob(f"{name}-[0-9]*/run.json"))]
         seeds = [run for run in seeds if re.fullmatch(rf"{name}-\d+", run.path.name)]
-        figure = pl.plots.seeds({name: seeds}).update_layout(paper_bgcolor="white", width=900)
+        figure = plots.seeds({name: seeds}).update_layout(paper_bgcolor="white", width=900)
         picture(figure, Path(out) / f"{name}.png")
         sys.stdout.write(f"{out}/{name}.png: {len(seeds)} runs\n")
 
 
 def picture(figure: go.Figure, path: Path) -> None:
-    """The figure as a PNG, as Chromium shows it."""
+    """Write the figure to a PNG file, rendered by Chromium."""
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "page.html"
         figure.write_html(page, config={"displayModeBar": False})
