@@ -165,9 +165,7 @@ def evaluate(
         prompts = suite.prompts()
     metrics = [metrics] if isinstance(metrics, str) else list(LANGUAGE_METRICS if metrics is None else metrics)
     _check_metrics(metrics, prompts)
-    chosen = list(dict.fromkeys(suite.steps if steps is None else steps))
-    if absent := [step for step in chosen if step not in set(suite.steps)]:
-        raise ValueError(f"{suite!r} has no checkpoint of step {absent[0]}; it has {list_steps(suite.steps)}")
+    chosen = _existing_steps(suite, suite.steps if steps is None else steps)
     results = _open_folder(Path(path), suite, prompts, metrics)
     audit = _audit(suite, results, chosen, progress)
     if audit is not None:
@@ -179,15 +177,12 @@ def evaluate(
     with models as walk, tqdm(total=len(pending), unit="step", disable=not progress) as bar:
         for step, model in walk:
             start = time.monotonic()
-            record = {"step": step, **_measure(model, prompts, metrics), **_provenance(suite, step, audit)}
+            record = {"step": step, **_measure(model, prompts, metrics)}
             del model
-            if isinstance(suite, Checkpoints):
-                record["generated_text"] = _as_texts(suite, record["generated"])
-            record["seconds"] = round(time.monotonic() - start, 3)
+            record |= {**_provenance(suite, step, audit, record), "seconds": round(time.monotonic() - start, 3)}
             write_json(results.path / "steps" / f"{step:06d}.json", record)
             bar.update()
-            shown = {n: f"{_mean(record['values'][n]):.3f}" for n in HEADLINE_METRICS if n in record["values"]}
-            bar.set_postfix({"step": step, **shown})
+            bar.set_postfix({"step": step, **_headline(record)})
     return results
 
 
@@ -252,14 +247,29 @@ def _measure(model: HookedModel, prompts: Batch, metrics: Sequence[Metric | str]
     return {"values": values, "generated": generated.tolist(), "near_ties": int(near_ties.sum())}
 
 
-def _provenance(suite: CheckpointSeries, step: int, audit: Audit | None) -> dict[str, Any]:
-    """Revision and files of a step, and the audit's digest and evidence."""
-    record: dict[str, Any] = {}
+def _provenance(suite: CheckpointSeries, step: int, audit: Audit | None, record: dict[str, Any]) -> dict[str, Any]:
+    """Revision and files of a step, its generated tokens as text, and the audit's digest and evidence."""
+    more: dict[str, Any] = {}
     if isinstance(suite, Checkpoints):
-        record |= {"revision": suite.revision(step), "files": {f.path: f.digest for f in suite.files(step)}}
+        more |= {"revision": suite.revision(step), "files": {f.path: f.digest for f in suite.files(step)}}
+        more["generated_text"] = _as_texts(suite, record["generated"])
     if audit is not None:
-        record |= {"weights": audit.table.digest[step], "evidence": audit.evidence(step)}
-    return record
+        more |= {"weights": audit.table.digest[step], "evidence": audit.evidence(step)}
+    return more
+
+
+def _headline(record: dict[str, Any]) -> dict[str, str]:
+    """Means to show in the progress bar."""
+    values = record["values"]
+    return {name: f"{_mean(values[name]):.3f}" for name in HEADLINE_METRICS if name in values}
+
+
+def _existing_steps(suite: CheckpointSeries, steps: Iterable[int]) -> list[int]:
+    """The steps without repetition; refused if one has no checkpoint."""
+    chosen = list(dict.fromkeys(steps))
+    if absent := [step for step in chosen if step not in set(suite.steps)]:
+        raise ValueError(f"{suite!r} has no checkpoint of step {absent[0]}; it has {list_steps(suite.steps)}")
+    return chosen
 
 
 def _audit(

@@ -203,12 +203,16 @@ class HubSource:
                 "raise max_bytes, or choose a smaller model"
             )
         wanted = {path for file in files for path in (folder / file.path, _partial(folder / file.path))}
-        others = [p for p in self.folder.iterdir() if p.is_dir() and p != folder]
-        own = [p for p in _files(folder) if p not in wanted and size_of(p)]
-        for least_used in [*sorted(others, key=lambda p: p.stat().st_mtime_ns), *own]:
+        for least_used in self._evictable(folder, wanted):
             if sum(size_of(p) for p in _files(self.folder) if p not in wanted) + needed <= self.max_bytes:
                 break
             _remove(least_used)
+
+    def _evictable(self, folder: Path, wanted: set[Path]) -> list[Path]:
+        """Other revisions, the least recently fetched first, then unneeded files of this one."""
+        others = [path for path in self.folder.iterdir() if path.is_dir() and path != folder]
+        unneeded = [path for path in _files(folder) if path not in wanted and size_of(path)]
+        return [*sorted(others, key=lambda path: path.stat().st_mtime_ns), *unneeded]
 
     # Downloads.
 

@@ -271,11 +271,15 @@ def _formats(source: Source, revision: str) -> list[_Format]:
         if files and all(digests.values()):
             formats.append(_Format(name, size, digests, _combine(digests)))
         elif files and not formats:  # files without a listed digest: read them, only in the format that is used
-            folder = source.fetch(revision, files)
-            tensors = {f.path: _read(folder / f.path, (folder / f.path).stat().st_mtime_ns) for f in files}
-            digest_of_all = _combine({name: value for part in tensors.values() for name, value in part.items()})
-            formats.append(_Format(name, size, {path: _combine(part) for path, part in tensors.items()}, digest_of_all))
+            formats.append(_read_format(name, size, source.fetch(revision, files), [f.path for f in files]))
     return formats
+
+
+def _read_format(name: str, size: int, folder: Path, paths: Sequence[str]) -> _Format:
+    """A format with the digests of the tensors in its files."""
+    tensors = {path: _read(folder / path, (folder / path).stat().st_mtime_ns) for path in paths}
+    digest_of_all = _combine({tensor: value for part in tensors.values() for tensor, value in part.items()})
+    return _Format(name, size, {path: _combine(part) for path, part in tensors.items()}, digest_of_all)
 
 
 @lru_cache(maxsize=4096)
