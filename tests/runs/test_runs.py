@@ -147,7 +147,7 @@ def test_a_last_line_cut_short_warns_and_keeps_the_rest(tmp_path, cut):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run = pl.Run(path)
-    with pytest.warns(UserWarning, match="cut short"):
+    with pytest.warns(UserWarning, match="incomplete"):
         assert run.metrics["loss"].tolist() == [1.0, 1 / 2, 1 / 3]
     assert run.last == 2
 
@@ -163,7 +163,7 @@ def test_a_broken_line_in_the_middle_raises_with_its_number(tmp_path):
     path, text = logged(tmp_path)
     lines = text.splitlines(keepends=True)
     (path / "metrics.jsonl").write_text(lines[0] + lines[1][:9] + "\n" + "".join(lines[2:]))
-    with pytest.raises(ValueError, match="metrics.jsonl, line 2, is no measured step"):
+    with pytest.raises(ValueError, match="metrics.jsonl, line 2, is not a measured step"):
         pl.Run(path)
 
 
@@ -172,7 +172,7 @@ def test_a_line_of_something_else_raises_with_its_number(tmp_path, line):
     path, text = logged(tmp_path)
     for lines, number in ((text + line + "\n", 5), (line + "\n" + text, 1)):
         (path / "metrics.jsonl").write_text(lines)
-        with pytest.raises(ValueError, match=f"metrics.jsonl, line {number}, is no measured step"):
+        with pytest.raises(ValueError, match=f"metrics.jsonl, line {number}, is not a measured step"):
             pl.Run(path)
 
 
@@ -344,7 +344,7 @@ def test_resume_says_what_it_cannot_do(tmp_path):
     run = pl.record(training, tmp_path / "late", EVAL_BATCH, progress=False)
     for state in (run.path / "state").iterdir():
         state.unlink()
-    with pytest.raises(ValueError, match="lost its exact state"):
+    with pytest.raises(ValueError, match="has no exact state"):
         pl.resume(run.path, progress=False)
 
 
@@ -394,14 +394,14 @@ OTHERS = ({}, "x", None, {"task": 3}, {"task": []})  # what no task is
 )
 def test_a_run_json_of_something_else_is_one_clear_error(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
-    with pytest.raises(ValueError, match="not what a Run writes"):
+    with pytest.raises(ValueError, match="not the config of a run"):
         pl.Run(tmp_path)
 
 
 def test_a_run_without_held_out_batch_says_so(tmp_path):
     run = created(tmp_path / "run")
     assert not run.has_eval_batch
-    with pytest.raises(ValueError, match="keeps no evaluation batch"):
+    with pytest.raises(ValueError, match="has no evaluation batch"):
         run.eval_batch()
 
 

@@ -328,7 +328,7 @@ def test_no_line_of_writing_a_run_can_be_cut(tmp_path):
         assert [*run.metrics.index] == [0, 1, 2], where
         assert states_equal(run.rewind(), state), where
 
-    files = sources("_signals.py", "runs/run.py", "_io.py")
+    files = sources("_signals.py", "runs/run.py", "runs/metrics_log.py", "_io.py")
     assert at_every_line(work, files, check, sample=150) > 150
 
 
@@ -345,7 +345,7 @@ def test_no_line_of_reading_a_run_can_be_cut(tmp_path):
     def check(where):
         assert contents(run.path) == expected, where
 
-    files = sources("_signals.py", "runs/run.py", "_io.py")
+    files = sources("_signals.py", "runs/run.py", "runs/metrics_log.py", "_io.py")
     assert at_every_line(work, [*files, str(TORCH / "storage.py")], check, sample=150) > 150
 
 
@@ -375,7 +375,9 @@ def test_no_line_of_a_recording_can_be_cut(tmp_path):
             list(training)
         assert states_equal(training.state_dict(), end), where
 
-    rooms = sources("interventions/base.py", "runs/recording.py", "runs/run.py", "_io.py", "training/loop.py")
+    rooms = sources(
+        "interventions/base.py", "runs/recording.py", "runs/run.py", "runs/metrics_log.py", "_io.py", "training/loop.py"
+    )
     assert at_every_line(work, [*CONTEXTS, *rooms], check, sample=120) > 120
 
 

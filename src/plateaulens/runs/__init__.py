@@ -1,4 +1,4 @@
-"""The run folder, and the training loop that fills it."""
+"""The run folder `Run`, the training loop `record` that fills it, and `resume`, which continues an interrupted one."""
 
 from plateaulens.runs.recording import record, resume
 from plateaulens.runs.run import Run

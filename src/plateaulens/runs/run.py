@@ -1,27 +1,27 @@
-"""`Run`: a folder that explains itself, and the only code that reads or writes it.
+"""`Run`: the folder of a training, and the only code that reads or writes it.
 
-    run.json        configs, versions, git hash, device, threads, times, interventions
-    metrics.jsonl   a line per measured step, appended and flushed
-    eval_batch.safetensors            the evaluation batch that was measured
-    checkpoints/000100.safetensors   weights at step 100
-    state/000100.safetensors         the newest exact state, for `resume`
-    tensors/DIGEST.safetensors       big tensors of interventions
-    report.html     written by `plateaulens report`
-    probes/, ablations/, matrix/     what the commands of these names found, with a page each
+    run = pl.Run("runs/mws")
+    run.metrics["loss"].plot()
+    model = run.model(step=100)
 
-Every file but metrics.jsonl is written under a temporary name and renamed.
+Files of the folder, all but metrics.jsonl written to a temporary name and renamed:
+
+    run.json                         configs, versions, git hash, device, threads, time, interventions
+    metrics.jsonl                    one line per measured step, appended and flushed
+    eval_batch.safetensors           the evaluation batch of the metrics
+    checkpoints/000100.safetensors   the weights at step 100
+    state/000100.safetensors         the newest exact state of the training, for `resume`
+    tensors/DIGEST.safetensors       tensors of interventions
+    report.html                      written by `plateaulens report`
+    probes/ ablations/ matrix/       results and pages of the commands of these names
 """
 
 import json
-import math
-import os
 import re
 import subprocess
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
-from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -29,34 +29,35 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from plateaulens._io import (
-    move_aside,
-    read_tensors,
-    to_json_value,
-    versions,
-    write_atomically,
-    write_json,
-    write_tensors,
-)
+from plateaulens._io import move_aside, read_tensors, versions, write_json, write_tensors
 from plateaulens._registry import build
 from plateaulens._signals import defer_sigint
 from plateaulens.batch import TENSOR_FIELDS, Batch, Decoding
+from plateaulens.hooks import active_interventions, device_of
 from plateaulens.models.config import ModelConfig
 from plateaulens.models.transformer import Transformer
+from plateaulens.runs.metrics_log import MetricsLog
 from plateaulens.tasks import TASKS, Task, task_from_json, task_to_json
 from plateaulens.training.config import TrainConfig
 
-LEFT = re.compile(r"(eval_batch|tensors/[0-9a-f]{64}|state/\d{6,})\.safetensors|((tensors|state)/)?\.[^/]+\.partial")
+# Files that `create` leaves if it is killed before it writes run.json.
+LEFTOVERS = re.compile(
+    r"(eval_batch|tensors/[0-9a-f]{64}|state/\d{6,})\.safetensors|((tensors|state)/)?\.[^/]+\.partial"
+)
 PACKAGES = ("plateaulens", "torch", "transformer-lens", "numpy")
 
 
 class Run:
-    """An ordered list of steps, what was measured at each, and a model at some.
+    """A recorded training: metrics at measured steps, and models at the steps with a checkpoint.
 
-    `Run(path)` opens, `Run.create(...)` starts one.
+    `Run(path)` opens a run, `Run.create(path, ...)` starts one.
+
+    Args:
+        path: Folder of the run.
 
     Raises:
-        FileNotFoundError: when `path` is no run folder.
+        FileNotFoundError: if `path` is not the folder of a run.
+        ValueError: if run.json or metrics.jsonl is damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -69,9 +70,9 @@ class Run:
             raise ValueError(f"{self.path / 'run.json'} is corrupt ({error})") from error
         match self.config:
             case {"task": {"task": str()}, "model": dict(), "train": dict()}:
-                self._last, self._trimmed = self._last_step(), False
+                self._log = MetricsLog(self.path / "metrics.jsonl")
             case _:
-                raise ValueError(f"{self.path / 'run.json'} is not what a Run writes (no task, model and train)")
+                raise ValueError(f"{self.path / 'run.json'} is not the config of a run (no task, model and train)")
 
     @classmethod
     def create(
@@ -82,7 +83,6 @@ class Run:
         model: nn.Module,
         train: TrainConfig,
         eval_batch: Batch | None = None,
-        tensors: Mapping[str, Tensor] | None = None,
         state: dict[str, Tensor] | None = None,
         notes: Mapping[str, Any] | None = None,
         overwrite: bool = False,
@@ -90,232 +90,174 @@ class Run:
         """Start a run in a new or empty folder.
 
         Args:
-            path: the folder.
-            task: what is learned.
-            model: what learns; its config is kept.
-            train: how it learns.
-            eval_batch: the evaluation batch, stored with the run.
-            tensors: tensors that the notes refer to by digest.
-            state: the exact state of a training that begins here, from its `state_dict`.
-            notes: more entries for run.json.
-            overwrite: rename a folder that is in the way (to `path.old-N`) instead of refusing.
+            path: Folder of the run.
+            task: Task that is trained; a `Task`, or an object of your own, of which only the class name is stored.
+            model: Model that is trained; its config is stored, and the tensors of interventions active on it.
+            train: Config of the training.
+            eval_batch: Evaluation batch to store with the run.
+            state: Exact state of the training, from `Training.state_dict`.
+            notes: Further entries of run.json.
+            overwrite: Whether an existing folder is renamed to `path.old-N` instead of raising an error.
 
         Raises:
-            FileExistsError: when the folder is not empty and `overwrite` is false.
+            FileExistsError: if the folder is not empty and `overwrite` is False.
         """
         path = Path(path)
-        if path.exists() and (not path.is_dir() or not _is_fresh(path)):
-            if not overwrite:
-                raise FileExistsError(
-                    f"{path} is not empty; choose another folder, `plateaulens resume {path}`, "
-                    "or overwrite=True (--overwrite in a shell)"
-                )
-            move_aside(path)
-        for left in _files(path):  # of a training whose create was killed
-            left.unlink()
-        cfg = getattr(model, "cfg", None)
-        config: dict[str, Any] = {
-            "format": 1,
-            "task": task_to_json(task) if isinstance(task, Task) else {"task": type(task).__name__},
-            "model": asdict(cfg) if isinstance(cfg, ModelConfig) else {"class": type(model).__name__},
-            "train": asdict(train),
-            "versions": versions(*PACKAGES),
-            "git": _git_hash(),
-            "device": str(next(model.parameters()).device),
-            "threads": torch.get_num_threads(),
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "interventions": [],
-            **({"decoding": asdict(eval_batch.decoding)} if eval_batch is not None and eval_batch.n_new else {}),
-            **(notes or {}),
-        }
+        _clear(path, overwrite=overwrite)
         path.mkdir(parents=True, exist_ok=True)
         if eval_batch is not None:
             columns = {name: getattr(eval_batch, name) for name in TENSOR_FIELDS}
             write_tensors(path / "eval_batch.safetensors", {**columns, "n_new": torch.tensor(eval_batch.n_new)})
-        for digest, tensor in (tensors or {}).items():
-            write_tensors(path / "tensors" / f"{digest}.safetensors", {"tensor": tensor})
+        for intervention in active_interventions(model):
+            for digest, tensor in intervention.tensors().items():
+                write_tensors(path / "tensors" / f"{digest}.safetensors", {"tensor": tensor})
         if state is not None:
             write_tensors(path / "state" / f"{int(state['t']):06d}.safetensors", state)
-        write_json(path / "run.json", config)  # last: a folder with a run.json lacks nothing
+        # run.json is written last, so that a folder which has one is complete.
+        write_json(path / "run.json", {**_describe(task, model, train, eval_batch), **(notes or {})})
         return cls(path)
 
-    # What was measured.
+    # Metrics.
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl; tensors and arrays become numbers or lists, NaN and infinities null.
+        """Append the metrics of a step; tensors and arrays become numbers or lists, NaN and infinities null.
 
         Raises:
-            ValueError: when `step` is not above the last one logged.
+            ValueError: if `step` is not above the last one logged.
         """
-        step = index(step)  # of NumPy, too
-        if step <= self._last:
-            raise ValueError(f"step {step} is not above the last logged step {self._last} of {self.path}")
-        line = json.dumps({"step": step, **{name: to_json_value(v) for name, v in values.items()}}, allow_nan=False)
-        if not self._trimmed:  # a half line that a crash left must not run into this one
-            self._trim(self._last)
-        with defer_sigint():  # a line on disk that is not remembered would be written twice
-            with (self.path / "metrics.jsonl").open("a") as f:
-                f.write(line + "\n")
-                f.flush()
-            self._last = step
+        self._log.append(step, values)
 
     @property
     def last(self) -> int:
         """The last logged step, -1 before the first."""
-        return self._last
+        return self._log.last
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """What was logged, a row per step; null is NaN. A line cut short by a crash is left out, with a warning."""
-        rows = self._rows()
-        return pd.DataFrame(rows).set_index("step") if rows else pd.DataFrame(index=pd.Index([], name="step"))
+        """The logged metrics, a row per step; null is NaN. A partial last line is skipped with a warning."""
+        return self._log.frame()
 
-    def _rows(self) -> list[dict[str, Any]]:
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
-            warnings.warn(f"{path}: the last line was cut short and is left out; resume repairs it", stacklevel=3)
-        rows = []
-        for number, line in enumerate(lines, 1):
-            try:
-                rows.append({name: _nan(value) for name, value in _row(line).items()})
-            except ValueError as error:
-                raise ValueError(
-                    f"{path}, line {number}, is no measured step ({error}); repair or remove it"
-                ) from error
-        return rows
-
-    def _trim(self, last: int) -> None:
-        """Drop the lines after step `last`, and one that was cut short."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= last]
-        if kept != lines:  # a run that is whole is only read
-            write_atomically(path, lambda p: p.write_text("".join(kept)))
-        self._last, self._trimmed = self._last_step(), True
-
-    def _last_step(self) -> int:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            rows = self._rows()
-        return int(rows[-1]["step"]) if rows else -1
-
-    # Models at steps.
+    # Models.
 
     @property
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
-        return _numbered(self.path / "checkpoints")
-
-    def save(self, step: int, model: nn.Module) -> None:
-        """Keep the weights of `model` as the checkpoint of `step`."""
-        write_tensors(self._checkpoint(step), dict(model.state_dict()))
-
-    def weights(self, step: int) -> dict[str, Tensor]:
-        """The tensors of a checkpoint.
-
-        Raises:
-            ValueError: for a step without a checkpoint (with the nearest one), or a corrupt file.
-        """
-        if step not in self.steps:
-            near = min(self.steps, key=lambda s: abs(s - step), default=None)
-            raise ValueError(f"{self.path} has no checkpoint of step {step}; nearest: {near}, all: {self.steps}")
-        return _read(self._checkpoint(step))
+        return _steps_in(self.path / "checkpoints")
 
     def model(self, step: int, device: torch.device | str | None = None) -> Transformer:
-        """The model as it was at `step`.
+        """The model at `step`.
+
+        Args:
+            step: One of `steps`.
+            device: Device of the weights; None for torch's default.
 
         Raises:
-            ValueError: as `weights`, and for runs of models that are not `Transformer`s.
+            ValueError: for a step without a checkpoint, a damaged file, or a run of another model than a `Transformer`.
         """
         model = self.new_model(device)
         model.load_state_dict(self.weights(step))
         return model
 
     def new_model(self, device: torch.device | str | None = None) -> Transformer:
-        """The untrained model of this run."""
+        """The model of the run with its initial weights, before any training."""
         if self.model_config is None:
             raise ValueError(
-                f"this run trained a {self.config['model']['class']}; load run.weights(step) into your own"
+                f"this run trained a {self.config['model']['class']}; load run.weights(step) into a model of your own"
             )
         return Transformer(self.model_config, device)
 
+    def weights(self, step: int) -> dict[str, Tensor]:
+        """The state dict of a checkpoint.
+
+        Raises:
+            ValueError: for a step without a checkpoint (the message has the nearest one), or a damaged file.
+        """
+        if step not in self.steps:
+            nearest = min(self.steps, key=lambda s: abs(s - step), default=None)
+            raise ValueError(f"{self.path} has no checkpoint of step {step}; nearest: {nearest}, all: {self.steps}")
+        return _read(self._checkpoint(step))
+
+    def save(self, step: int, model: nn.Module) -> None:
+        """Store the weights of `model` as the checkpoint of `step`."""
+        write_tensors(self._checkpoint(step), dict(model.state_dict()))
+
+    # Configs and the evaluation batch.
+
     @property
     def model_config(self) -> ModelConfig | None:
-        """The model's sizes and choices, or None when it is not a `Transformer`."""
-        own = "class" not in self.config["model"]
-        return build(ModelConfig, self.config["model"], "model config") if own else None
+        """The config of the model, or None if it is not a `Transformer`."""
+        is_transformer = "class" not in self.config["model"]
+        return build(ModelConfig, self.config["model"], "model config") if is_transformer else None
 
     @property
     def task(self) -> Task | None:
-        """The task, or None when it is not one of PlateauLens's."""
+        """The task, or None if it is not one of `TASKS`."""
         known = self.config["task"]["task"] in TASKS
         return task_from_json(self.config["task"]) if known else None
 
     @property
     def train_config(self) -> TrainConfig:
-        """How the model was trained."""
+        """The config of the training."""
         return build(TrainConfig, self.config["train"], "train config")
 
     @property
     def has_eval_batch(self) -> bool:
-        """Whether a evaluation batch was kept with the run."""
+        """Whether an evaluation batch is stored with the run."""
         return (self.path / "eval_batch.safetensors").is_file()
 
     def eval_batch(self) -> Batch:
-        """The evaluation batch that was measured.
+        """The evaluation batch of the metrics.
 
         Raises:
-            ValueError: when none was kept.
+            ValueError: if none is stored.
         """
         if not self.has_eval_batch:
             raise ValueError(
-                f"{self.path} keeps no evaluation batch; pass eval_batch= to Run.create, or sample one: run.task"
+                f"{self.path} has no evaluation batch; pass eval_batch= to Run.create, or sample one from run.task"
             )
-        eval_batch = _read(self.path / "eval_batch.safetensors")
+        tensors = _read(self.path / "eval_batch.safetensors")
         decoding = build(Decoding, self.config.get("decoding", {}), "decoding")
-        kind = Batch if self.task is None else self.task.batch_type
-        columns = {name: eval_batch[name] for name in TENSOR_FIELDS}
-        return kind(**columns, task=self.task, n_new=int(eval_batch.get("n_new", 0)), decoding=decoding)
+        batch_type = Batch if self.task is None else self.task.batch_type
+        columns = {name: tensors[name] for name in TENSOR_FIELDS}
+        return batch_type(**columns, task=self.task, n_new=int(tensors.get("n_new", 0)), decoding=decoding)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Tensors of interventions, by digest."""
+        """The tensors of interventions, by digest."""
         return {p.stem: _read(p)["tensor"] for p in (self.path / "tensors").glob("*.safetensors")}
 
-    # Exact state.
+    # Exact state of the training.
 
     @property
     def finished(self) -> bool:
-        """Whether `record` came to its end: the exact state of its last step is there."""
-        return _numbered(self.path / "state")[-1:] == [self.config.get("record", {}).get("end")]
+        """Whether `record` has finished, so that the exact state of its last step is stored."""
+        return _steps_in(self.path / "state")[-1:] == [self.config.get("record", {}).get("end")]
 
     def save_state(self, step: int, state: dict[str, Tensor]) -> None:
-        """Keep an exact state, then drop older ones; everything logged until now is on disk first."""
-        metrics = self.path / "metrics.jsonl"
-        if metrics.exists():
-            with metrics.open("rb") as f:
-                os.fsync(f.fileno())
-        write_tensors(self.path / "state" / f"{step:06d}.safetensors", state)
-        for old in _numbered(self.path / "state"):
+        """Store an exact state and remove older ones; all metrics logged before are on disk first."""
+        self._log.sync()
+        write_tensors(self._state(step), state)
+        for old in _steps_in(self.path / "state"):
             if old < step:
-                (self.path / "state" / f"{old:06d}.safetensors").unlink()
+                self._state(old).unlink()
 
     def rewind(self) -> dict[str, Tensor] | None:
-        """Load the newest exact state and drop whatever was written after it; None when there is no state."""
-        steps = _numbered(self.path / "state")
-        state = _read(self.path / "state" / f"{steps[-1]:06d}.safetensors") if steps else None
+        """Load the newest exact state and remove what was written after it; None if no state is stored."""
+        steps = _steps_in(self.path / "state")
+        state = _read(self._state(steps[-1])) if steps else None
         last = steps[-1] if steps else -1
         for partial in self.path.rglob(".*.partial"):
             partial.unlink()
         for step in self.steps:
             if step > last:
                 self._checkpoint(step).unlink()
-        self._trim(last)
+        self._log.truncate(last)
         return state
 
     def _checkpoint(self, step: int) -> Path:
         return self.path / "checkpoints" / f"{step:06d}.safetensors"
+
+    def _state(self, step: int) -> Path:
+        return self.path / "state" / f"{step:06d}.safetensors"
 
     def __repr__(self) -> str:
         steps = self.steps
@@ -323,45 +265,48 @@ class Run:
         return f"Run({str(self.path)!r}, task={self.config['task']['task']}, measured to step {self.last}, {span})"
 
 
+def _describe(task: Any, model: nn.Module, train: TrainConfig, eval_batch: Batch | None) -> dict[str, Any]:
+    """The entries of run.json."""
+    cfg = getattr(model, "cfg", None)
+    decoding = {"decoding": asdict(eval_batch.decoding)} if eval_batch is not None and eval_batch.n_new else {}
+    return {
+        "format": 1,
+        "task": task_to_json(task) if isinstance(task, Task) else {"task": type(task).__name__},
+        "model": asdict(cfg) if isinstance(cfg, ModelConfig) else {"class": type(model).__name__},
+        "train": asdict(train),
+        "versions": versions(*PACKAGES),
+        "git": _git_hash(),
+        "device": str(device_of(model)),
+        "threads": torch.get_num_threads(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "interventions": [],
+        **decoding,
+    }
+
+
+def _clear(path: Path, *, overwrite: bool) -> None:
+    """Make sure that a new run can be written to `path`: remove leftovers, refuse or rename anything else."""
+    files = [p for p in path.rglob("*") if not p.is_dir()]
+    only_leftovers = all(LEFTOVERS.fullmatch(p.relative_to(path).as_posix()) for p in files)
+    if path.exists() and not (path.is_dir() and only_leftovers):
+        if not overwrite:
+            raise FileExistsError(
+                f"{path} is not empty; choose another folder, `plateaulens resume {path}`, "
+                "or overwrite=True (--overwrite in a shell)"
+            )
+        move_aside(path)
+    else:
+        for leftover in files:
+            leftover.unlink()
+
+
 def _read(path: Path) -> dict[str, Tensor]:
-    with defer_sigint():  # torch makes a ValueError of a Ctrl-C that comes amid its reading
+    with defer_sigint():  # torch turns a KeyboardInterrupt while it reads into a ValueError
         return read_tensors(path)
 
 
-def _is_fresh(folder: Path) -> bool:
-    """Whether there is nothing but what `create` leaves when it is killed before it writes run.json."""
-    return all(LEFT.fullmatch(p.relative_to(folder).as_posix()) for p in _files(folder))
-
-
-def _files(folder: Path) -> list[Path]:
-    return [p for p in folder.rglob("*") if not p.is_dir()]
-
-
-def _row(line: str) -> dict[str, Any]:
-    """What a metrics line says; ValueError when it is not that of a measured step."""
-    match json.loads(line):
-        case {"step": int()} as row:
-            return row
-    raise ValueError("no step")
-
-
-def _step_of(line: str) -> float:
-    """The step of a metrics line; infinite when the line was cut short."""
-    try:
-        return float(_row(line)["step"]) if line.endswith("\n") else math.inf
-    except ValueError:
-        return math.inf
-
-
-def _numbered(folder: Path) -> list[int]:
+def _steps_in(folder: Path) -> list[int]:
     return sorted(int(p.stem) for p in folder.glob("*.safetensors") if p.stem.isdigit())
-
-
-def _nan(value: Any) -> Any:
-    """The inverse of what `plain` does to NaN."""
-    if isinstance(value, list):
-        return [_nan(v) for v in value]
-    return math.nan if value is None else value
 
 
 def _git_hash() -> str | None:
