@@ -308,12 +308,13 @@ BAD = [
     (dict(grad_clip=-1.0), "grad_clip"),
     (dict(seed=-1), "seed"),
     (dict(optimizer="adm"), "did you mean 'adam'"),
-    (dict(momentum=0.9), "momentum belongs to sgd and muon"),
-    (dict(optimizer="sgd", adam_lr=0.1), "adam_lr belongs to muon"),
+    (dict(momentum=0.9), "momentum applies to sgd and muon"),
+    (dict(optimizer="sgd", adam_lr=0.1), "adam_lr applies to muon"),
 ]
 
 
 @pytest.mark.parametrize("values, message", BAD)
+@pytest.mark.usefixtures("annotations_unchecked")
 def test_bad_configs_raise(values, message):
     with pytest.raises(ValueError, match=message):
         pl.TrainConfig(**values)

@@ -1,4 +1,4 @@
-"""How it learns: the `Training` iterator, its config and exact state."""
+"""Training: the `Training` iterator with its exact state, and its config."""
 
 from plateaulens.training.config import TrainConfig
 from plateaulens.training.loop import Step, Training, train

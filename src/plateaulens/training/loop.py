@@ -1,11 +1,11 @@
-"""`train`: an iterator over optimizer updates. The loop belongs to the caller.
+"""`train`: an iterator over optimizer updates, to use in a loop of your own.
 
     for step in train(model, task, TrainConfig(steps=400)):
         if step.t % 5 == 0:
             run.log(step.t, measure(model, eval_batch, metrics))
 
-No logging, disk or plotting happens inside. `model` is trained in place. Its data are a pure function
-of (seed, step), so a fork or a resumed training sees the very batches of the original.
+It does not log, write files or plot. The model is trained in place. The batch of each step is a pure function of (seed,
+step), so that a fork or a resumed training gets the same batches.
 """
 
 from collections.abc import Iterator
@@ -26,13 +26,13 @@ from plateaulens.training.optimizers import build_optimizers, lr_factor, memory_
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One completed update.
+    """The state of a training after `t` updates.
 
     Attributes:
-        t: updates completed; 0 is the untouched model.
-        loss: loss of the update that led to t, at the weights of t-1; None at t = 0.
-        batch: the batch of that update; None at t = 0 and right after a resume.
-        model: the model being trained.
+        t: Number of completed updates; 0 is the initial model.
+        loss: Loss of the update from t-1 to t, at the weights of t-1; None at t = 0.
+        batch: Batch of that update; None at t = 0 and right after a resume.
+        model: The model that is trained.
     """
 
     t: int
@@ -42,15 +42,20 @@ class Step:
 
 
 def batch_seed(seed: int, t: int) -> int:
-    """The seed of the batch that leads to step t: well mixed, so that no two runs share a stream."""
+    """The seed of the batch of the update to step t, hashed so that runs with other seeds share no batches."""
     return int(np.random.SeedSequence((seed, t)).generate_state(1)[0])
 
 
 class Training:
-    """A training in progress; iterate over it, stop, go on, fork it, save its state.
+    """A training in progress: an iterator of `Step`s that can be stopped, continued, forked and saved.
 
-    Exact on one machine, torch version and thread count: a fork or a resumed training gives the same
-    bytes as one that was never interrupted.
+    A fork or a resumed training gives the same bytes as an uninterrupted one, on the same machine and device, torch
+    version and thread count. Ctrl-C takes effect between two updates.
+
+    Args:
+        model: Any module with `model(batch.inputs)`; trained in place.
+        task: Any object with `sample(n, seed=, device=)` and `loss(outputs, batch)`, such as a `Task`.
+        cfg: Optimizer, length and data seed.
     """
 
     def __init__(self, model: nn.Module, task: Any, cfg: TrainConfig) -> None:
@@ -61,7 +66,7 @@ class Training:
 
     @property
     def t(self) -> int:
-        """Updates completed."""
+        """Number of completed updates."""
         return self.current.t
 
     def __iter__(self) -> "Training":
@@ -73,7 +78,7 @@ class Training:
                 raise StopIteration
             with defer_sigint(), torch.enable_grad():
                 self.current, self._delivered = self._update(), False
-        self._delivered = True  # a step that an interrupt kept from the caller is delivered next time
+        self._delivered = True  # if an interrupt came before the step was returned, the next call returns it
         return self.current
 
     def _update(self) -> Step:
@@ -93,41 +98,40 @@ class Training:
         return Step(t, loss.detach(), batch, self.model)
 
     def until(self, t: int) -> Iterator[Step]:
-        """The steps up to and including t; the training can go on afterwards.
+        """An iterator over the steps up to and including t, after which the training can continue.
 
         Raises:
-            ValueError: when t lies beyond the configured number of steps.
+            ValueError: if t is above the number of steps of the config.
         """
         if t > self.cfg.steps:
-            raise ValueError(f"until={t} lies beyond the {self.cfg.steps} steps of the TrainConfig; raise its steps")
-        return self._until(t)  # a generator would raise only once it is iterated
+            raise ValueError(f"until={t} is above the {self.cfg.steps} steps of the TrainConfig; raise its steps")
+        return self._until(t)  # a generator function would raise only when it is iterated
 
     def _until(self, t: int) -> Iterator[Step]:
         while self.t < t or not self._delivered and self.t == t:
             yield next(self)
 
     def fork(self) -> "Training":
-        """An independent copy: weights, optimizer, step; the data to come are the same. No hooks.
+        """An independent copy with the same weights, optimizer state, step and future batches, without hooks.
 
         Raises:
             ValueError: while interventions are active on the model.
         """
-        if on := active_interventions(self.model):
-            raise ValueError(f"cannot fork while {on} is active on the model; leave the `with intervene(...)` first")
+        if active := active_interventions(self.model):
+            raise ValueError(
+                f"cannot fork while {active} is active on the model; leave the `with intervene(...)` first"
+            )
         self.model.zero_grad()
         model = deepcopy(self.model)
         if hasattr(model, "reset_hooks"):
-            model.reset_hooks()  # type: ignore[operator]
+            model.reset_hooks()  # type: ignore[operator] # torch's attributes are typed as modules
         copy = Training(model, self.task, self.cfg)
         copy.load_state_dict(self.state_dict())
         copy._delivered = self._delivered
         return copy
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything a later training needs to go on exactly, as flat names and tensors (copies).
-
-        Weights, optimizer and step; never hooks, which belong to the caller's text.
-        """
+        """The exact state as a flat dict of copied tensors: weights, optimizer state, loss and step, without hooks."""
         state = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         names: dict[Any, str] = {parameter: name for name, parameter in self.model.named_parameters()}
         for optimizer in self.optimizers:
@@ -141,49 +145,60 @@ class Training:
         return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a state; the next step is the one after it.
+        """Load a state; the next step of the iteration is the one after it.
 
         Raises:
-            ValueError: when the state belongs to another model or optimizer; nothing is changed then.
+            ValueError: if the state is of another model or optimizer; nothing is changed then.
         """
-        parameters = dict(self.model.named_parameters())
-        weights = {name.removeprefix("model/"): v for name, v in state.items() if name.startswith("model/")}
-        own = self.model.state_dict()
-        if wrong := sorted(set(weights) ^ set(own)) or [n for n in own if own[n].shape != weights[n].shape]:
-            raise ValueError(f"the state is of another model: {wrong[0]} differs (and {len(wrong) - 1} more)")
-        slots: dict[str, dict[str, Tensor]] = {}
-        for name, value in state.items():
-            if name.startswith("optimizer/"):
-                _, owner, key = name.split("/")
-                slots.setdefault(owner, {})[key] = value
-        if lost := sorted(set(slots) - set(parameters)):
-            raise ValueError(f"the state holds optimizer memory for unknown parameters: {lost[0]}")
-        optimizers = build_optimizers(self.model, self.cfg)
-        owner_of = {p: optimizer for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]}
-        keys = {name: memory_of(owner_of[parameter]) for name, parameter in parameters.items()}
-        if "t" not in state or any(set(memory) != keys[name] for name, memory in slots.items()):
-            raise ValueError(f"the state is incomplete or of another optimizer than {self.cfg.optimizer!r}")
-        if int(state["t"]) and any(keys.values()) and not slots:
-            raise ValueError(f"the state lacks the memory of optimizer {self.cfg.optimizer!r}: it is of another one")
-        for name, memory in slots.items():
-            parameter = parameters[name]
-            owner_of[parameter].state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
-                for key, value in memory.items()
-            }
+        weights = self._checked_weights(state)
+        optimizers = self._restored_optimizers(state)
         loss = state["loss"].clone() if "loss" in state else None
-        with defer_sigint():  # the weights of one state with the step of another would be a silent wrong
+        with defer_sigint():  # never the weights of one state with the step of another
             self.model.load_state_dict(weights)
             self.optimizers, self._delivered = optimizers, True
             self.current = Step(int(state["t"]), loss, None, self.model)
 
+    def _checked_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a state, if they fit the model."""
+        weights = {name.removeprefix("model/"): v for name, v in state.items() if name.startswith("model/")}
+        expected = self.model.state_dict()
+        differing = sorted(set(weights) ^ set(expected))
+        if differing := differing or [n for n in expected if expected[n].shape != weights[n].shape]:
+            raise ValueError(f"the state is of another model: {differing[0]} differs (and {len(differing) - 1} more)")
+        return weights
+
+    def _restored_optimizers(self, state: dict[str, Tensor]) -> list[torch.optim.Optimizer]:
+        """New optimizers with the memory of a state, if that is complete and of the same optimizer."""
+        parameters = dict(self.model.named_parameters())
+        memories: dict[str, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            if name.startswith("optimizer/"):
+                _, owner, key = name.split("/")
+                memories.setdefault(owner, {})[key] = value
+        if unknown := sorted(set(memories) - set(parameters)):
+            raise ValueError(f"the state has optimizer memory of unknown parameters: {unknown[0]}")
+        optimizers = build_optimizers(self.model, self.cfg)
+        optimizer_of = {p: optimizer for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]}
+        keys = {name: memory_of(optimizer_of[parameter]) for name, parameter in parameters.items()}
+        if "t" not in state or any(set(memory) != keys[name] for name, memory in memories.items()):
+            raise ValueError(f"the state is incomplete or of another optimizer than {self.cfg.optimizer!r}")
+        if int(state["t"]) and any(keys.values()) and not memories:
+            raise ValueError(f"the state lacks the memory of optimizer {self.cfg.optimizer!r}: it is of another one")
+        for name, memory in memories.items():
+            parameter = parameters[name]
+            optimizer_of[parameter].state[parameter] = {
+                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                for key, value in memory.items()
+            }
+        return optimizers
+
 
 def train(model: nn.Module, task: Any, cfg: TrainConfig) -> Training:
-    """Train `model` on `task`; returns an iterator of `Step`s, t = 0 (before any update), 1, ...
+    """Train `model` on `task`: an iterator of `Step`s, t = 0 (before any update), 1, ...
 
     Args:
-        model: anything with `model(batch.inputs)`; trained in place.
-        task: anything with `sample(n, seed=, device=)` and `loss(outputs, batch)`.
-        cfg: how.
+        model: Any module with `model(batch.inputs)`; trained in place.
+        task: Any object with `sample(n, seed=, device=)` and `loss(outputs, batch)`, such as a `Task`.
+        cfg: Optimizer, length and data seed.
     """
     return Training(model, task, cfg)

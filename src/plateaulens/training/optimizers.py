@@ -1,4 +1,4 @@
-"""Torch's optimizers for a model, and how their learning rate goes over the steps."""
+"""Torch's optimizers for a model, and the schedule of their learning rate."""
 
 from math import cos, pi
 
@@ -9,7 +9,7 @@ from plateaulens.training.config import TrainConfig
 
 
 def build_optimizers(model: nn.Module, cfg: TrainConfig) -> list[torch.optim.Optimizer]:
-    """The optimizers that together hold every parameter of `model` once.
+    """Optimizers that together have every parameter of `model` once.
 
     Raises:
         ValueError: for Muon on a model without hidden matrices.
@@ -42,16 +42,16 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     inside = {name: p for name, p in model.named_parameters() if ".blocks." in f".{name}"}
     if by_head := [name for name, p in inside.items() if p.ndim > 2]:
         raise ValueError(
-            f"muon needs matrices, and {by_head[0]} is stored by head; train a pl.Transformer, or use adamw"
+            f"muon needs matrices, and {by_head[0]} is stored as one per head; train a pl.Transformer, or use adamw"
         )
-    found = [p for p in inside.values() if p.ndim == 2]
-    if not found:
-        raise ValueError("muon needs parameters named blocks.*.weight that are matrices; found none; use adamw")
-    return found
+    matrices = [p for p in inside.values() if p.ndim == 2]
+    if not matrices:
+        raise ValueError("muon needs matrices named blocks.*.weight, and the model has none; use adamw")
+    return matrices
 
 
 def memory_of(optimizer: torch.optim.Optimizer) -> set[str]:
-    """What an optimizer remembers of each of its parameters."""
+    """Names of the tensors that an optimizer stores for each parameter."""
     if isinstance(optimizer, torch.optim.Muon):
         return {"momentum_buffer"}
     if isinstance(optimizer, torch.optim.SGD):
@@ -60,19 +60,19 @@ def memory_of(optimizer: torch.optim.Optimizer) -> set[str]:
 
 
 def lr_factor(cfg: TrainConfig, t: int) -> float:
-    """The factor on the learning rate of the update that leads to step `t` (1, 2, ...), a pure function of t.
+    """Factor on the learning rate of the update to step `t` (1, 2, ...), a pure function of t.
 
-    With u = t-1 updates done: from lr_start up to 1 with u / warmup, so that by default the first update has rate 0
-    (arXiv 2506.13688, code); then 1, or down to lr_end along half a cosine ("cosine"), or 1 until the last `decay`
-    updates and linearly down to lr_end over them ("wsd": warm-up, stable, decay; arXiv 2404.06395). Both reach
-    lr_end where the next update would be, as torch's schedulers do, so that with lr_end=0 no update is idle.
+    After u = t-1 updates: during warm-up, linear in u / warmup from lr_start to 1, so that by default the first update
+    has rate 0 (as in the code of arXiv 2506.13688). Then 1 ("constant"), half a cosine down to lr_end ("cosine"), or 1
+    and in the last `decay` updates linearly down to lr_end ("wsd": warm-up, stable, decay; arXiv 2404.06395). The last
+    two would reach lr_end at the update after the last one, as torch's schedulers do.
     """
     u = t - 1
     if u < cfg.warmup:
         return cfg.lr_start + (1 - cfg.lr_start) * u / cfg.warmup
-    high = 1.0
+    factor = 1.0
     if cfg.schedule == "cosine":
-        high = 0.5 * (1 + cos(pi * (u - cfg.warmup) / (cfg.steps - cfg.warmup)))
+        factor = 0.5 * (1 + cos(pi * (u - cfg.warmup) / (cfg.steps - cfg.warmup)))
     elif cfg.schedule == "wsd":
-        high = min(1.0, (cfg.steps - u) / cfg.decay)
-    return cfg.lr_end + (1 - cfg.lr_end) * high
+        factor = min(1.0, (cfg.steps - u) / cfg.decay)
+    return cfg.lr_end + (1 - cfg.lr_end) * factor
