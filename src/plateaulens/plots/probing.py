@@ -1,6 +1,5 @@
-"""Quiet features: what probes read while the loss stands still, loss against compute, what an ablation costs."""
+"""Figures of probes over training and of the ablation of a feature."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,9 +9,9 @@ from plotly.subplots import make_subplots
 
 from plateaulens.plots.inputs import metrics_frame
 from plateaulens.plots.steps_axis import add_curve, step_axes
-from plateaulens.plots.style import BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, distinct, pale, styled
+from plateaulens.plots.style import BLUE, GRAY, GREEN, ORANGE, PURPLE, SKY, distinct, styled
 
-LOOKS = {  # the thirds of a feature's offsets, told apart by color and mark
+THIRD_STYLES = {  # color and marker for each third of a feature's offsets
     "first": {"color": BLUE, "symbol": "circle"},
     "middle": {"color": ORANGE, "symbol": "diamond"},
     "last": {"color": GREEN, "symbol": "square"},
@@ -23,33 +22,32 @@ CONTROLS = {
     "variance": "equal variance",
     "orthogonal": "orthogonal",
 }
-MOST = 3  # panels side by side
 NO_BAND = pd.DataFrame({"low": [], "high": []}, dtype=float)
 
 
 def probes(over: Any, run: Any = None, plateau: Any = None, *, feature: str | None = None) -> go.Figure:
-    """Probe losses over training below the loss curve, on one log axis of steps with a place of its own for step 0.
+    """Losses of probes over training, below the loss curve of the model; log axis of steps with a separate step 0.
 
     A line for each third of the feature's offsets (see `thirds`); dotted, the same in the untrained network. A feature
-    is quiet where its line leaves the dotted one while the loss is still on its plateau.
+    is quiet if its line falls below the dotted one while the loss is on its plateau.
 
     Args:
-        over: what `probe_checkpoints` returned.
-        run: a Run or a metrics frame, whose `loss` is drawn.
-        plateau: from `find_plateau`: shaded, its level dashed, the drop dotted.
-        feature: which of several.
+        over: the Dataset of `probe_checkpoints`.
+        run: a Run or a DataFrame of metrics by step, whose `loss` is drawn.
+        plateau: the plateau to shade, with its level dashed and the drop dotted.
+        feature: name of the feature, if `over` has several.
 
     Raises:
-        ValueError: for several features and no name, or when nothing varies in any third.
+        ValueError: if `over` has several features and none is named, or if nothing varies in any third.
     """
-    from plateaulens.probing.verdict import thirds  # here: no figure of frames needs torch
+    from plateaulens.probing.verdict import thirds  # imports torch, which other figures do not need
 
     if "feature" in over.dims:
         if feature not in over.feature.values:
             raise ValueError(f"say which feature= to draw of {over.feature.values.tolist()}; got {feature!r}")
         over = over.sel(feature=feature)
     table = thirds(over)
-    known = [third for third in LOOKS if not np.isnan(table.loss.sel(third=third)).all()]
+    known = [third for third in THIRD_STYLES if not np.isnan(table.loss.sel(third=third)).all()]
     if not known:
         raise ValueError("there is nothing to draw: the feature varies at no offset")
     loss = pd.Series(dtype=float) if run is None else metrics_frame(run).loss.dropna()
@@ -59,10 +57,12 @@ def probes(over: Any, run: Any = None, plateau: Any = None, *, feature: str | No
     lower, upper = ("y", "y2") if len(loss) else ("y", None)
     for third in known:
         curve = table.loss.sel(third=third).to_series().dropna()
-        add_curve(figure, curve.rename(f"{third} third"), NO_BAND, {**LOOKS[third], "dash": "solid"}, axes, lower)
+        add_curve(
+            figure, curve.rename(f"{third} third"), NO_BAND, {**THIRD_STYLES[third], "dash": "solid"}, axes, lower
+        )
         untrained = float(table.baseline.sel(third=third).isel(step=0))
         ends = [min(s for s in steps if s > 0), max(steps)] if max(steps) > 0 else []
-        line = {"color": LOOKS[third]["color"], "dash": "dot", "width": 1.5}
+        line = {"color": THIRD_STYLES[third]["color"], "dash": "dot", "width": 1.5}
         label = {"name": f"{third} third, untrained network", "legendgroup": f"{third} third", "showlegend": False}
         figure.add_scatter(
             x=ends, y=[untrained] * len(ends), mode="lines", line=line, xaxis=axes[0], yaxis=lower, **label
@@ -107,87 +107,18 @@ def _mark(figure: go.Figure, plateau: Any, last: int, loss: str | None) -> None:
         figure.add_annotation(xref="paper", yref=loss, y=plateau.level, xanchor="right", **text)
 
 
-def scaling_law(
-    frontiers: Mapping[str, Mapping[str, pd.DataFrame]],
-    chance: Mapping[str, float] | None = None,
-    phases: Mapping[str, Mapping[str, Any]] | None = None,
-    *,
-    value: str = "loss",
-) -> go.Figure:
-    """The best run of each budget: a panel for each task, a line for each size, both axes log (arXiv 2505.03997).
-
-    From the last flat budget to the transition of each `TwoPhases` a band in the line's color; where there is no
-    transition, none.
-
-    Args:
-        frontiers: panel -> size -> what `frontier` returned.
-        chance: panel -> the level drawn dashed, such as `task.loss_plateau()`.
-        phases: panel -> size -> what `two_phases` returned.
-        value: the column drawn; the axis of another than `loss` is not log.
-
-    Raises:
-        ValueError: without a frontier, or for one without the column.
-    """
-    if not frontiers or not all(frontiers.values()):
-        raise ValueError(
-            f"each panel needs at least one frontier, got { ({k: list(v) for k, v in frontiers.items()}) }"
-        )
-    for panel, sizes in frontiers.items():
-        if without := [size for size, front in sizes.items() if value not in front]:
-            raise ValueError(
-                f"the frontier of {panel}, {without[0]}, has no column {value!r}; it has {list(sizes[without[0]])}"
-            )
-    columns = min(MOST, len(frontiers))
-    rows = -(-len(frontiers) // columns)
-    figure = make_subplots(
-        rows, columns, subplot_titles=list(frontiers), horizontal_spacing=0.09, vertical_spacing=0.3 / rows
-    )
-    every = list(dict.fromkeys(size for sizes in frontiers.values() for size in sizes))
-    for i, (panel, sizes) in enumerate(frontiers.items()):
-        place = {"row": i // columns + 1, "col": i % columns + 1}
-        for size, front in sizes.items():
-            line = distinct(every.index(size))
-            new = not any(trace.name == size for trace in figure.data)
-            style = {
-                "mode": "lines+markers",
-                "line": line,
-                "marker": {"size": 7},
-                "legendgroup": size,
-                "showlegend": new,
-            }
-            figure.add_trace(go.Scatter(x=front.index, y=front[value], name=size, **style), **place)
-            found = (phases or {}).get(panel, {}).get(size)
-            if found is not None and found.transition is not None:
-                band = {"fillcolor": pale(line["color"]), "line_width": 0, "layer": "below"}
-                figure.add_vrect(found.last_flat, found.transition, **band, **place)
-        if panel in (chance or {}):
-            level = (chance or {})[panel]
-            figure.add_hline(level, line={"color": GRAY, "dash": "dash", "width": 1.5}, **place)
-            text = {"text": "chance", "showarrow": False, "xanchor": "right", "yanchor": "bottom"}
-            height = np.log10(level) if value == "loss" else level  # notes, unlike lines, are placed by the logarithm
-            figure.add_annotation(x=1, xref="x domain", y=height, **text, **place)
-        if i + columns >= len(frontiers):  # the lowest of its column
-            figure.update_xaxes(title="training compute (operations)", **place)
-    figure.update_xaxes(type="log", exponentformat="power", dtick=1)
-    figure.update_yaxes(title=f"{value} (nats)" if value == "loss" else value, col=1)
-    if value == "loss":
-        figure.update_yaxes(type="log", exponentformat="power")
-    legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.32 / rows}
-    return styled(figure, height=250 * rows + 110, legend=legend, showlegend=True)
-
-
 def ablation(result: Any, measurement: str = "exact_match") -> go.Figure:
-    """What is left without a feature, and without other directions; and how far these differ, with 95 % intervals.
+    """A metric of the intact model, of the ablated one and of each control, and the differences to the ablated one.
 
-    Left: the mean over the examples; of a control the mean over its draws, each of them a dot, and the band that holds
-    the middle 95 % of them. Right: ablated - each of the others, from `result.table`.
+    Left: the mean over the examples; for a control the mean over its draws, a dot for each draw, and the interval of
+    the middle 95 % of them. Right: ablated - each of the others, with 95 % intervals, from `result.table`.
 
     Args:
-        result: from `ablate_feature`.
-        measurement: one that it watched.
+        result: the `Ablation` that `ablate_feature` returned.
+        measurement: name of a metric that was measured.
 
     Raises:
-        ValueError: for another.
+        ValueError: if the metric was not measured.
     """
     if measurement not in result.values.measurement.values:
         raise ValueError(f"{measurement} was not measured; choose from {result.values.measurement.values.tolist()}")
