@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 
+from plateaulens._registry import look_up
+
 MODEL_OPTIONS = {
     "attention": "Attention of the model: linear or softmax.",
     "n_layers": "Number of layers.",
@@ -76,6 +78,20 @@ def field_texts(cls: type) -> dict[str, str]:
     return {field.name: texts[field.name] for field in fields(cls) if field.name in texts}
 
 
+class OneOf(click.ParamType):
+    """One of a few words; the error for another one has the nearest of them."""
+
+    name = "text"
+
+    def __init__(self, choices: tuple[str, ...]) -> None:
+        self.choices = choices
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The value, if it is one of the choices."""
+        flag = param.opts[0] if param else "value"
+        return look_up(flag, str(value), {choice: choice for choice in self.choices})
+
+
 class IntegerList(click.ParamType):
     """Integers separated by commas."""
 
@@ -90,9 +106,9 @@ class IntegerList(click.ParamType):
 
 
 def _kind(annotation: Any) -> Any:
-    """The type of an option whose field has `annotation`: the first member of a union, str for a Literal."""
+    """The type of an option whose field has `annotation`: that of the first member of a union."""
     if get_origin(annotation) is Literal:
-        return str
+        return OneOf(get_args(annotation))
     if get_origin(annotation) is tuple:
         return IntegerList()
     members: Sequence[Any] = [member for member in get_args(annotation) if member is not NoneType]

@@ -22,17 +22,17 @@ def write_report(
 
     Args:
         run_or_evaluation: Run or evaluation that the page is about.
-        compare_with: Run or evaluation that the page of an evaluation shows on the same axes.
+        compare_with: Run that the page of an evaluation shows on the same axes.
         sections: Sections that replace the figures of a sequence task on the page of a run.
 
     Returns:
         The path of the page.
 
     Raises:
-        ValueError: when nothing was measured yet, or `compare_with` is given for a run.
+        ValueError: when nothing was measured yet, or `compare_with` is not a run on the page of an evaluation.
     """
+    if isinstance(compare_with, EvaluatedCheckpoints) or (compare_with and isinstance(run_or_evaluation, Run)):
+        raise ValueError("compare_with= is for the report of an evaluation; write_report(evaluation, compare_with=run)")
     if isinstance(run_or_evaluation, EvaluatedCheckpoints):
         return evaluation_report(run_or_evaluation, compare_with)
-    if compare_with is not None:
-        raise ValueError("compare_with= is for the report of an evaluation; write_report(evaluation, compare_with=run)")
     return run_report(run_or_evaluation, sections)
