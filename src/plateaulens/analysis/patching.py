@@ -223,7 +223,7 @@ def _hooks_of_site(model: HookedModel, site: str) -> list[str]:
     Raises:
         ValueError: If an edit at one of them does not act.
     """
-    from transformer_lens.utilities import get_act_name
+    from transformer_lens.utilities import get_act_name  # pyright: ignore[reportPrivateImportUsage]
 
     names = [get_act_name(site, layer) for layer in range(n_layers(model))]
     for name in names:

@@ -73,8 +73,8 @@ def config_to_tl(cfg: ModelConfig) -> Any:
     tl_cfg = Config(
         **{name: getattr(cfg, name) for name in SHARED},
         **rotary,
-        initializer_range=cfg.initializer_range * cfg.init_scale,
-        model_name=NAME_PREFIX + cfg.attention + UNBIASED * (not cfg.biases),
+        initializer_range=cfg.initializer_range * cfg.init_scale,  # pyright: ignore[reportCallIssue]  # of 3.9 and 4
+        model_name=NAME_PREFIX + cfg.attention + UNBIASED * (not cfg.biases),  # pyright: ignore[reportCallIssue]
     )
     tl_cfg.seed = cfg.seed  # not through the constructor: on 3.9 that reseeds torch, numpy and random
     return tl_cfg
@@ -133,11 +133,11 @@ def to_tl(model: Transformer) -> Any:
             from transformer_lens import HookedTransformer
 
             tl_cfg.seed, tl_cfg.device, tl_cfg.dtype = None, str(kind["device"]), kind["dtype"]
-            tl_model = HookedTransformer(tl_cfg)
+            tl_model = HookedTransformer(tl_cfg)  # pyright: ignore[reportCallIssue]  # the class of 3.9
         except ImportError:
             from transformer_lens import TransformerBridge
 
-            tl_model = TransformerBridge.boot_native(tl_cfg, **kind)
+            tl_model = TransformerBridge.boot_native(tl_cfg, **kind)  # pyright: ignore[reportAttributeAccessIssue]  # of 4
             tl_model.cfg.model_name = tl_cfg.model_name  # boot_native overwrites it
         tl_model.cfg.seed = model.cfg.seed
     for bias in _lacking(model, tl_model).values():
@@ -241,7 +241,7 @@ def _attention_of(attention: Any) -> str:
 def _attention_classes() -> tuple[type, type]:
     """TransformerLens's attention and a linear subclass; defined late, as a bridge takes seconds to import."""
     try:
-        from transformer_lens.components import Attention
+        from transformer_lens.components import Attention  # pyright: ignore[reportMissingImports]  # of 3.9 only
     except ImportError:
         return _native_classes()
 
@@ -281,7 +281,7 @@ def _native_classes() -> tuple[type, type]:
             if attention_mask is not None:
                 masked = self._combine_attention_mask(masked, attention_mask, batch=batch)
             scores = (q @ k.transpose(-2, -1) / self.scale).masked_fill(masked, 0.0)
-            pattern = self.scores_hook(scores)
+            pattern = self.scores_hook(scores)  # pyright: ignore[reportCallIssue]  # a module
             if pattern_fn is not None:
                 pattern = pattern_fn(pattern)
             # Returning a pattern would make the bridge fire hook_attn_scores a second time.

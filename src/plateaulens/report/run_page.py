@@ -13,6 +13,7 @@ from plateaulens.analysis.checkpoint_steps import evenly_spaced
 from plateaulens.analysis.checkpoint_traces import CheckpointTraces, trace_checkpoints
 from plateaulens.analysis.plateau import Plateau
 from plateaulens.analysis.step_patching import patch_across_steps
+from plateaulens.plots.curves import panels_of
 from plateaulens.report.page import write_page
 from plateaulens.report.probe_results import plateau_of, results
 from plateaulens.report.sections import Section, named_sections
@@ -110,7 +111,7 @@ def _metric_figures(run: Run, plateau: Plateau | None, *, dynamics: bool) -> dic
     """Figures of the recorded metrics, by the name of their place on the page."""
     metrics = run.metrics
     figures = {}
-    if dynamics and plots.curves.panels_of(map(str, metrics)):
+    if dynamics and panels_of(map(str, metrics)):
         figures["dynamics"] = plots.dynamics(run, plateau)
     if "position_accuracy" in metrics:
         figures["positions"] = plots.position_accuracy(run)

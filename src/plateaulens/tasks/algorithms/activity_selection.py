@@ -38,7 +38,7 @@ class ActivitySelection(FixedLengthTask):
     """
 
     n: int = 16
-    symbols = ascii_uppercase[: 2 * MAX_START + 1]
+    symbols = ascii_uppercase[: 2 * MAX_START + 1]  # pyright: ignore[reportAssignmentType]  # a constant property
 
     def __post_init__(self) -> None:
         check(self.n >= 1, f"ActivitySelection needs n >= 1 activities, got n={self.n}")

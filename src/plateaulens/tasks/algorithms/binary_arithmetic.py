@@ -25,7 +25,7 @@ class Binary(FixedLengthTask):
     """
 
     bits: int = 16
-    symbols = "01+"
+    symbols = "01+"  # pyright: ignore[reportAssignmentType]  # a constant property
 
     def __post_init__(self) -> None:
         check(self.bits >= 2, f"{type(self).__name__} needs at least two bits, got bits={self.bits}")

@@ -47,7 +47,7 @@ class GraphTask(StringTask):
 
     nodes: int = 11
     classes: bool = False
-    symbols = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    symbols = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # pyright: ignore[reportAssignmentType]  # a constant property
     named: ClassVar[int] = 0  # number of nodes written before the edges
     directed: ClassVar[bool] = False
     spare: ClassVar[int] = 0  # tokens by which the paper's context is longer than any example

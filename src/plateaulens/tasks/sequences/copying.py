@@ -29,7 +29,7 @@ class Copy(NumberTask):
     """
 
     max_value: int = 16
-    separator = 0
+    separator = 0  # pyright: ignore[reportAssignmentType]  # a constant property
 
     def __post_init__(self) -> None:
         super().__post_init__()

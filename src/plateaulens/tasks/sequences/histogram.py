@@ -28,7 +28,7 @@ class Histogram(NumberTask):
     """
 
     max_value: int = 12
-    separator = 0
+    separator = 0  # pyright: ignore[reportAssignmentType]  # a constant property
 
     def __post_init__(self) -> None:
         super().__post_init__()
