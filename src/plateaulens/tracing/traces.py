@@ -143,11 +143,7 @@ def trace(model: HookedModel, batch: Batch, requires: Sequence[str] | None = Non
         TypeError: If the model has no hooks.
     """
     batch = batch.to(device_of(model))
-    if requires is None:
-        requires = ["outputs", *(["generated"] if batch.is_decoded else []), *hook_names(model)]
-    if "generated" in requires and not batch.is_decoded:
-        raise ValueError(f"{batch.task!r} is answered in one pass and generates nothing; measure its losses")
-    names = match_hooks(model, [name for name in requires if name not in WITHOUT_HOOKS])
+    requires, names = _required(model, batch, requires)
     cache: dict[str, Tensor] = {}
     values: dict[str, Tensor] = {}
     has_truth, near_ties, answer_rows_only = not batch.n_new, None, False
@@ -175,6 +171,15 @@ def trace(model: HookedModel, batch: Batch, requires: Sequence[str] | None = Non
         _values=values,
         _answer_rows_only=answer_rows_only,
     )
+
+
+def _required(model: HookedModel, batch: Batch, requires: Sequence[str] | None) -> tuple[Sequence[str], list[str]]:
+    """What is read, everything by default; and the names of its hooks."""
+    if requires is None:
+        requires = ["outputs", *(["generated"] if batch.is_decoded else []), *hook_names(model)]
+    if "generated" in requires and not batch.is_decoded:
+        raise ValueError(f"{batch.task!r} is answered in one pass and generates nothing; measure its losses")
+    return requires, match_hooks(model, [name for name in requires if name not in WITHOUT_HOOKS])
 
 
 def _generate(model: HookedModel, batch: Batch, names: Sequence[str], requires: Sequence[str]) -> "Generation":
