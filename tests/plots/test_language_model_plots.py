@@ -284,7 +284,6 @@ def test_both_models_have_the_same_scales():
             r"^the run has no collapse, the evaluation has no collapse; both have \['loss'\]$",
         ),
         (lambda: pl.plots.side_by_side(frame_of(), frame_of(), []), "no metric to draw; both have"),
-        (lambda: pl.plots.side_by_side(frame_of(), frame_of(), align="steps"), "'steps'; did you mean 'step'"),
     ],
 )
 def test_one_clear_line_says_what_is_wrong(draw, message):

@@ -1,4 +1,4 @@
-"""A language model over pre-training, from what was measured on its checkpoints.
+"""Figures of a language model over pre-training, from the metrics of its checkpoints.
 
 The functions take an `EvaluatedCheckpoints`, a Run or a metrics frame. An `EvaluatedCheckpoints` has the values of
 single prompts too: from them come the bands, 95 % intervals of the mean over prompts (Student's t, prompts taken as
@@ -14,35 +14,34 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.special import stdtrit
 
-from plateaulens._registry import look_up
 from plateaulens.plots.curves import title_of
-from plateaulens.plots.inputs import metrics_frame, require_numbers
+from plateaulens.plots.inputs import Metrics, metrics_frame, require_numbers
 from plateaulens.plots.site_curves import FINAL
 from plateaulens.plots.step_grids import GAP
 from plateaulens.plots.steps_axis import add_curve, short, step_axes
 from plateaulens.plots.style import BLUE, RED, styled
 
-# Told apart by color, dash and mark; any one of these would do.
+# Curves differ in color, dash and marker; each of these suffices to tell them apart.
 LOOKS = ({"color": BLUE, "dash": "solid", "symbol": "circle"}, {"color": RED, "dash": "dash", "symbol": "diamond"})
-# Shares, and cosines that are seldom negative: their scale is 0 to 1, and more only where values are.
-UNIT = ("accuracy", "tf_accuracy", "repetition", "collapse", "alpha_1", "count_check", "attention_progress")
+# Shares, and cosines that are seldom negative: the axis covers 0 to 1, and more where values do.
+UNIT_METRICS = ("accuracy", "tf_accuracy", "repetition", "collapse", "alpha_1", "count_check", "attention_progress")
 EMBEDDED, TOP = "embeddings", "final norm"  # rows besides the layers
-MANY = 24  # more steps than this are labeled upright
+MAX_LEVEL_LABELS = 24  # with more steps than this, their labels are vertical
 
 
-def early(evaluated: Any, left: str = "collapse", right: str = "repetition") -> go.Figure:
-    """Two measurements against the step on a log axis, each on a y axis of its own (arXiv 2506.13688).
+def early(evaluated: Metrics, left: str = "collapse", right: str = "repetition") -> go.Figure:
+    """Two metrics against the step on a log axis, each with its own y axis (arXiv 2506.13688).
 
-    Step 0 has its own place, left of a break in the axis. The bands (at step 0 a bar) are 95 % t intervals
-    of the mean over prompts; a Run and a frame have none. Steps without a value are left out.
+    Step 0 is drawn left of a break in the axis. The bands (at step 0 a bar) are 95 % t intervals of the mean over
+    prompts; a Run and a frame have none. Steps without a value are left out.
 
     Args:
-        evaluated: an `EvaluatedCheckpoints`, a Run or a metrics frame.
-        left: the column on the left axis.
-        right: the column on the right axis.
+        evaluated: An `EvaluatedCheckpoints`, a Run or a metrics frame.
+        left: Column on the left axis.
+        right: Column on the right axis.
 
     Raises:
-        ValueError: for a column that was not recorded, has no value, or has a list at each step.
+        ValueError: For a column that was not recorded, has no value, or has a list at each step.
     """
     metrics = metrics_frame(evaluated)
     curves = [_curve(metrics, left), _curve(metrics, right)]
@@ -52,7 +51,7 @@ def early(evaluated: Any, left: str = "collapse", right: str = "repetition") -> 
     axes = step_axes(figure, steps)
     for y, curve, band, look in zip(("y", "y2"), curves, bands, LOOKS):
         add_curve(figure, curve, band, look, axes, y)
-        figure.update_layout({f"yaxis{y[1:]}": {"range": _range(curve, band), **_inked(curve, look)}})
+        figure.update_layout({f"yaxis{y[1:]}": {"range": _range(curve, band), **_axis_in_color(curve, look)}})
     figure.update_layout(yaxis={"anchor": axes[1] if 0 in steps else axes[0]})
     figure.update_layout(
         yaxis2={"overlaying": "y", "side": "right", "anchor": "x", "showgrid": False, "tickmode": "auto"}
@@ -65,23 +64,22 @@ def early(evaluated: Any, left: str = "collapse", right: str = "repetition") -> 
     return figure.update_layout(margin={"t": 80, "r": 60})  # for the subtitle and the right axis
 
 
-def layer_steps(evaluated: Any, metric: str = "collapse", site: str = "hook_resid_post") -> go.Figure:
-    """A measurement of hidden states: layers upwards, steps to the right, every step as wide as any other.
+def layer_steps(evaluated: Metrics, metric: str = "collapse", site: str = "hook_resid_post") -> go.Figure:
+    """A heat map of a metric of hidden states, layers upwards and steps to the right, all steps equally wide.
 
-    The embeddings (`hook_resid_pre` of layer 0, or else `hook_embed`) are the lowest row if they were
-    recorded. The state after the final norm lies apart on top, being another kind of state. Cells without
-    a value are empty.
+    The embeddings (`hook_resid_pre` of layer 0, or else `hook_embed`) are the lowest row if they were recorded. The
+    state after the final norm is set apart on top. Cells without a value are empty.
 
     Args:
-        evaluated: an `EvaluatedCheckpoints`, a Run or a metrics frame with columns `METRIC@blocks.LAYER.SITE`.
-        metric: such as "collapse", "norm" or "effective_rank".
-        site: the hook within a layer.
+        evaluated: An `EvaluatedCheckpoints`, a Run or a metrics frame with columns `METRIC@blocks.LAYER.SITE`.
+        metric: Name of the metric, such as "collapse", "norm" or "effective_rank".
+        site: Hook within a layer.
 
     Raises:
-        ValueError: when `metric` was recorded in no layer at `site`, has no value, or has a list at each step.
+        ValueError: If `metric` was recorded in no layer at `site`, has no value, or has a list at each step.
     """
     metrics = metrics_frame(evaluated)
-    rows = _layers(list(map(str, metrics)), metric, site)
+    rows = _columns_by_layer(list(map(str, metrics)), metric, site)
     for column in rows.values():
         require_numbers(metrics, column)
     steps = [int(step) for step in metrics.index]
@@ -93,69 +91,90 @@ def layer_steps(evaluated: Any, metric: str = "collapse", site: str = "hook_resi
     bottoms = [float(i) for i in range(len(rows))]
     if TOP in rows:  # an empty row makes the gap
         z, names[-1:], bottoms[-1:] = np.insert(z, -1, np.nan, axis=0), ["", TOP], [bottoms[-1], bottoms[-1] + GAP]
-    edges = [*bottoms, bottoms[-1] + 1]
-    said = {EMBEDDED: EMBEDDED, TOP: f"after the {TOP}"}
-    words = [[f"{said.get(name, f'layer {name}')}, step {step}" for step in steps] for name in names]
     limits = {"zmin": low, "zmax": high, "colorscale": "Viridis", "colorbar": {"thickness": 10, "nticks": 6}}
-    heat = go.Heatmap(z=z, x=[float(i) for i in range(len(steps) + 1)], y=edges, text=words, xgap=1, ygap=1, **limits)
-    figure = go.Figure(heat.update(hovertemplate=f"%{{text}}<br>{metric} %{{z:.3g}}<extra></extra>", hoverongaps=False))
+    heat = go.Heatmap(
+        z=z,
+        x=[float(i) for i in range(len(steps) + 1)],
+        y=[*bottoms, bottoms[-1] + 1],
+        text=_hover_texts(names, steps),
+        hovertemplate=f"%{{text}}<br>{metric} %{{z:.3g}}<extra></extra>",
+        hoverongaps=False,
+        xgap=1,
+        ygap=1,
+        **limits,
+    )
+    figure = go.Figure(heat)
     columns = {"tickvals": [i + 0.5 for i in range(len(steps))], "ticktext": [short(step) for step in steps]}
-    figure.update_xaxes(title="step", showgrid=False, tickangle=-90 if len(steps) > MANY else 0, **columns)
-    labels = [(bottom + 0.5, name) for bottom, name in zip(bottoms, names, strict=True) if name]
-    figure.update_yaxes(title="layer", showgrid=False, tickvals=[y for y, _ in labels], ticktext=[n for _, n in labels])
+    figure.update_xaxes(title="step", showgrid=False, tickangle=-90 if len(steps) > MAX_LEVEL_LABELS else 0, **columns)
+    labels = {bottom + 0.5: name for bottom, name in zip(bottoms, names, strict=True) if name}
+    figure.update_yaxes(title="layer", showgrid=False, tickvals=[*labels], ticktext=[*labels.values()])
     title = _titled(evaluated, f"{metric} at {site.removeprefix('hook_')}")
     styled(figure, height=150 + max(130, min(640, 32 * len(rows))), title=title)
     width = 180 + 14 * len(steps)  # every step has a label
     return figure.update_layout(width=width) if width > 700 else figure
 
 
-def side_by_side(
-    run: Any, evaluated: Any, metrics: Sequence[str] = ("collapse", "repetition"), align: str = "step"
-) -> go.Figure:
-    """A small run and a language model over training: a row for each measurement, with one scale for both.
+def _hover_texts(names: Sequence[str], steps: Sequence[int]) -> list[list[str]]:
+    """The hover text of each row and step."""
+    titles = {EMBEDDED: EMBEDDED, TOP: f"after the {TOP}"}
+    return [[f"{titles.get(name, f'layer {name}')}, step {step}" for step in steps] for name in names]
+
+
+def side_by_side(run: Metrics, evaluated: Metrics, metrics: Sequence[str] = ("collapse", "repetition")) -> go.Figure:
+    """A run and a language model over training, a row for each metric, with one scale for both.
 
     Args:
-        run: the small one, left: a Run or a metrics frame.
-        evaluated: the language model, right: an `EvaluatedCheckpoints` (drawn with bands as in `early`), a Run or a
-            metrics frame.
-        metrics: columns that both have.
-        align: "step": both on the same log axis, with a place for step 0 as in `early`.
+        run: The run on the left: a Run or a metrics frame.
+        evaluated: The language model on the right: an `EvaluatedCheckpoints` (drawn with bands as in `early`), a Run or
+            a metrics frame.
+        metrics: Columns that both have.
 
     Raises:
-        ValueError: for no metric, one that one of the two does not have, or an unknown `align`.
+        ValueError: For no metric, or one that one of the two does not have.
     """
-    look_up("alignment", align, {"step": None})
-    frames = {"run": metrics_frame(run), "evaluation": metrics_frame(evaluated)}
-    has = {side: [str(c) for c in columns.dropna(axis=1, how="all")] for side, columns in frames.items()}
-    lacking = [f"the {side} has no {name}" for name in metrics for side in has if name not in has[side]]
-    if lacking or not metrics:
-        common = [name for name in has["run"] if name in has["evaluation"]]
-        raise ValueError(f"{', '.join(lacking) or 'no metric to draw'}; both have {common}")
-    curves = {side: [_curve(columns, name) for name in metrics] for side, columns in frames.items()}
+    sources = {"run": run, "evaluation": evaluated}
+    curves = _curves_of_both(sources, metrics)
     steps = sorted({int(step) for row in curves.values() for curve in row for step in curve.index})
     figure, n = go.Figure(), len(metrics)
     ranges: list[list[float]] = [[] for _ in metrics]
-    for i, (side, what) in enumerate({"run": run, "evaluation": evaluated}.items()):
+    for i, (side, source) in enumerate(sources.items()):
         start, end = (0.54, 1.0) if i else (0.0, 0.46)
         axes = step_axes(figure, steps, (start, end), panel=i + 1, room=10)
         for row, curve in enumerate(curves[side]):
-            band = intervals(what, curve)
+            band = intervals(source, curve)
             look = {**LOOKS[row % 2], "dash": "solid"}  # in panels of their own, no dash is needed
             add_curve(figure, curve, band, look, axes, _axis(row))
             ranges[row] += _range(curve, band)
-        title = {"text": _name(what) or side, "x": (start + end) / 2, "y": 1, "xanchor": "center", "yanchor": "bottom"}
+        title = {
+            "text": _name(source) or side,
+            "x": (start + end) / 2,
+            "y": 1,
+            "xanchor": "center",
+            "yanchor": "bottom",
+        }
         figure.add_annotation(xref="paper", yref="paper", showarrow=False, font={"size": 15}, **title)
     height, space = 0.85 / (n - 0.15), 0.15 / (n - 0.15)  # of a row
     for row, curve in enumerate(curves["run"]):
         top = 1 - row * (height + space)
         place = {"domain": [max(0.0, top - height), top], "anchor": "x2" if 0 in steps else "x", "nticks": 6}
-        scale = {"range": [min(ranges[row]), max(ranges[row])], **_inked(curve, LOOKS[row % 2])}
+        scale = {"range": [min(ranges[row]), max(ranges[row])], **_axis_in_color(curve, LOOKS[row % 2])}
         figure.update_layout({f"yaxis{_axis(row)[1:]}": {**place, **scale}})
     figure.update_xaxes(anchor=_axis(n - 1))
     return styled(figure, height=190 * n + 110, hovermode="x unified", showlegend=False)
 
 
-def intervals(evaluated: Any, curve: pd.Series) -> pd.DataFrame:
+def _curves_of_both(sources: dict[str, Metrics], metrics: Sequence[str]) -> dict[str, list[pd.Series]]:
+    """The curve of each metric by side; raises if one of the sides lacks one."""
+    frames = {side: metrics_frame(source) for side, source in sources.items()}
+    recorded = {side: [str(c) for c in frame.dropna(axis=1, how="all")] for side, frame in frames.items()}
+    lacking = [f"the {side} has no {name}" for name in metrics for side in recorded if name not in recorded[side]]
+    if lacking or not metrics:
+        common = [name for name in recorded["run"] if name in recorded["evaluation"]]
+        raise ValueError(f"{', '.join(lacking) or 'no metric to draw'}; both have {common}")
+    return {side: [_curve(frame, name) for name in metrics] for side, frame in frames.items()}
+
+
+def intervals(evaluated: Metrics, curve: pd.Series) -> pd.DataFrame:
     """Low and high end of the 95 % t interval of the mean over prompts, by step; empty without values of prompts."""
     ends: dict[int, tuple[float, float]] = {}
     if not isinstance(evaluated, pd.DataFrame) and hasattr(evaluated, "values"):
@@ -177,25 +196,27 @@ def _curve(metrics: pd.DataFrame, column: str) -> pd.Series:
     return curve
 
 
-def _layers(columns: list[str], metric: str, site: str) -> dict[str, str]:
-    """Row -> column, upwards."""
-    found = [match for c in columns if (match := re.fullmatch(rf"{re.escape(metric)}@blocks\.(\d+)\.(.+)", c))]
-    rows = {match[1]: match[0] for match in sorted(found, key=lambda m: int(m[1])) if match[2] == site}
+def _columns_by_layer(columns: list[str], metric: str, site: str) -> dict[str, str]:
+    """Row label -> column of the metric, from the lowest row to the highest."""
+    pattern = re.compile(rf"{re.escape(metric)}@blocks\.(\d+)\.(.+)")
+    matches = [match for column in columns if (match := pattern.fullmatch(column))]
+    rows = {match[1]: match[0] for match in sorted(matches, key=lambda m: int(m[1])) if match[2] == site}
     if not rows:
-        known = sorted({match[2] for match in found})
+        known = sorted({match[2] for match in matches})
         cure = f"choose from {known}" if known else f'measure "{metric}@*"'
         raise ValueError(f"no {metric} was recorded at {site} of any layer; {cure}")
-    lowest = [f"{metric}@{hook}" for hook in ("blocks.0.hook_resid_pre", "hook_embed")]
-    highest = [f"{metric}@{FINAL}", *(["collapse"] if metric == "collapse" else [])]  # `collapse` itself is read there
-    bottom = [c for c in lowest if c in columns and c not in rows.values()]
-    top = [c for c in highest if c in columns]
-    return dict([*((EMBEDDED, c) for c in bottom[:1]), *rows.items(), *((TOP, c) for c in top[:1])])
+    drawn = {*rows.values()}
+    bottom = [f"{metric}@{hook}" for hook in ("blocks.0.hook_resid_pre", "hook_embed")]
+    top = [f"{metric}@{FINAL}", *(["collapse"] if metric == "collapse" else [])]  # `collapse` itself is read there
+    ends = {EMBEDDED: [c for c in bottom if c in columns and c not in drawn], TOP: [c for c in top if c in columns]}
+    first = {label: candidates[0] for label, candidates in ends.items() if candidates}
+    return {EMBEDDED: first[EMBEDDED], **rows, **first} if EMBEDDED in first else rows | first
 
 
 def _extent(column: str, values: np.ndarray) -> tuple[float, float]:
     """Least and greatest value; of a share or a cosine at least 0 to 1."""
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    return (min(low, 0.0), max(high, 1.0)) if column.partition("@")[0] in UNIT else (low, high)
+    return (min(low, 0.0), max(high, 1.0)) if column.partition("@")[0] in UNIT_METRICS else (low, high)
 
 
 def _range(curve: pd.Series, band: pd.DataFrame) -> list[float]:
@@ -209,20 +230,20 @@ def _axis(row: int) -> str:
     return f"y{row + 1}" if row else "y"
 
 
-def _inked(curve: pd.Series, look: dict[str, str]) -> dict[str, Any]:
+def _axis_in_color(curve: pd.Series, look: dict[str, str]) -> dict[str, Any]:
     """Title and labels of a y axis in the color of its curve."""
     ink = {"color": look["color"]}
     return {"title": {"text": title_of(str(curve.name)), "font": ink}, "tickfont": ink}
 
 
-def _name(what: Any) -> str:
-    """What an `EvaluatedCheckpoints` or a Run is called; a frame has no name."""
-    if isinstance(what, pd.DataFrame):
+def _name(source: Metrics) -> str:
+    """The name of an `EvaluatedCheckpoints` or a Run; empty for a metrics frame."""
+    if isinstance(source, pd.DataFrame):
         return ""
-    path = getattr(what, "path", None)
-    return str(getattr(what, "name", "") or (path.name if path is not None else ""))
+    path = getattr(source, "path", None)
+    return str(getattr(source, "name", "") or (path.name if path is not None else ""))
 
 
-def _titled(evaluated: Any, what: str) -> dict[str, Any]:
-    name = _name(evaluated)
-    return {"text": f"{name}: {what}" if name else what}
+def _titled(source: Metrics, text: str) -> dict[str, Any]:
+    name = _name(source)
+    return {"text": f"{name}: {text}" if name else text}
