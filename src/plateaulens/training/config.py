@@ -52,6 +52,16 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_choices(self)
+        self._check_ranges()
+        self._check_schedule()
+        for name, optimizers in (("momentum", ("sgd", "muon")), ("adam_lr", ("muon",))):
+            if getattr(self, name) is not None and self.optimizer not in optimizers:
+                raise ValueError(
+                    f"{name} applies to {' and '.join(optimizers)}; with {self.optimizer!r} it would have no effect"
+                )
+
+    def _check_ranges(self) -> None:
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -62,18 +72,14 @@ class TrainConfig:
         for name in ("lr_start", "lr_end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a fraction of lr, from 0 to 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
+    def _check_schedule(self) -> None:
         if self.lr_start and not self.warmup or self.lr_end and self.schedule == "constant":
             raise ValueError(
                 "lr_start applies to a warm-up, lr_end to 'cosine' and 'wsd'; here they would have no effect"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
-        check_choices(self)
-        for name, optimizers in (("momentum", ("sgd", "muon")), ("adam_lr", ("muon",))):
-            if getattr(self, name) is not None and self.optimizer not in optimizers:
-                raise ValueError(
-                    f"{name} applies to {' and '.join(optimizers)}; with {self.optimizer!r} it would have no effect"
-                )
         if not 0 <= self.warmup < self.steps:
             raise ValueError(f"warmup must be in 0..steps-1={self.steps - 1}, got {self.warmup}")
         if (self.schedule == "wsd") != (self.decay > 0) or self.decay > self.steps - self.warmup:

@@ -169,12 +169,7 @@ class Training:
 
     def _restored_optimizers(self, state: dict[str, Tensor]) -> list[torch.optim.Optimizer]:
         """New optimizers with the memory of a state, if that is complete and of the same optimizer."""
-        parameters = dict(self.model.named_parameters())
-        memories: dict[str, dict[str, Tensor]] = {}
-        for name, value in state.items():
-            if name.startswith("optimizer/"):
-                _, owner, key = name.split("/")
-                memories.setdefault(owner, {})[key] = value
+        parameters, memories = dict(self.model.named_parameters()), _memories_by_parameter(state)
         if unknown := sorted(set(memories) - set(parameters)):
             raise ValueError(f"the state has optimizer memory of unknown parameters: {unknown[0]}")
         optimizers = build_optimizers(self.model, self.cfg)
@@ -191,6 +186,16 @@ class Training:
                 for key, value in memory.items()
             }
         return optimizers
+
+
+def _memories_by_parameter(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The optimizer memory in a state, by parameter name and key."""
+    memories: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        if name.startswith("optimizer/"):
+            _, owner, key = name.split("/")
+            memories.setdefault(owner, {})[key] = value
+    return memories
 
 
 def train(model: nn.Module, task: Any, cfg: TrainConfig) -> Training:
