@@ -153,4 +153,4 @@ def test_truncated_metrics_warn_and_work(run: Path):
     path = run / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
     result = call("report", str(run))
-    assert result.exit_code == 0 and "cut short" in result.stderr
+    assert result.exit_code == 0 and "incomplete" in result.stderr

@@ -291,7 +291,7 @@ def test_edits_act_before_and_after_the_norm():
 
 
 def test_conversion_raises_for_what_transformerlens_lacks():
-    with pytest.raises(ValueError, match="know norm_position='pre' only"):
+    with pytest.raises(ValueError, match="support norm_position='pre' only"):
         pl.to_tl(tiny_model())
     with pytest.raises(ValueError, match="no next-token loss"):
         tiny_model()(TINY.sample(2, seed=0).inputs, return_type="loss")
@@ -356,7 +356,7 @@ def test_report_without_hidden_cells_has_no_heads(tmp_path):
     assert eval_batch.observed.all()
     run = pl.record(pl.train(tiny_model(), task, cfg), tmp_path / "a", eval_batch, progress=False)
     page = pl.write_report(run, sections=report_sections(run)).read_text()
-    assert "mean attention" not in page and "a matrix, hidden cells framed" in page
+    assert "mean attention" not in page and "a matrix, masked cells framed" in page
     with_hidden = pl.record(pl.train(tiny_model(), TINY, cfg), tmp_path / "b", TINY.sample(4, seed=1), progress=False)
     assert "mean attention" in pl.write_report(with_hidden, sections=report_sections(with_hidden)).read_text()
 
