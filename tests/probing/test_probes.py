@@ -475,7 +475,7 @@ def xor(monkeypatch):
     return batch, pl.tasks.Feature(bits[..., 0] ^ bits[..., 1], places)
 
 
-def test_a_hidden_layer_reads_the_xor_of_two_bits_and_a_line_does_not(xor, monkeypatch):
+def test_a_hidden_layer_reads_the_xor_of_two_bits_and_a_line_does_not(xor, monkeypatch, annotations_unchecked):
     batch, feature = xor
     line = probe(transformer(ADDITION), batch, feature, SITE)
     found = probe(transformer(ADDITION), batch, feature, SITE, hidden=8, C=100.0)
