@@ -38,7 +38,7 @@ def arms(control, changed, **options):
 # The estimate.
 
 
-def test_ten_pairs_worked_out_by_hand():
+def test_ten_pairs_equal_values_computed_by_hand():
     gains = [-95, -100, -110, -120, -130, -150, -160, -170, -185, -200]
     result = pl.paired_difference([300] * 10, [300 + g for g in gains])
     assert str(result) == "drop: median -140 steps [-185, -100] (10 pairs, 97.9 %), p = 0.002"
@@ -48,7 +48,7 @@ def test_ten_pairs_worked_out_by_hand():
 
 @pytest.mark.parametrize("n", [2, 5, 6, 7, 9, 10, 15, 30])
 @pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.99])
-def test_interval_and_p_are_those_of_scipy(n, confidence):
+def test_interval_and_p_value_equal_scipys(n, confidence):
     d = np.random.default_rng(n).standard_normal(n) + 0.4
     result = pl.paired_difference(np.zeros(n), d, confidence=confidence)
     assert result.median == pytest.approx(np.median(d))
@@ -67,7 +67,7 @@ def test_interval_and_p_are_those_of_scipy(n, confidence):
 
 
 @pytest.mark.parametrize("n", [4, 7, 10])
-def test_the_interval_covers_the_median_exactly_as_often_as_it_says(n):
+def test_interval_covers_the_median_with_its_stated_probability(n):
     """Counted over all equally likely patterns of being above the median."""
     result = pl.paired_difference(np.zeros(n), np.arange(n) + 1.0)
     k = int(result.interval[0])
@@ -84,7 +84,7 @@ def test_coverage_by_simulation(draw):
     assert abs(np.mean(hits) - 0.9785) < 0.02
 
 
-def test_swapping_the_arms_turns_the_sign_and_nothing_else():
+def test_swapping_the_arms_only_changes_the_sign():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 9))
     one, two = pl.paired_difference(a, b), pl.paired_difference(b, a)
@@ -92,7 +92,7 @@ def test_swapping_the_arms_turns_the_sign_and_nothing_else():
     assert (one.p, one.confidence) == (two.p, two.confidence)
 
 
-def test_no_difference_at_all():
+def test_equal_arms_have_no_difference():
     result = pl.paired_difference([5, 6, 7], [5, 6, 7])
     assert (result.median, result.interval, result.p) == (0, (0, 0), 1)
     mixed = pl.paired_difference([5, 6, 7, 8], [5, 5, 6, 7])  # a zero tells no sign
@@ -102,7 +102,7 @@ def test_no_difference_at_all():
 # Censoring.
 
 
-def test_a_run_that_never_got_there_counts_as_later_than_any():
+def test_run_that_never_dropped_counts_as_later_than_any():
     result = pl.paired_difference([100, 110, 120, 130, 140, 150], [None, 300, 300, INF, 300, 300])
     assert list(result.differences) == [INF, 190, 180, INF, 160, 150]
     assert (result.median, result.interval) == (185, (150, INF)) and result.censored == 2
@@ -110,20 +110,20 @@ def test_a_run_that_never_got_there_counts_as_later_than_any():
     assert str(result) == "drop: median 185 steps [150, inf] (6 pairs, 96.9 %, 2 censored), p = 0.03"
 
 
-def test_pairs_in_which_neither_got_there_are_left_out_and_counted():
+def test_pairs_without_any_drop_are_left_out_and_counted():
     result = pl.paired_difference([100, None, None, 120], [90, None, 80, 100])
     assert list(result.differences) == [-10, -INF, -20] and (result.n, result.censored, result.left_out) == (3, 1, 1)
     assert "3 pairs, 75.0 %, 1 censored, 1 left out" in str(result) and result.median == -20
 
 
-def test_a_median_between_the_infinities_is_not_a_number():
+def test_median_between_infinities_is_nan():
     result = pl.paired_difference([None, 1], [1, None])
     assert math.isnan(result.median) and result.interval == (-INF, INF)
     assert pl.paired_difference([1, 1, 1, 1], [2, None, None, None]).median == INF
     assert pl.paired_difference([1, 1], [2, None]).median == INF
 
 
-def test_the_interval_holds_wherever_beyond_its_last_step_a_censored_run_would_have_dropped():
+def test_interval_holds_wherever_a_censored_run_would_drop():
     """The late control's partner stopped soon after it: +10 is possible, and the lower end allows for it."""
     control, changed = arms([100, 100, 100, 100, 100, 390], [150, 160, 170, 180, 190, None])
     result = pl.paired_difference(control, changed)
@@ -135,7 +135,7 @@ def test_the_interval_holds_wherever_beyond_its_last_step_a_censored_run_would_h
     assert turned.median == -75 and turned.interval == (-INF, -10)
 
 
-def test_a_run_that_stopped_before_its_partner_dropped_says_nothing_and_raises():
+def test_run_stopped_before_its_partner_dropped_raises():
     control, changed = [Seeded(0, 350), Seeded(1, 100)], [Seeded(0, None, last=300), Seeded(1, 50)]
     with pytest.raises(ValueError, match="pair 0: one run stopped at step 300, before the other's drop at 350; record"):
         pl.paired_difference(control, changed)
@@ -178,7 +178,7 @@ def test_steps_of_the_plateau_by_name():
     assert pl.paired_difference(control, changed, "start").median == -125  # here the loss lies on the level at first
 
 
-def test_recorded_runs_of_one_past(tmp_path):
+def test_paired_differences_of_forked_runs(tmp_path):
     runs = {}
     for arm in ("control", "changed"):
         for seed in range(2):
@@ -211,7 +211,7 @@ def test_recorded_runs_of_one_past(tmp_path):
         (*arms([100, 200], [100, 200]), "peak none", "none was recorded, but has no value at any step"),
     ],
 )
-def test_what_cannot_be_compared_says_why(control, changed, value, message):
+def test_runs_that_cannot_be_compared_raise(control, changed, value, message):
     with pytest.raises(ValueError, match=message) as error:
         pl.paired_difference(control, changed, value)
     assert "\n" not in str(error.value)
@@ -225,7 +225,7 @@ def test_confidence_is_checked():
 # The figure.
 
 
-def test_the_figure_joins_the_drops_of_each_pair_and_draws_both_arms():
+def test_figure_joins_the_drops_of_each_pair():
     control, changed = arms([200, 300, 260], [100, 150, None])
     figure = pl.plots.counterfactual(control, changed[::-1], labels=("as it is", "scaled"))
     joined = [trace for trace in figure.data if (trace.name or "").startswith("pair ")]
@@ -245,7 +245,7 @@ def test_the_figure_joins_the_drops_of_each_pair_and_draws_both_arms():
     json.loads(figure.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
 
 
-def test_the_figure_takes_any_metric_and_a_single_pair():
+def test_figure_accepts_any_metric_and_a_single_pair():
     figure = pl.plots.counterfactual(*arms([200], [100]), "collapse")
     assert [note.text for note in figure.layout.annotations] == ["collapse", "drop of each pair"]
     assert figure.layout.xaxis2.title.text == "step"
@@ -260,6 +260,6 @@ def test_the_figure_takes_any_metric_and_a_single_pair():
         ((*arms([100], [50]), "los"), {}, "los was not recorded"),
     ],
 )
-def test_the_figure_says_what_is_wrong(arguments, options, message):
+def test_figure_raises_for_bad_input(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         pl.plots.counterfactual(*arguments, **options)

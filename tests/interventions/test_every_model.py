@@ -46,7 +46,7 @@ def value_at(model, tokens, site):
 
 
 @pytest.mark.parametrize("name", INTERVENTION_CASES)
-def test_it_does_what_the_edit_by_hand_does(model, tokens, name):
+def test_intervention_equals_the_edit_by_hand(model, tokens, name):
     change, site, edit = INTERVENTION_CASES[name]
     plain, expected = logits(model, tokens), by_hand(model, tokens, site, edit)
     with pl.intervene(model, change):
@@ -56,7 +56,7 @@ def test_it_does_what_the_edit_by_hand_does(model, tokens, name):
     assert torch.equal(logits(model, tokens), plain) and not active_interventions(model)
 
 
-def test_resampling_gives_everyone_another_ones_activation(model, tokens):
+def test_resampling_gives_each_example_another_ones_activation(model, tokens):
     real = value_at(model, tokens, RESID)
     with pl.intervene(model, pl.Ablate(RESID, "resample")):
         seen = value_at(model, tokens, RESID)
@@ -66,7 +66,7 @@ def test_resampling_gives_everyone_another_ones_activation(model, tokens):
     assert torch.equal(seen, again)
 
 
-def test_a_glob_is_every_site_it_matches():
+def test_glob_applies_to_every_matching_site():
     model, batch = small_transformer(), WINDOW_SUM.sample(3, seed=0)
     both = "blocks.*.hook_mlp_out"
     with pl.intervene(model, pl.Ablate(both, "zero")):
@@ -76,7 +76,7 @@ def test_a_glob_is_every_site_it_matches():
     assert not torch.equal(logits(model, batch.inputs), together)
 
 
-def test_a_patch_from_another_run_is_what_the_other_run_had(model, tokens):
+def test_patch_sets_the_activation_of_the_other_run(model, tokens):
     other = tokens.flip(0)
     value = value_at(model, other, RESID)
     with pl.intervene(model, pl.Patch(RESID, value)):
@@ -85,18 +85,18 @@ def test_a_patch_from_another_run_is_what_the_other_run_had(model, tokens):
 
 
 @pytest.mark.parametrize("name", INTERVENTION_CASES)
-def test_it_goes_to_json_and_back(name):
+def test_every_intervention_round_trips_through_json(name):
     change = INTERVENTION_CASES[name][0]
     back = from_json(change.to_json(), change.tensors())
     assert back == change and type(back) is type(change) and repr(back) == repr(change)
 
 
-def test_every_intervention_is_tried():
+def test_every_intervention_has_a_case():
     tried = {type(change).__name__ for change, _, _ in INTERVENTION_CASES.values()} | {"Freeze"}
     assert tried == set(INTERVENTIONS)
 
 
-def test_every_site_that_is_not_refused_acts(model, tokens):
+def test_edit_at_every_accepted_site_changes_the_logits(model, tokens):
     """What an edit reaches: all sites of a model, one by one."""
     plain = logits(model, tokens)
     for site in sorted(hook_names(model)):
@@ -116,7 +116,7 @@ def test_every_site_that_is_not_refused_acts(model, tokens):
 
 
 @pytest.mark.parametrize("kind", ["olmo2", "tl"])
-def test_the_middle_of_the_residual_stream_is_refused_where_the_skip_is_missed(request, kind):
+def test_hook_resid_mid_raises_on_bridges_that_miss_the_skip(request, kind):
     bridge = request.getfixturevalue(kind)[1] if kind == "olmo2" else pl.to_tl(small_transformer("softmax"))
     if not hasattr(bridge, "original_model"):
         check_writable(bridge, "blocks.0.hook_resid_mid")  # 3.9's HookedTransformer: it acts, as above
@@ -142,7 +142,7 @@ DECODED = {
 
 @pytest.mark.parametrize("attention", ["linear", "softmax"])
 @pytest.mark.parametrize("name", DECODED)
-def test_cached_decoding_puts_every_edit_at_its_absolute_position(attention, name):
+def test_cached_decoding_edits_absolute_positions(attention, name):
     model, batch = small_transformer(attention), WINDOW_SUM.sample(3, seed=0)
     with pl.intervene(model, DECODED[name]):
         cached = pl.trace(model, batch, ["generated"]).generated
@@ -152,7 +152,7 @@ def test_cached_decoding_puts_every_edit_at_its_absolute_position(attention, nam
     assert torch.equal(cached, tokens[:, batch.prompt_len :])
 
 
-def test_a_key_value_cache_of_tl_is_counted():
+def test_transformerlens_cache_gives_absolute_positions():
     tl = pl.to_tl(small_transformer("softmax"))
     if hasattr(tl, "original_model"):
         return  # bridges of TransformerLens 4 decode native models without a cache
@@ -171,7 +171,7 @@ def test_a_key_value_cache_of_tl_is_counted():
 @pytest.mark.parametrize(
     "task", [pl.tasks.Permutation(n=4), pl.tasks.Histogram(n=4), pl.tasks.PrefixSum(n=4, p=5)], ids=repr
 )
-def test_maps_that_differ_from_prompt_to_prompt_follow_the_prompts(task):
+def test_prompt_dependent_maps_follow_the_prompts(task):
     model, batch = small_transformer(task=task), task.sample(5, seed=1)
     plain = pl.trace(model, batch).pattern()
     maps = task.optimal_attention(batch)
@@ -191,7 +191,7 @@ def test_maps_that_differ_from_prompt_to_prompt_follow_the_prompts(task):
 
 
 @pytest.mark.usefixtures("annotations_unchecked")
-def test_what_cannot_act_says_so():
+def test_intervention_that_cannot_act_raises():
     model, batch = small_transformer(), WINDOW_SUM.sample(3, seed=0)
     cases = [
         (pl.AblateHeads([(1, 0)], "mean"), batch[:1], "batch of one"),
@@ -230,7 +230,7 @@ def trainable(request):
     return small_transformer() if request.param == "linear" else pl.to_tl(small_transformer("softmax"))
 
 
-def test_the_parts_are_the_whole(trainable):
+def test_parameter_groups_partition_the_parameters(trainable):
     single = ("embed", "pos", "qk", "ov", "mlp", "norms", "unembed")
     found = [name for part in single for name in parameters_of(trainable, part)]
     everything = {n.replace("_original_component.", ""): p for n, p in trainable.named_parameters()}
@@ -247,7 +247,7 @@ def test_the_parts_are_the_whole(trainable):
 
 
 @pytest.mark.parametrize("part", ["qk", "attn", "MLP", "KQOV"])
-def test_a_graft_has_the_donors_parts_and_its_own_rest(trainable, part):
+def test_graft_takes_only_the_named_parts_from_the_donor(trainable, part):
     donor = (
         small_transformer(seed=1)
         if isinstance(trainable, pl.Transformer)
@@ -285,7 +285,7 @@ def test_frozen_parts_stay_and_the_rest_learns(trainable):
     assert {n for n in frozen if not torch.equal(parameters_of(trainable, ["*"])[n], before[n])}, "they learn again"
 
 
-def test_freezing_goes_to_json_and_says_when_it_did_nothing():
+def test_freeze_round_trips_and_raises_without_effect():
     model, batch = small_transformer(), WINDOW_SUM.sample(3, seed=0)
     freeze = pl.Freeze("KQ")
     assert from_json(freeze.to_json()) == freeze == pl.Freeze(["KQ"]) != pl.Freeze("KQOV")
@@ -298,14 +298,14 @@ def test_freezing_goes_to_json_and_says_when_it_did_nothing():
         pass
 
 
-def test_weights_of_hugging_face_bridges_are_refused(neox):
+def test_parameters_of_hugging_face_bridges_raise(neox):
     with pytest.raises(ValueError, match="holds copies of its weights"):
         pl.graft(neox[1], neox[1], "attn")
     with pytest.raises(ValueError, match="holds copies"), pl.intervene(neox[1], pl.Freeze("mlp")):
         pass
 
 
-def test_a_graft_of_another_shape_is_refused():
+def test_graft_of_another_shape_raises():
     with pytest.raises(ValueError, match="cannot graft 'mlp'.*differs"):
         pl.graft(small_transformer(), small_transformer(d_mlp=8), "mlp")
     assert pl.graft(small_transformer(), small_transformer(d_mlp=8), "attn") is not None

@@ -61,7 +61,7 @@ def test_fixing_a_models_own_pattern_changes_nothing(attention):
 
 
 @ATTENTIONS
-def test_fixing_another_models_pattern_puts_it_in(attention):
+def test_fixing_the_pattern_of_another_model_sets_it(attention):
     model, other, batch = build(attention=attention), build(attention=attention, seed=1), SMALL.sample(4, seed=0)
     plain, foreign = pl.trace(model, batch), pl.trace(other, batch).pattern()
     with pl.intervene(model, pl.FixAttention(foreign)):
@@ -95,12 +95,12 @@ def test_a_tensor_of_another_shape_raises(shape, message):
 
 
 @pytest.mark.parametrize("shape", [(8,), (1, 1, 1, 8, 8)])
-def test_a_tensor_that_is_no_map_raises_at_once(shape):
+def test_tensor_that_is_not_a_map_raises_at_construction(shape):
     with pytest.raises((ValueError, TypeError)):  # TypeError: where shapes are checked at run time
         pl.FixAttention(torch.rand(shape))
 
 
-def test_a_pattern_holds_for_its_own_prompts_unless_averaged():
+def test_pattern_applies_to_its_own_prompts_unless_averaged():
     model, batch, other = build(), SMALL.sample(4, seed=0), SMALL.sample(4, seed=1)
     pattern = pl.trace(build(seed=1), batch).pattern()
     for wrong in (other, batch[:3]):
@@ -118,7 +118,7 @@ def test_a_pattern_holds_for_its_own_prompts_unless_averaged():
         pattern[3]
 
 
-def test_what_never_fired_raises_and_what_never_ran_warns():
+def test_edit_that_never_fired_raises_and_unused_block_warns():
     model, batch = build(), SMALL.sample(2, seed=0)
     scale = pl.ScaleAttention(SMALL, factor=2.0)
     with pytest.warns(UserWarning, match="never ran"), pl.intervene(model, scale):
@@ -157,7 +157,7 @@ def test_hooks_are_gone_after_an_exception():
     assert not hooks_of(model) and not active_interventions(model) and torch.equal(model(batch.inputs), plain)
 
 
-def test_nested_interventions_act_in_order_and_leave_one_by_one():
+def test_nested_interventions_apply_in_order_and_are_removed():
     model, batch = build(), SMALL.sample(3, seed=0)
     two, flat = pl.ScaleAttention(SMALL, factor=2.0), pl.FixAttention(torch.ones(8, 8).tril())
     (omega,) = SMALL.optimal_attention()
@@ -178,7 +178,7 @@ def test_nested_interventions_act_in_order_and_leave_one_by_one():
     assert torch.equal(seen(), plain) and not active_interventions(model)
 
 
-def test_json_and_back():
+def test_json_round_trip():
     model, batch = build(), SMALL.sample(2, seed=0)
     pattern = pl.trace(model, batch).pattern()
     values = [
@@ -199,7 +199,7 @@ def test_json_and_back():
         from_json({"intervention": "FixAttenton"})
 
 
-def test_grafting_into_a_changed_model_is_refused():
+def test_graft_under_an_intervention_raises():
     model, donor, batch = build(), build(seed=1), SMALL.sample(2, seed=0)
     for change in (pl.Freeze("attn"), pl.ScaleAttention(SMALL, factor=2.0)):
         with pl.intervene(model, change):
@@ -212,12 +212,12 @@ def test_grafting_into_a_changed_model_is_refused():
     assert pl.graft(model, donor, "attn") is not model
 
 
-def test_a_single_number_is_told_apart_and_kept():
+def test_interventions_with_scalar_tensors_differ_and_are_stored():
     one, two = (pl.Patch("blocks.0.hook_resid_post", torch.tensor(x)) for x in (1.0, 2.0))
     assert one == one and one != two and from_json(one.to_json(), one.tensors()) == one
 
 
-def test_fixing_attention_of_a_language_model_acts(neox):
+def test_fixing_attention_of_a_language_model_changes_logits(neox):
     bridge, prompts = neox[1], torch.arange(12).view(2, 6)
     batch = pl.Batch.prompts(prompts, n_new=3)
     plain = pl.trace(bridge, batch)
@@ -245,18 +245,18 @@ def native():
 
 
 @pytest.mark.parametrize("site", ["blocks.0.attn.hook_attn_scores", "blocks.0.hook_resid_mid"])
-def test_edits_that_cannot_act_on_a_native_bridge_are_refused(site):
+def test_edits_without_effect_on_a_native_bridge_raise(site):
     with pytest.raises(ValueError, match="would not take effect on this bridge.*pl.Transformer"):
         check_writable(native(), site)
     check_writable(build(), site)
 
 
-def test_an_unknown_site_gives_the_nearest():
+def test_unknown_site_raises_with_the_nearest_name():
     with pytest.raises(ValueError, match="did you mean .*hook_attn_scores"):
         check_writable(build(), "blocks.0.attn.hook_atn_scores")
 
 
-def test_a_map_of_another_task_or_an_empty_pattern_is_refused():
+def test_map_of_another_task_or_empty_pattern_raises():
     model, batch = build(), SMALL.sample(2, seed=0)
     with (
         pytest.raises(ValueError, match="33 tokens and the model n_ctx=9"),

@@ -47,7 +47,7 @@ def by_hand(model, tokens):
     return F.linear(rms(x, state["ln_final.w"]), state["unembed.w.weight"]), stream
 
 
-def test_it_is_a_stack_of_llama_blocks():
+def test_transformer_pp_equals_a_stack_of_llama_blocks():
     model = make()
     with torch.no_grad():
         for norm in (model.ln_final, *(n for block in model.blocks for n in (block.ln1, block.ln2))):
@@ -61,7 +61,7 @@ def test_it_is_a_stack_of_llama_blocks():
 
 
 @pytest.mark.parametrize("d, layers", [(8, 4), (32, 2), (64, 3)])
-def test_it_has_as_many_parameters_as_the_formula_says(d, layers):
+def test_parameter_count_equals_the_formula(d, layers):
     model = pl.Transformer(pl.ModelConfig.for_task(TASK, **transformer_pp(d, layers)))
     width, vocab = model.cfg.d_mlp, TASK.d_vocab
     count = sum(p.numel() for p in model.parameters())
@@ -69,12 +69,12 @@ def test_it_has_as_many_parameters_as_the_formula_says(d, layers):
     assert {name.rpartition(".")[2] for name, _ in model.named_parameters()} == {"W_E", "weight", "w"}
 
 
-def test_widths_are_those_of_the_paper():
+def test_mlp_widths_equal_those_of_the_paper():
     widths = {8: 22, 16: 42, 32: 86, 64: 170, 128: 342, 256: 682, 512: 1366}
     assert {d: transformer_pp(d)["d_mlp"] for d in widths} == widths
 
 
-def test_initial_weights_are_pytorchs():
+def test_initial_weights_have_pytorchs_distributions():
     model = make(d_model=256, d_mlp=100, n_layers=1)
     assert abs(float(model.W_E.detach().std()) - 1) < 0.05
     block = model.blocks[0]
@@ -89,7 +89,7 @@ def test_initial_weights_are_pytorchs():
 
 
 @pytest.mark.parametrize("attention", ["softmax", "linear"])
-def test_cached_decoding_is_that_of_full_passes(attention):
+def test_cached_decoding_equals_full_passes(attention):
     model = make(attention=attention)
     batch = TASK.sample(3, seed=0)
     tokens = batch.tokens[:, : batch.prompt_len]
@@ -111,7 +111,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_transformerlens_computes_the_same_both_ways(name):
+def test_conversion_both_ways_keeps_the_logits(name):
     model = make(**OPTIONS[name])
     there = pl.to_tl(model)
     back = pl.from_tl(there)
@@ -126,7 +126,7 @@ def test_transformerlens_computes_the_same_both_ways(name):
     assert back.cfg == model.cfg.replace(init=back.cfg.init) and torch.equal(back(TOKENS), model(TOKENS))
 
 
-def test_a_bias_where_ours_has_none_is_refused():
+def test_nonzero_bias_that_transformer_lacks_raises():
     there = pl.to_tl(make())
     with torch.no_grad():
         next(p for n, p in there.named_parameters() if n.endswith(("b_Q", "q._original_component.bias"))).add_(1)
@@ -134,7 +134,7 @@ def test_a_bias_where_ours_has_none_is_refused():
         pl.from_tl(there)
 
 
-def test_hooks_of_the_new_parts_act_and_parts_have_their_weights():
+def test_hooks_and_parameter_groups_of_gated_and_rotary_models():
     model = make()
     plain = model(TOKENS)
     for site in ("attn.hook_rot_q", "attn.hook_rot_k", "mlp.hook_pre_linear", "ln1.hook_scale", "ln2.hook_normalized"):
@@ -144,7 +144,7 @@ def test_hooks_of_the_new_parts_act_and_parts_have_their_weights():
     assert not hasattr(model, "W_pos") and model.b_Q.eq(0).all() and model.accumulated_bias(1).shape == (32,)
 
 
-def test_a_stream_that_is_normalised_after_every_write_is_not_decomposed():
+def test_post_norm_stream_raises_on_decomposition():
     model = make(norm_position="post")
     with pytest.raises(ValueError, match="not a sum of parts"):
         model.run_with_cache(TOKENS)[1].get_full_resid_decomposition(-1)
@@ -159,7 +159,7 @@ def test_a_stream_that_is_normalised_after_every_write_is_not_decomposed():
 
 
 @pytest.mark.usefixtures("annotations_unchecked")
-def test_a_config_of_before_opens_as_it_was_and_bad_ones_are_refused():
+def test_missing_config_fields_have_defaults_and_bad_ones_raise():
     old = {"d_vocab": 6, "n_ctx": 9, "d_model": 16}
     assert pl.ModelConfig(**old).normalization_type == "LN" and not pl.ModelConfig(**old).gated_mlp
     for fields, message in [

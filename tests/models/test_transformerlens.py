@@ -63,7 +63,7 @@ def near(a, b, atol=1e-6, rtol=1e-5):
 @pytest.mark.parametrize("attention_dir", ["causal", "bidirectional"])
 @pytest.mark.parametrize("n_layers", [1, 2])
 @pytest.mark.parametrize("attention", KINDS)
-def test_converted_model_computes_the_same_and_comes_back_equal(attention, n_layers, attention_dir):
+def test_conversion_round_trip_keeps_logits_and_weights(attention, n_layers, attention_dir):
     model = make(attention, n_layers, attention_dir=attention_dir)
     theirs = to_tl(model)
     x = tokens()
@@ -90,7 +90,7 @@ def test_every_activation_converts(act_fn):
 
 
 @pytest.mark.parametrize("attention", KINDS)
-def test_editing_the_pattern_of_a_converted_model_acts_as_on_ours(attention):
+def test_pattern_edit_of_converted_model_equals_that_of_ours(attention):
     model = make(attention)
     theirs = to_tl(model)
     sites = ["hook_pattern"] + (["hook_attn_scores"] if TL3 or attention == "linear" else [])
@@ -102,7 +102,7 @@ def test_editing_the_pattern_of_a_converted_model_acts_as_on_ours(attention):
 
 
 @pytest.mark.parametrize("attention", KINDS)
-def test_every_verb_takes_a_converted_model_as_it_takes_ours(attention, tmp_path):
+def test_every_function_accepts_a_converted_model(attention, tmp_path):
     task = MovingWindowSum(n=4, k=2, p=5)
     model = Transformer(ModelConfig.for_task(task, d_model=16, n_heads=2, attention=attention, init_scale=5.0))
     eval_batch, cfg = task.sample(16, seed=1), pl.TrainConfig(steps=4, batch_size=8, lr=1e-2)
@@ -122,7 +122,7 @@ def test_every_verb_takes_a_converted_model_as_it_takes_ours(attention, tmp_path
     assert ours.metrics.loss.iloc[-1] < ours.metrics.loss.iloc[0]
 
 
-def test_conversion_leaves_every_global_generator_alone():
+def test_conversion_leaves_global_random_state_unchanged():
     state = torch.random.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     from_tl(to_tl(make()))
     assert torch.equal(torch.random.get_rng_state(), state[0]) and random.getstate() == state[1]
@@ -146,7 +146,7 @@ def test_initial_scale_goes_into_the_initializer_range():
     assert config_from_tl(config_to_tl(cfg)) == cfg.replace(init_scale=1.0, initializer_range=0.06)
 
 
-def test_unmarked_config_is_softmax_and_equivalent_spellings_pass():
+def test_config_without_mark_is_softmax_attention():
     theirs = config_to_tl(ModelConfig(d_vocab=9, n_ctx=4, d_model=16, n_heads=2))
     theirs.model_name, theirs.attn_scale, theirs.n_key_value_heads, theirs.d_vocab_out = "custom", 8**0.5, 2, 9
     ours = config_from_tl(theirs)
@@ -168,7 +168,7 @@ REFUSED = dict(
 
 @pytest.mark.parametrize("field", REFUSED)
 @pytest.mark.usefixtures("annotations_unchecked")
-def test_field_that_cannot_be_honoured_is_refused(field):
+def test_unsupported_config_field_raises(field):
     theirs = config_to_tl(ModelConfig(d_vocab=9, n_ctx=4, d_model=16, n_heads=2))
     assert field in theirs.to_dict()
     setattr(theirs, field, REFUSED[field])
@@ -177,7 +177,7 @@ def test_field_that_cannot_be_honoured_is_refused(field):
     assert str(REFUSED[field]) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_models_that_cannot_be_honoured_are_refused():
+def test_unsupported_model_raises():
     with pytest.raises(ValueError, match="needs a .*got Linear"):
         from_tl(torch.nn.Linear(2, 2))
     theirs = to_tl(make())
@@ -251,7 +251,7 @@ def test_editing_any_site_changes_the_logits(site, attention):
 
 @pytest.mark.parametrize("site", ["hook_resid_pre", "hook_resid_mid", "hook_resid_post"])
 @pytest.mark.parametrize("layer", [0, 1])
-def test_setting_the_clean_residual_everywhere_gives_the_clean_logits(site, layer):
+def test_patching_the_clean_residual_gives_the_clean_logits(site, layer):
     model = make()
     name = f"blocks.{layer}.{site}"
     clean, cache = model.run_with_cache(tokens(0))
@@ -276,7 +276,7 @@ def test_hooks_are_those_of_a_hooked_root_module():
     assert grads["g"].shape == STREAM and grads["g"].abs().sum() > 0
 
 
-def test_listening_to_the_norm_changes_nothing():
+def test_reading_the_norm_changes_nothing():
     model = make()
     logits, _ = model.run_with_cache(tokens())
     near(logits, model(tokens()))
@@ -444,7 +444,7 @@ def sweep(request):
         return model, corrupted, cache, metric, metric(logits), {name: loop(name) for name in PATCHES}
 
 
-def test_every_patching_function_is_tried():
+def test_every_transformerlens_patching_function_has_a_case():
     theirs = {name.removeprefix("get_act_patch_") for name in dir(patching) if name.startswith("get_act_patch_")}
     assert theirs == set(PATCHES) | set(EVERY) | REFUSING
 
@@ -476,7 +476,7 @@ def test_patching_the_clean_stream_recovers_the_clean_metric(sweep):
 
 
 @pytest.mark.parametrize("name", sorted(REFUSING) or ["none on 3.9"])
-def test_direct_path_patching_refuses(name, sweep):
+def test_direct_path_patching_raises_attribute_error(name, sweep):
     model, corrupted, cache, metric, *_ = sweep
     one_source = (0, 0) if name == "direct_path" else ()
     with pytest.raises(AttributeError):
@@ -486,7 +486,7 @@ def test_direct_path_patching_refuses(name, sweep):
 # The model itself ------------------------------------------------------------------------------------------------
 
 
-def test_weight_properties_have_the_shapes_of_theirs():
+def test_weight_properties_have_transformerlens_shapes():
     model = make()
     theirs = to_tl(model)
     names = "W_E W_pos W_U b_U W_Q W_K W_V W_O b_Q b_K b_V b_O W_in W_out b_in b_out".split()
@@ -505,7 +505,7 @@ def test_loss_is_mean_next_token_cross_entropy():
 
 
 @pytest.mark.usefixtures("annotations_unchecked")
-def test_misuse_is_refused():
+def test_misuse_raises():
     with pytest.raises(ValueError, match="return_type must be"):
         make()(tokens(), return_type="both")
     with pytest.raises(ValueError, match="are more than n_ctx=6"):
@@ -536,7 +536,7 @@ def test_moving_window_sum_model_has_the_papers_size_and_initial_weights():
             assert (weight == 0).all()
 
 
-def test_construction_is_reproducible_and_leaves_the_global_generator_alone():
+def test_construction_is_reproducible_without_global_random_state():
     state = torch.random.get_rng_state()
     one, same, other = make(), make(), make(seed=9)
     assert torch.equal(torch.random.get_rng_state(), state)

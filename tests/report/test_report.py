@@ -43,7 +43,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = pl.Transformer(pl.ModelConfig.for_task(task, d_model=16))
     training = pl.train(model, task, pl.TrainConfig(steps=60, batch_size=16, lr=1e-3))
     folder = tmp_path_factory.mktemp("runs") / "<b>odd & name"
-    return pl.write_report(pl.record(training, folder, task.sample(16, seed=1), every=20, save_every=20, progress=False))
+    return pl.write_report(
+        pl.record(training, folder, task.sample(16, seed=1), every=20, save_every=20, progress=False)
+    )
 
 
 def test_report_of_a_run_that_the_user_logged(tmp_path: Path):

@@ -83,18 +83,18 @@ def compare(found, expected):
 
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_and_resumed_until_finished(tmp_path, uninterrupted, sig, seed):
+def test_resume_after_repeated_sigkill_gives_same_bytes(tmp_path, uninterrupted, sig, seed):
     killed_until_finished(tmp_path, uninterrupted, sig, seed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGINT])
 @pytest.mark.parametrize("seed", range(3, 18))
-def test_killed_and_resumed_many_more_times(tmp_path, uninterrupted, sig, seed):
+def test_resume_after_many_sigkills_gives_same_bytes(tmp_path, uninterrupted, sig, seed):
     killed_until_finished(tmp_path, uninterrupted, sig, seed)
 
 
-def test_the_uninterrupted_run_holds_what_it_should(uninterrupted):
+def test_uninterrupted_run_has_every_file(uninterrupted):
     (files, _), _ = uninterrupted
     assert {f"checkpoints/{t:06d}.safetensors" for t in [*range(0, 60, 7), 60]} < set(files)
     assert files["metrics.jsonl"].count(b"\n") == 21
@@ -178,13 +178,13 @@ def donor(uninterrupted, tmp_path_factory):
     return pl.record(training, tmp_path_factory.mktemp("donor") / "run", EVAL_BATCH, progress=False)
 
 
-def test_no_change_is_forgotten():
+def test_every_intervention_has_a_kill_test():
     assert {type(change).__name__ for changes, _ in CHANGES.values() for change in changes} == set(INTERVENTIONS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*TRAINS, *CHANGES, *RECIPES])
-def test_killed_three_times_and_resumed_to_the_same_bytes(tmp_path, donor, name):
+def test_resume_under_interventions_after_sigkill_gives_same_bytes(tmp_path, donor, name):
     work = job(name, donor)
     start = time.monotonic()
     assert run_in_child(tmp_path / "whole" / "run", None, None, work)

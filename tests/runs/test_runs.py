@@ -42,7 +42,7 @@ def states_equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_the_folder_explains_itself(tmp_path):
+def test_run_folder_holds_configs_versions_and_metrics(tmp_path):
     run = recorded(tmp_path / "run")
     files, config = contents(run.path)
     assert set(files) == {
@@ -62,7 +62,7 @@ def test_the_folder_explains_itself(tmp_path):
     assert [set(row) for row in rows] == [default_metrics | {"step"}] + [default_metrics | {"step", "train_loss"}] * 4
 
 
-def test_an_opened_run_is_the_recorded_one(tmp_path):
+def test_opened_run_equals_the_recorded_one(tmp_path):
     straight = pl.train(build(), TASK, CFG)
     weights, values = {}, {}
     for step in straight:
@@ -82,7 +82,7 @@ def test_an_opened_run_is_the_recorded_one(tmp_path):
     assert "mws" in repr(run) and "0..12" in repr(run)
 
 
-def test_create_refuses_a_folder_in_use_and_overwrite_renames_it(tmp_path):
+def test_create_raises_for_a_used_folder_and_overwrite_renames_it(tmp_path):
     (tmp_path / "run").mkdir()
     created(tmp_path / "run", notes={"mark": 1})  # empty is fine
     for _ in range(2):
@@ -97,7 +97,7 @@ def test_create_refuses_a_folder_in_use_and_overwrite_renames_it(tmp_path):
         created(tmp_path / "file")
 
 
-def test_a_folder_that_is_no_run_says_so(tmp_path):
+def test_folder_without_run_json_raises(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a run"):
         pl.Run(tmp_path)
     (tmp_path / "run.json").write_text('{"format": ')
@@ -105,7 +105,7 @@ def test_a_folder_that_is_no_run_says_so(tmp_path):
         pl.Run(tmp_path)
 
 
-def test_the_log_is_monotone(tmp_path):
+def test_log_raises_for_steps_that_do_not_ascend(tmp_path):
     run = created(tmp_path / "run")
     assert run.last == -1 and run.metrics.empty
     run.log(0, {"a": 1.0})
@@ -118,7 +118,7 @@ def test_the_log_is_monotone(tmp_path):
     assert again.last == 4 and again.metrics["a"].tolist() == [1.0, 2.0] and again.metrics.loc[4, "b"] == [1.0, 2.0]
 
 
-def test_what_is_no_number_becomes_null(tmp_path):
+def test_nan_and_infinities_are_logged_as_null(tmp_path):
     run = created(tmp_path / "run")
     run.log(1, {"a": float("nan"), "b": torch.tensor([1.0, float("inf")]), "c": torch.tensor(float("-inf")), "d": None})
     line = json.loads((run.path / "metrics.jsonl").read_text(), parse_constant=lambda name: pytest.fail(name))
@@ -141,7 +141,7 @@ def logged(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [2, 10, 20])
-def test_a_last_line_cut_short_warns_and_keeps_the_rest(tmp_path, cut):
+def test_incomplete_last_line_warns_and_is_left_out(tmp_path, cut):
     path, text = logged(tmp_path)
     (path / "metrics.jsonl").write_text(text[:-cut])
     with warnings.catch_warnings():
@@ -152,14 +152,14 @@ def test_a_last_line_cut_short_warns_and_keeps_the_rest(tmp_path, cut):
     assert run.last == 2
 
 
-def test_logging_after_a_crash_does_not_run_into_the_half_line(tmp_path):
+def test_log_after_a_crash_drops_the_incomplete_line(tmp_path):
     path, text = logged(tmp_path)
     (path / "metrics.jsonl").write_text(text[:-4])
     pl.Run(path).log(7, {"loss": 0.5})
     assert pl.Run(path).metrics["loss"].to_dict() == {0: 1.0, 1: 1 / 2, 2: 1 / 3, 7: 0.5}
 
 
-def test_a_broken_line_in_the_middle_raises_with_its_number(tmp_path):
+def test_damaged_line_raises_with_its_number(tmp_path):
     path, text = logged(tmp_path)
     lines = text.splitlines(keepends=True)
     (path / "metrics.jsonl").write_text(lines[0] + lines[1][:9] + "\n" + "".join(lines[2:]))
@@ -168,7 +168,7 @@ def test_a_broken_line_in_the_middle_raises_with_its_number(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["3", "null", "[1]", '{"loss": 1}', '{"step": "1"}', '{"step": null}'])
-def test_a_line_of_something_else_raises_with_its_number(tmp_path, line):
+def test_line_without_a_step_raises_with_its_number(tmp_path, line):
     path, text = logged(tmp_path)
     for lines, number in ((text + line + "\n", 5), (line + "\n" + text, 1)):
         (path / "metrics.jsonl").write_text(lines)
@@ -176,7 +176,7 @@ def test_a_line_of_something_else_raises_with_its_number(tmp_path, line):
             pl.Run(path)
 
 
-def test_a_truncated_checkpoint_is_one_clear_error(tmp_path):
+def test_truncated_checkpoint_raises_one_clear_error(tmp_path):
     run = created(tmp_path / "run")
     run.save(3, build())
     file = run.path / "checkpoints/000003.safetensors"
@@ -189,7 +189,7 @@ def test_a_truncated_checkpoint_is_one_clear_error(tmp_path):
     assert states_equal(run.weights(3), build().state_dict())
 
 
-def test_no_flipped_byte_passes_for_the_truth(tmp_path):
+def test_any_flipped_byte_of_a_checkpoint_is_detected(tmp_path):
     run = created(tmp_path / "run")
     run.save(3, build())
     truth = dict(build().state_dict())
@@ -209,7 +209,7 @@ def test_no_flipped_byte_passes_for_the_truth(tmp_path):
     assert caught > 400
 
 
-def test_tensors_of_any_dtype_come_back(tmp_path):
+def test_tensors_of_every_dtype_round_trip(tmp_path):
     tensors = {
         "half": torch.randn(3, 2).bfloat16(),
         "mask": torch.tensor([True, False]),
@@ -223,7 +223,7 @@ def test_tensors_of_any_dtype_come_back(tmp_path):
         read_tensors(tmp_path / "y.safetensors")
 
 
-def test_a_digest_is_of_dtype_shape_and_bytes():
+def test_digest_depends_on_dtype_shape_and_bytes():
     x = torch.arange(6.0).reshape(2, 3)
     said = sha256(b"torch.float32[2, 3]" + x.numpy().tobytes()).hexdigest()
     assert digest(x) == digest(x.clone().requires_grad_()) == digest(x.T.contiguous().T) == said
@@ -231,14 +231,14 @@ def test_a_digest_is_of_dtype_shape_and_bytes():
     assert len({said, *map(digest, others)}) == 1 + len(others)
 
 
-def test_writing_is_whole_or_not_at_all(tmp_path):
+def test_failed_write_leaves_the_old_file(tmp_path):
     write_json(tmp_path / "a.json", {"a": 1})
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"a": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
 
 
-def test_a_step_without_checkpoint_gives_the_nearest(tmp_path):
+def test_step_without_checkpoint_raises_with_the_nearest(tmp_path):
     run = created(tmp_path / "run")
     with pytest.raises(ValueError, match="nearest: None"):
         run.weights(1)
@@ -270,7 +270,7 @@ def test_a_bad_recording_raises_before_anything_is_written(tmp_path, options, me
     assert not (tmp_path / "run").exists()
 
 
-def test_recording_in_parts_is_recording_in_one(tmp_path):
+def test_recording_in_parts_equals_recording_at_once(tmp_path):
     training = pl.train(build(), TASK, CFG)
     first = pl.record(training, tmp_path / "first", EVAL_BATCH, every=1, save_every=6, until=6, progress=False)
     second = pl.record(training, tmp_path / "second", EVAL_BATCH, every=1, save_every=6, progress=False)
@@ -287,7 +287,7 @@ def interventions():
     return [pl.FixAttention(pattern), pl.ScaleAttention(TASK, factor=3.0)]
 
 
-def test_interventions_are_kept_with_their_interval(tmp_path):
+def test_interventions_are_stored_with_their_steps(tmp_path):
     training = pl.train(build(), TASK, CFG)
     for _ in training.until(4):
         pass
@@ -317,7 +317,7 @@ def cut_at(step, calls):
 
 @pytest.mark.parametrize("with_interventions", [False, True])
 @pytest.mark.parametrize("crash", [3, 6, 9, 13])
-def test_a_crashed_run_is_resumed_to_the_same_bytes(tmp_path, with_interventions, crash):
+def test_crashed_run_resumes_to_the_same_bytes(tmp_path, with_interventions, crash):
     options = dict(every=1, save_every=5, progress=False)
     for name in ("whole", "cut"):
         training, calls = pl.train(build(), TASK, CFG), []
@@ -334,7 +334,7 @@ def test_a_crashed_run_is_resumed_to_the_same_bytes(tmp_path, with_interventions
     assert contents(pl.resume(run.path, progress=False).path) == before  # a finished run stays as it is
 
 
-def test_resume_says_what_it_cannot_do(tmp_path):
+def test_resume_raises_for_what_it_cannot_resume(tmp_path):
     created(tmp_path / "run")
     with pytest.raises(ValueError, match="no recording to resume"):
         pl.resume(tmp_path / "run", progress=False)
@@ -348,7 +348,7 @@ def test_resume_says_what_it_cannot_do(tmp_path):
         pl.resume(run.path, progress=False)
 
 
-def test_what_a_kill_leaves_before_run_json_is_no_obstacle(tmp_path):
+def test_folder_of_a_run_killed_before_run_json_can_be_reused(tmp_path):
     run = pl.record(pl.train(build(), TASK, CFG), tmp_path / "whole", EVAL_BATCH, progress=False, until=2)
     cut = tmp_path / "cut"
     (cut / "tensors").mkdir(parents=True)
@@ -392,13 +392,13 @@ OTHERS = ({}, "x", None, {"task": 3}, {"task": []})  # what no task is
         *(json.dumps({"task": other, "model": {}, "train": {}}) for other in OTHERS),
     ],
 )
-def test_a_run_json_of_something_else_is_one_clear_error(tmp_path, text):
+def test_foreign_run_json_raises_one_clear_error(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(ValueError, match="not the config of a run"):
         pl.Run(tmp_path)
 
 
-def test_a_run_without_held_out_batch_says_so(tmp_path):
+def test_run_without_evaluation_batch_raises(tmp_path):
     run = created(tmp_path / "run")
     assert not run.has_eval_batch
     with pytest.raises(ValueError, match="has no evaluation batch"):
@@ -413,7 +413,7 @@ class Own(pl.tasks.MovingWindowSum):
         return (0, 3)
 
 
-def test_a_run_of_ones_own_task_is_resumed_with_ones_own_training(tmp_path):
+def test_run_of_a_user_task_resumes_with_its_training(tmp_path):
     task = Own(n=4, k=2, p=5)
     eval_batch = task.sample(8, seed=1)
     options = dict(every=1, save_every=5, progress=False)
@@ -428,7 +428,7 @@ def test_a_run_of_ones_own_task_is_resumed_with_ones_own_training(tmp_path):
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_a_run_under_an_intervention_on_ones_own_task_is_resumed(tmp_path):
+def test_run_of_a_user_task_under_an_intervention_resumes(tmp_path):
     task = Own(n=4, k=2, p=5)
     eval_batch = task.sample(8, seed=1)
     metrics = [cut_at(8, [])]
@@ -442,7 +442,7 @@ def test_a_run_under_an_intervention_on_ones_own_task_is_resumed(tmp_path):
     assert run.finished and run.config["interventions"][0]["what"]["factor"] == 3.0
 
 
-def test_a_measurement_of_ones_own_is_asked_for(tmp_path):
+def test_resume_asks_for_a_user_metric(tmp_path):
     with pytest.raises(Stop):
         pl.record(pl.train(build(), TASK, CFG), tmp_path / "cut", EVAL_BATCH, [cut_at(8, [])], every=1, progress=False)
     kept = (tmp_path / "cut" / "run.json").read_text()
@@ -451,7 +451,7 @@ def test_a_measurement_of_ones_own_is_asked_for(tmp_path):
         pl.resume(tmp_path / "cut", progress=False)
 
 
-def test_prompts_are_kept_with_how_they_are_answered(tmp_path):
+def test_prompts_are_stored_with_their_decoding(tmp_path):
     how = pl.lm.Decoding(sample=True, seed=3, forbidden=(0, 2))
     prompts = pl.Batch.prompts([[1, 2, 3], [4]], 5, how)
     pl.Run.create(tmp_path / "run", task=TASK, model=build(), train=pl.TrainConfig(), eval_batch=prompts)

@@ -147,7 +147,7 @@ def a_block():
     yield
 
 
-def test_what_is_whole_is_entered_and_left_or_not_at_all():
+def test_interrupt_never_leaves_a_context_half_entered():
     inside = []
 
     @contextlib.contextmanager
@@ -170,7 +170,7 @@ def test_what_is_whole_is_entered_and_left_or_not_at_all():
     assert at_every_line(work, [__file__, *CONTEXTS], check) > 30
 
 
-def test_an_interrupt_while_entering_or_leaving_comes_when_it_is_done():
+def test_interrupt_while_entering_or_leaving_is_raised_afterwards():
     done = []
 
     @contextlib.contextmanager
@@ -189,7 +189,7 @@ def test_an_interrupt_while_entering_or_leaving_comes_when_it_is_done():
     assert done == ["in", "out"]
 
 
-def test_ctrl_c_works_in_the_block_and_errors_pass():
+def test_interrupt_inside_the_block_and_errors_are_raised():
     with pytest.raises(KeyboardInterrupt), uninterruptible(a_block()):
         signal.raise_signal(signal.SIGINT)
     with pytest.raises(ZeroDivisionError), uninterruptible(a_block()):
@@ -201,7 +201,7 @@ def test_ctrl_c_works_in_the_block_and_errors_pass():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_ignored_ctrl_c_stays_ignored():
+def test_ignored_sigint_stays_ignored():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with uninterruptible(a_block()), defer_sigint():
         signal.raise_signal(signal.SIGINT)
@@ -209,7 +209,7 @@ def test_an_ignored_ctrl_c_stays_ignored():
 
 
 @pytest.mark.parametrize("last", [False, True])
-def test_a_recording_cut_in_an_update_is_finished_by_resume(tmp_path, last):
+def test_recording_interrupted_in_an_update_is_resumed_exactly(tmp_path, last):
     expected = pl.record(
         pl.train(build(), TASK, CFG), tmp_path / "whole", EVAL_BATCH, every=2, save_every=4, progress=False
     )
@@ -233,7 +233,7 @@ def test_a_recording_cut_in_an_update_is_finished_by_resume(tmp_path, last):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["transformer", "TransformerLens"])
-def test_no_line_of_intervening_can_be_cut(kind):
+def test_interrupt_at_any_line_of_intervene_leaves_no_hook(kind):
     model = build() if kind == "transformer" else pl.to_tl(build())
     model(EVAL_BATCH.inputs)  # TransformerLens puts hooks of its own on when it first runs
     before = marks(model)
@@ -251,7 +251,7 @@ def test_no_line_of_intervening_can_be_cut(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["transformer", "TransformerLens"])
-def test_no_line_of_measuring_can_be_cut(kind):
+def test_interrupt_at_any_line_of_measure_leaves_no_hook(kind):
     model = build() if kind == "transformer" else pl.to_tl(build())
     metrics = ["loss", "accuracy", "collapse"]
     straight = pl.measure(model, EVAL_BATCH, metrics)
@@ -272,7 +272,7 @@ def test_no_line_of_measuring_can_be_cut(kind):
 
 
 @pytest.mark.slow
-def test_no_line_of_a_training_can_be_cut():
+def test_interrupt_at_any_line_of_training_is_continued_exactly():
     cfg = pl.TrainConfig(steps=4, batch_size=2, lr=0.1, optimizer="sgd", momentum=0.9)
     straight = pl.train(build(), TASK, cfg)
     list(straight)
@@ -301,7 +301,7 @@ def test_no_line_of_a_training_can_be_cut():
 
 
 @pytest.mark.slow
-def test_no_line_of_writing_a_run_can_be_cut(tmp_path):
+def test_interrupt_at_any_line_of_writing_leaves_whole_files(tmp_path):
     model, state = build(), pl.train(build(), TASK, CFG).state_dict()
     template = pl.Run.create(tmp_path / "template", task=TASK, model=model, train=CFG, eval_batch=EVAL_BATCH)
     template.log(0, {"loss": 2.0})
@@ -333,7 +333,7 @@ def test_no_line_of_writing_a_run_can_be_cut(tmp_path):
 
 
 @pytest.mark.slow
-def test_no_line_of_reading_a_run_can_be_cut(tmp_path):
+def test_interrupt_at_any_line_of_reading_changes_no_file(tmp_path):
     run = pl.record(pl.train(build(), TASK, CFG), tmp_path / "run", EVAL_BATCH, every=2, save_every=4, progress=False)
     expected = contents(run.path)
 
@@ -350,7 +350,7 @@ def test_no_line_of_reading_a_run_can_be_cut(tmp_path):
 
 
 @pytest.mark.slow
-def test_no_line_of_a_recording_can_be_cut(tmp_path):
+def test_interrupt_at_any_line_of_record_is_resumed_exactly(tmp_path):
     change, cfg = pl.ScaleAttention(TASK, factor=3.0), pl.TrainConfig(steps=3, batch_size=4, lr=1e-3)
     begun = []
 
@@ -472,7 +472,7 @@ def notebook(folder):
 
 
 @pytest.mark.slow
-def test_fifty_interrupts_at_random_moments(tmp_path):
+def test_fifty_random_interrupts_end_in_the_same_bytes(tmp_path):
     # A process of its own: without the type checks of the tests, whose wrappers would be interrupted, too.
     child = subprocess.Popen(
         [sys.executable, __file__, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -67,7 +67,7 @@ def factor(cfg, done):
     return (up + after)[done]
 
 
-def test_the_schedule_of_quiet_features():
+def test_schedule_of_quiet_features_equals_its_formula():
     """arXiv 2505.03997: peak (0.01 + 0.99 t/W) in warm-up, then half a cosine down to a tenth of the peak."""
     cfg = pl.TrainConfig(steps=100, warmup=10, schedule="cosine", lr_start=0.01, lr_end=0.1)
     assert [lr_factor(cfg, t) for t in (1, 6, 11)] == pytest.approx([0.01, 0.01 + 0.99 * 0.5, 1.0])
@@ -81,7 +81,7 @@ def test_the_schedule_of_quiet_features():
 
 
 @pytest.mark.parametrize("steps, warmup", [(40, 4), (40, 0), (9, 0), (11, 1)])
-def test_warm_up_and_cosine_are_torchs(steps, warmup):
+def test_warmup_and_cosine_equal_torchs(steps, warmup):
     """The paper's code steps these two of torch's schedulers after every batch."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps - warmup, eta_min=0.1)
@@ -94,7 +94,7 @@ def test_warm_up_and_cosine_are_torchs(steps, warmup):
     assert [lr_factor(cfg, t) for t in range(1, steps + 1)] == pytest.approx(rising + rates)
 
 
-def test_a_schedule_with_an_end_is_that_of_a_plain_loop():
+def test_schedule_with_lr_end_equals_a_plain_loop():
     cfg = pl.TrainConfig(**SIZE, schedule="cosine", warmup=4, lr_start=0.01, lr_end=0.1)
     model, plain = build(), build()
     opt = torch.optim.Adam(plain.parameters())
@@ -143,7 +143,7 @@ def twin(cfg, model):
 
 
 @each_config
-def test_train_is_a_plain_loop(cfg):
+def test_train_equals_a_plain_loop(cfg):
     model, plain = build(), build()
     losses = [step.loss for step in pl.train(model, TASK, cfg)][1:]
     assert torch.equal(torch.stack(losses), torch.stack(twin(cfg, plain)))
@@ -186,14 +186,14 @@ def test_five_repeats_on_two_threads_give_the_same_bytes():
     assert all(states_equal(runs[0], other) for other in runs[1:])
 
 
-def test_training_leaves_the_global_generator_alone():
+def test_training_leaves_global_random_state_unchanged():
     torch.manual_seed(0)
     before = torch.get_rng_state()
     finish(pl.train(build(), TASK, CONFIGS["adam"]))
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_until_stops_and_goes_on():
+def test_until_stops_and_training_can_continue():
     training = pl.train(build(), TASK, CONFIGS["adam"])
     assert [s.t for s in training.until(4)] == [0, 1, 2, 3, 4] and training.t == 4
     assert [s.t for s in training.until(4)] == [] == [s.t for s in training.until(2)]
@@ -206,7 +206,7 @@ def test_until_stops_and_goes_on():
 
 @each_config
 @pytest.mark.parametrize("at", [0, 5])
-def test_a_fork_and_its_original_go_the_same_way(cfg, at):
+def test_fork_and_original_give_the_same_weights(cfg, at):
     straight = finish(pl.train(build(), TASK, cfg))
     training = pl.train(build(), TASK, cfg)
     for _ in training.until(at):
@@ -225,7 +225,7 @@ def test_a_fork_before_the_first_step_still_delivers_it():
     assert next(training.fork()).t == 1
 
 
-def test_a_fork_carries_no_hooks():
+def test_fork_has_no_hooks():
     training = pl.train(build(), TASK, CONFIGS["adam"])
     training.model.add_hook("blocks.0.attn.hook_pattern", lambda pattern, hook: pattern * 0)
     copy = training.fork()
@@ -242,7 +242,7 @@ def test_forking_under_an_intervention_raises():
     assert training.fork().t == 1
 
 
-def test_training_under_an_intervention_goes_another_way():
+def test_intervention_changes_the_training():
     plain = finish(pl.train(build(), TASK, CONFIGS["adam"]))
     training = pl.train(build(), TASK, CONFIGS["adam"])
     with pl.intervene(training.model, pl.ScaleAttention(TASK, factor=5.0)):
@@ -250,7 +250,7 @@ def test_training_under_an_intervention_goes_another_way():
 
 
 @each_config
-def test_state_goes_out_and_comes_back_exactly(cfg):
+def test_state_dict_round_trip_is_exact(cfg):
     training = pl.train(build(), TASK, cfg)
     for _ in training.until(5):
         pass
@@ -274,7 +274,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-def test_a_state_of_something_else_is_refused_unchanged(wrong):
+def test_state_of_another_model_raises_and_changes_nothing(wrong):
     training, other = pl.train(build(seed=5), TASK, CONFIGS["adam"]), wrong()
     for t in (training, other):
         for _ in t.until(3):
@@ -287,7 +287,7 @@ def test_a_state_of_something_else_is_refused_unchanged(wrong):
 
 
 @pytest.mark.parametrize("lost", ["t", "model/unembed.w.weight", "optimizer/unembed.w.weight/exp_avg"])
-def test_an_incomplete_state_is_refused_unchanged(lost):
+def test_incomplete_state_raises_and_changes_nothing(lost):
     training = pl.train(build(), TASK, CONFIGS["adam"])
     for _ in training.until(3):
         pass
@@ -315,7 +315,7 @@ BAD = [
 
 @pytest.mark.parametrize("values, message", BAD)
 @pytest.mark.usefixtures("annotations_unchecked")
-def test_bad_configs_raise(values, message):
+def test_bad_train_config_raises(values, message):
     with pytest.raises(ValueError, match=message):
         pl.TrainConfig(**values)
 
@@ -336,7 +336,7 @@ class Impatient(pl.tasks.MovingWindowSum):
         return super().loss(outputs, batch)
 
 
-def test_an_interrupt_is_held_back_until_the_update_is_whole():
+def test_interrupt_is_deferred_until_the_update_is_complete():
     Impatient.calls.clear()
     handler = signal.getsignal(signal.SIGINT)
     training = pl.train(build(), Impatient(), CONFIGS["adam"])
@@ -353,13 +353,13 @@ def test_an_interrupt_is_held_back_until_the_update_is_whole():
     assert states_equal(training.state_dict(), finish(plain))
 
 
-def test_a_training_goes_on_where_gradients_were_left_off():
+def test_training_under_no_grad_still_updates():
     expected = finish(pl.train(build(), TASK, CONFIGS["adam"]))
     with torch.no_grad():
         assert states_equal(finish(pl.train(build(), TASK, CONFIGS["adam"])), expected)
 
 
-def test_a_state_is_taken_over_whole_or_not_at_all(monkeypatch):
+def test_interrupted_load_state_dict_changes_all_or_nothing(monkeypatch):
     training, other = pl.train(build(), TASK, CONFIGS["adam"]), pl.train(build(seed=4), TASK, CONFIGS["adam"])
     list(other.until(3))
     load = training.model.load_state_dict
@@ -374,7 +374,7 @@ def test_a_state_is_taken_over_whole_or_not_at_all(monkeypatch):
     assert states_equal(training.state_dict(), other.state_dict())
 
 
-def test_held_interrupts_nest_and_come_once():
+def test_deferred_interrupts_nest_and_are_raised_once():
     done = []
     with pytest.raises(KeyboardInterrupt):
         with defer_sigint():
@@ -387,7 +387,7 @@ def test_held_interrupts_nest_and_come_once():
         pass
 
 
-def test_any_module_and_task_will_do():
+def test_any_module_and_task_can_be_trained():
     class Line:
         def sample(self, n, *, seed, device="cpu"):
             x = torch.randn(n, 1, generator=torch.Generator().manual_seed(seed))
@@ -405,13 +405,13 @@ def test_any_module_and_task_will_do():
 
 
 @pytest.mark.parametrize("attention", ["linear", "softmax"])
-def test_muon_is_refused_where_its_matrices_are_not_matrices(attention):
+def test_muon_raises_without_hidden_matrices(attention):
     model = pl.to_tl(pl.Transformer(pl.ModelConfig.for_task(TASK, d_model=16, n_heads=2, attention=attention)))
     with pytest.raises(ValueError, match="muon needs"):
         pl.train(model, TASK, pl.TrainConfig(steps=2, optimizer="muon"))
 
 
-def test_muon_without_momentum_has_a_state_too():
+def test_muon_without_momentum_forks_exactly():
     cfg = pl.TrainConfig(steps=4, batch_size=4, optimizer="muon", momentum=0.0)
     training = pl.train(pl.Transformer(pl.ModelConfig.for_task(TASK, d_model=16)), TASK, cfg)
     list(training.until(2))

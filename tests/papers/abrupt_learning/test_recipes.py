@@ -41,7 +41,7 @@ def test_every_recipe_has_a_small_one_of_the_same_name():
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_recipes_are_those_of_the_paper(name):
+def test_recipes_have_the_sizes_of_the_paper(name):
     recipe, model = plateau.RECIPES[name], plateau.RECIPES[name].model_config(seed=3)
     sizes = (model.d_vocab, model.n_ctx, recipe.task.n_targets, model.n_layers, recipe.train.steps)
     assert (*sizes, recipe.train.grad_clip) == SIZES[name]
@@ -61,7 +61,7 @@ def tiny(monkeypatch):
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_every_task_trains_and_is_reported(name, tiny, tmp_path):
+def test_every_small_recipe_trains_and_is_reported(name, tiny, tmp_path):
     done = CliRunner().invoke(main, ["reproduce", name, "--small", "--seeds", "1", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     run = pl.Run(tmp_path / f"{name}-0")
@@ -71,7 +71,7 @@ def test_every_task_trains_and_is_reported(name, tiny, tmp_path):
     assert plateau.summary(run)["loss end"] == run.metrics.loss[10]
 
 
-def test_reproduce_goes_on_and_refuses_foreign_runs(tiny, tmp_path):
+def test_reproduce_continues_and_raises_for_foreign_runs(tiny, tmp_path):
     [(name, first)] = plateau.reproduce(["copy"], tmp_path, seeds=1, small=True)
     before = (first.path / "metrics.jsonl").read_bytes()
     pairs = list(plateau.reproduce(["copy"], tmp_path, seeds=2, small=True))
@@ -116,7 +116,7 @@ def test_every_variant_trains_from_the_shell(words, tiny, tmp_path):
 # Changes of the moving-window sum.
 
 
-def test_the_changes_are_those_of_the_paper():
+def test_changes_have_the_sizes_of_the_paper():
     recipes = plateau.RECIPES
     assert {name: recipes[name].scale for name in recipes if name.startswith("scale")} == {
         **{f"scale-{c}": float(c) for c in ("0.2", "0.5", "2.5", "10")},
@@ -149,7 +149,7 @@ def changed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [name for name in plateau.GROUPS["changes"] if name != "mws"])
-def test_every_change_trains_and_changes_something(changed, name):
+def test_every_change_alters_the_training(changed, name):
     run, control = changed[name], changed["mws"]
     late = 5 if "from" in name else 0
     assert run.finished and list(run.metrics.index) == [t for t in (0, 5, 10) if t >= late]
@@ -159,7 +159,7 @@ def test_every_change_trains_and_changes_something(changed, name):
 
 
 @pytest.mark.parametrize("name", [n for n in plateau.GROUPS["changes"] if n.split("-")[0] in ("optimal", "random")])
-def test_frozen_parts_never_move_and_optimal_ones_are_the_donors(changed, name):
+def test_frozen_parts_stay_and_optimal_ones_equal_the_donors(changed, name):
     run, part = changed[name], name.split("-")[1]
     donor = pl.Run(run.path.parent / "mws-1").model(10) if name.startswith("optimal") else run.new_model()
     fixed = parameters_of(donor, part)
@@ -170,7 +170,7 @@ def test_frozen_parts_never_move_and_optimal_ones_are_the_donors(changed, name):
     assert others and not any(torch.equal(now.get_parameter(n), run.model(0).get_parameter(n)) for n in others)
 
 
-def test_a_late_change_shares_its_past_with_the_control(changed):
+def test_late_change_shares_its_first_steps_with_the_control(changed):
     control, run = changed["mws"], changed["scale-10-from-25"]
     past = pl.Run(f"{run.path}-past")
     assert past.steps == [0, 5] and not past.config["interventions"]
@@ -181,7 +181,7 @@ def test_a_late_change_shares_its_past_with_the_control(changed):
 
 
 @pytest.mark.parametrize("name", ["optimal-KQ", "scale-10-from-25"])
-def test_a_change_killed_before_its_first_measurement_goes_on_as_if_it_had_not_been(changed, name, tmp_path):
+def test_change_killed_before_its_first_metrics_resumes(changed, name, tmp_path):
     whole = changed[name]
     for path in whole.path.parent.glob(f"{name}-0*"):
         shutil.copytree(path, tmp_path / path.name)
@@ -201,7 +201,7 @@ def test_a_change_killed_before_its_first_measurement_goes_on_as_if_it_had_not_b
     assert (cut / "metrics.jsonl").read_bytes() == (whole.path / "metrics.jsonl").read_bytes()
 
 
-def test_the_past_of_another_start_is_refused(tiny, tmp_path):
+def test_past_with_another_from_step_raises(tiny, tmp_path):
     late = replace(plateau.SMALL_RECIPES["scale-10-from-25"], from_step=4)
     late.record(tmp_path / "run", progress=False)
     shutil.rmtree(tmp_path / "run")
@@ -212,7 +212,7 @@ def test_the_past_of_another_start_is_refused(tiny, tmp_path):
     assert later.record(tmp_path / "run", progress=False).config["record"]["start"] == 6
 
 
-def test_changes_are_told_apart_and_checked(changed, tmp_path):
+def test_recipe_refuses_a_run_of_another_change(changed, tmp_path):
     run = changed["scale-10"]
     recipe = replace(plateau.SMALL_RECIPES["scale-10"], model={"d_model": 16}, train=replace(run.train_config, seed=0))
     assert recipe.record(run.path).finished
