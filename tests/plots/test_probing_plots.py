@@ -84,7 +84,7 @@ def test_probes_of_several_features_draw_the_one_that_is_named():
         traces(pl.plots.probes(both, feature="first_operand"), "last third")[0].y,
         traces(pl.plots.probes(over(seed=1)), "last third")[0].y,
     )
-    with pytest.raises(ValueError, match="say which feature= .*carry"):
+    with pytest.raises(ValueError, match="choose the feature= .*carry"):
         pl.plots.probes(both)
 
 

@@ -42,10 +42,7 @@ def probes(over: Any, run: Any = None, plateau: Any = None, *, feature: str | No
     """
     from plateaulens.probing.verdict import thirds  # imports torch, which other figures do not need
 
-    if "feature" in over.dims:
-        if feature not in over.feature.values:
-            raise ValueError(f"say which feature= to draw of {over.feature.values.tolist()}; got {feature!r}")
-        over = over.sel(feature=feature)
+    over = _of_one_feature(over, feature)
     table = thirds(over)
     known = [third for third in THIRD_STYLES if not np.isnan(table.loss.sel(third=third)).all()]
     if not known:
@@ -60,20 +57,12 @@ def probes(over: Any, run: Any = None, plateau: Any = None, *, feature: str | No
         add_curve(
             figure, curve.rename(f"{third} third"), NO_BAND, {**THIRD_STYLES[third], "dash": "solid"}, axes, lower
         )
-        untrained = float(table.baseline.sel(third=third).isel(step=0))
-        ends = [min(s for s in steps if s > 0), max(steps)] if max(steps) > 0 else []
-        line = {"color": THIRD_STYLES[third]["color"], "dash": "dot", "width": 1.5}
-        label = {"name": f"{third} third, untrained network", "legendgroup": f"{third} third", "showlegend": False}
-        figure.add_scatter(
-            x=ends, y=[untrained] * len(ends), mode="lines", line=line, xaxis=axes[0], yaxis=lower, **label
-        )
+        _add_untrained(figure, third, float(table.baseline.sel(third=third).isel(step=0)), steps, axes[0], lower)
     figure.add_scatter(  # an entry in the legend for all dotted lines
         x=[None], y=[None], mode="lines", line={"color": GRAY, "dash": "dot"}, name="untrained network"
     )
     left = axes[1] if 0 in steps else axes[0]
-    squares = "r2" in over and over.r2.notnull().any()  # beside a feature of numbers, others have it too, all NaN
-    unit = "squared error" if squares else "nats"
-    below = {"title": f"probes, test loss ({unit})", "type": "log", "dtick": 1, "exponentformat": "power"}
+    below = {"title": f"probes, test loss ({_unit(over)})", "type": "log", "dtick": 1, "exponentformat": "power"}
     figure.update_layout(yaxis={**below, "anchor": left, "domain": [0, 0.56 if upper else 1]})
     if upper:
         add_curve(figure, loss.rename("held-out loss"), NO_BAND, {"color": PURPLE, "dash": "solid"}, axes, upper)
@@ -86,6 +75,28 @@ def probes(over: Any, run: Any = None, plateau: Any = None, *, feature: str | No
     legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -80 / height}
     styled(figure, height=height, hovermode="closest", legend=legend, showlegend=True)
     return figure.update_layout(margin={"t": 30, "l": 70})
+
+
+def _of_one_feature(over: Any, feature: str | None) -> Any:
+    """The probes of the named feature, or all if there is no axis of features."""
+    if "feature" not in over.dims:
+        return over
+    if feature not in over.feature.values:
+        raise ValueError(f"choose the feature= to draw from {over.feature.values.tolist()}; got {feature!r}")
+    return over.sel(feature=feature)
+
+
+def _unit(over: Any) -> str:
+    """The unit of the losses; with several features, those of classes have an R2 too, which is NaN."""
+    return "squared error" if "r2" in over and over.r2.notnull().any() else "nats"
+
+
+def _add_untrained(figure: go.Figure, third: str, loss: float, steps: pd.Index, xaxis: str, yaxis: str) -> None:
+    """A dotted line at the loss of the untrained network, over all steps after 0."""
+    ends = [min(s for s in steps if s > 0), max(steps)] if max(steps) > 0 else []
+    line = {"color": THIRD_STYLES[third]["color"], "dash": "dot", "width": 1.5}
+    label = {"name": f"{third} third, untrained network", "legendgroup": f"{third} third", "showlegend": False}
+    figure.add_scatter(x=ends, y=[loss] * len(ends), mode="lines", line=line, xaxis=xaxis, yaxis=yaxis, **label)
 
 
 def _mark(figure: go.Figure, plateau: Any, last: int, loss: str | None) -> None:

@@ -234,18 +234,15 @@ def ablate_feature(
     if (probes is None) == (sites is None) or draws < 1 or k < 1:
         raise ValueError("give either probes= or sites=, and k= and draws= of at least 1")
     name, located = _name(feature), _located(feature, batch)
-    if located.kind in REGRESSED_KINDS and probes is None and method != "mean_difference":
-        raise ValueError(f"{name} is of kind {located.kind!r}: {method} fits probes of 0 and 1; take 'mean_difference'")
-    given = probes if probes is None or isinstance(probes, OffsetProbes) else OffsetProbes.best(probes)
-    places = _sites(sites if given is None else given.sites, located.positions.shape[1])
-    if method != "hyperplane":
-        given = None  # only its sites are used
-    if train is None and (given is None or not {*drawn} <= {"gaussian"}):
+    if probes is None:
+        _check_kind(name, located.kind, method)
+    offset_probes, edited_sites = _probes_and_sites(probes, sites, located.positions.shape[1], method)
+    if train is None and (offset_probes is None or not {*drawn} <= {"gaussian"}):
         raise ValueError(f"{method} with controls {', '.join(drawn)} needs examples to fit to: give train=")
-    data = None if train is None else FitData(model, train, _located(feature, train), places, fit, k)
-    removal = _removal(model, find, given, data)
+    data = None if train is None else FitData(model, train, _located(feature, train), edited_sites, fit, k)
+    removal = _removal(model, find, offset_probes, data)
     drawn = _possible_controls(drawn, removal, required=controls is not None)
-    edit = _Edit(model, batch, located.positions, places, factor, resolve(model, metrics, batch.task))
+    edit = _Edit(model, batch, located.positions, edited_sites, factor, resolve(model, metrics, batch.task))
     random = torch.Generator().manual_seed(seed)
     with tqdm(total=2 + len(drawn) * draws, desc=f"{name} by {method}", unit="edit", disable=not progress) as bar:
         intact, ablated = edit.measure(None, bar), edit.measure(removal, bar)
@@ -255,14 +252,28 @@ def ablate_feature(
             measured.append(edit.measure(other, bar))
             shares.append(shared(removal, other, data))
     values = _dataset(intact, ablated, measured, shares, list(drawn), draws, edit.metric_names)
-    return Ablation(name, method, places, values, _compared(values, np.random.default_rng(seed)))
+    return Ablation(name, method, edited_sites, values, _compared(values, np.random.default_rng(seed)))
 
 
-def _removal(model: HookedModel, find: Method, given: OffsetProbes | None, data: FitData | None) -> EditDirections:
-    """The directions to remove: those of the given probes, or those that the method finds in the training data."""
-    if given is not None:
+def _check_kind(name: str, kind: str, method: str) -> None:
+    if kind in REGRESSED_KINDS and method != "mean_difference":
+        raise ValueError(f"{name} is of kind {kind!r}: {method} fits probes of 0 and 1; take 'mean_difference'")
+
+
+def _probes_and_sites(
+    probes: SiteProbes | OffsetProbes | None, sites: str | Sequence[str] | None, offsets: int, method: str
+) -> tuple[OffsetProbes | None, tuple[str, ...]]:
+    """The probes that "hyperplane" removes, None if the method fits its own, and the site of each offset."""
+    best = probes if probes is None or isinstance(probes, OffsetProbes) else OffsetProbes.best(probes)
+    edited_sites = _sites(sites if best is None else best.sites, offsets)
+    return (best if method == "hyperplane" else None), edited_sites
+
+
+def _removal(model: HookedModel, find: Method, probes: OffsetProbes | None, data: FitData | None) -> EditDirections:
+    """The directions to remove: those of the probes, or those that the method finds in the training data."""
+    if probes is not None:
         device = device_of(model)
-        return hyperplanes(given.weights.to(device), given.biases.to(device))
+        return hyperplanes(probes.weights.to(device), probes.biases.to(device))
     assert data is not None  # `ablate_feature` has raised
     return find(data, data.labels)
 

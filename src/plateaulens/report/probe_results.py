@@ -100,7 +100,7 @@ def probes_text(run: HasMetrics, probes: xr.Dataset) -> str:
     Plateau steps are the probed steps within the `stretches` of the run's `Plateau`, so that a loss which only passes
     through the plateau's level has no verdict. The steps of a plateau that was given by hand are taken as they are.
     """
-    steps, plateau = [int(step) for step in probes.step.values], _plateau(run, probes)
+    plateau = _plateau(run, probes)
     if plateau is None:
         return "no verdict: the level of the plateau is not known for this task; give its steps: --plateau 100-200"
     if plateau.start is None or plateau.drop is None:
@@ -113,13 +113,19 @@ def probes_text(run: HasMetrics, probes: xr.Dataset) -> str:
             f"no verdict: the loss passes through its plateau's level {plateau.level:.4f}: fewer than "
             f"{rule.consecutive} measurements in a row are within {rule.tolerance:.0%} of it before the loss leaves it"
         )
+    return _verdict_text(probes, stretches, plateau.drop)
+
+
+def _verdict_text(probes: xr.Dataset, stretches: list[tuple[int, int]], drop: int) -> str:
+    """The verdict by the probed steps on the stretches and after the drop, or why there is none."""
+    steps = [int(step) for step in probes.step.values]
     plateau_steps = [step for step in steps if any(first <= step <= last for first, last in stretches)]
-    after = [step for step in steps if step >= plateau.drop]
-    if not plateau_steps or not after:
-        spans = ", ".join(f"{first} to {last}" for first, last in stretches)
-        where = f"from the drop on (step {plateau.drop})" if plateau_steps else f"on the plateau (steps {spans})"
-        return f"no verdict: no probed step is {where}; save more often (--save-every) or probe other --steps"
-    return repr(quiet_or_loud(probes, probes.attrs["feature"], plateau_steps=plateau_steps, after_step=after[-1]))
+    after = [step for step in steps if step >= drop]
+    if plateau_steps and after:
+        return repr(quiet_or_loud(probes, probes.attrs["feature"], plateau_steps=plateau_steps, after_step=after[-1]))
+    spans = ", ".join(f"{first} to {last}" for first, last in stretches)
+    missing = f"from the drop on (step {drop})" if plateau_steps else f"on the plateau (steps {spans})"
+    return f"no verdict: no probed step is {missing}; save more often (--save-every) or probe other --steps"
 
 
 def ablation_text(table: pd.DataFrame, metric: str = "exact_match") -> str:

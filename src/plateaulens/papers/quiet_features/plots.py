@@ -1,6 +1,7 @@
 """Figure of loss against compute (arXiv 2505.03997)."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,44 +34,21 @@ def scaling_law(
     Raises:
         ValueError: if there is no frontier, or one lacks the column.
     """
-    if not frontiers or not all(frontiers.values()):
-        raise ValueError(
-            f"each panel needs at least one frontier, got { ({k: list(v) for k, v in frontiers.items()}) }"
-        )
-    for panel, sizes in frontiers.items():
-        if without := [size for size, front in sizes.items() if value not in front]:
-            raise ValueError(
-                f"the frontier of {panel}, {without[0]}, has no column {value!r}; it has {list(sizes[without[0]])}"
-            )
+    _check_frontiers(frontiers, value)
     columns = min(MAX_COLUMNS, len(frontiers))
     rows = -(-len(frontiers) // columns)
     figure = make_subplots(
         rows, columns, subplot_titles=list(frontiers), horizontal_spacing=0.09, vertical_spacing=0.3 / rows
     )
-    every = list(dict.fromkeys(size for sizes in frontiers.values() for size in sizes))
+    all_sizes = list(dict.fromkeys(size for sizes in frontiers.values() for size in sizes))
+    chance, phases = chance or {}, phases or {}
     for i, (panel, sizes) in enumerate(frontiers.items()):
         place = {"row": i // columns + 1, "col": i % columns + 1}
         for size, front in sizes.items():
-            line = distinct(every.index(size))
-            new = not any(trace.name == size for trace in figure.data)
-            style = {
-                "mode": "lines+markers",
-                "line": line,
-                "marker": {"size": 7},
-                "legendgroup": size,
-                "showlegend": new,
-            }
-            figure.add_trace(go.Scatter(x=front.index, y=front[value], name=size, **style), **place)
-            fitted = (phases or {}).get(panel, {}).get(size)
-            if fitted is not None and fitted.transition is not None:
-                band = {"fillcolor": pale(line["color"]), "line_width": 0, "layer": "below"}
-                figure.add_vrect(fitted.last_flat, fitted.transition, **band, **place)
-        if panel in (chance or {}):
-            level = (chance or {})[panel]
-            figure.add_hline(level, line={"color": GRAY, "dash": "dash", "width": 1.5}, **place)
-            text = {"text": "chance", "showarrow": False, "xanchor": "right", "yanchor": "bottom"}
-            height = np.log10(level) if value == "loss" else level  # annotations are placed by the logarithm
-            figure.add_annotation(x=1, xref="x domain", y=height, **text, **place)
+            line = distinct(all_sizes.index(size))
+            _add_frontier(figure, front[value], size, line, phases.get(panel, {}).get(size), place)
+        if panel in chance:
+            _add_chance(figure, chance[panel], place, log=value == "loss")
         if i + columns >= len(frontiers):  # the lowest of its column
             figure.update_xaxes(title="training compute (operations)", **place)
     figure.update_xaxes(type="log", exponentformat="power", dtick=1)
@@ -79,3 +57,38 @@ def scaling_law(
         figure.update_yaxes(type="log", exponentformat="power")
     legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.32 / rows}
     return styled(figure, height=250 * rows + 110, legend=legend, showlegend=True)
+
+
+def _check_frontiers(frontiers: Mapping[str, Mapping[str, pd.DataFrame]], value: str) -> None:
+    if not frontiers or not all(frontiers.values()):
+        sizes_by_panel = {panel: list(sizes) for panel, sizes in frontiers.items()}
+        raise ValueError(f"each panel needs at least one frontier, got {sizes_by_panel}")
+    for panel, sizes in frontiers.items():
+        for size, front in sizes.items():
+            if value not in front:
+                raise ValueError(f"the frontier of {panel}, {size}, has no column {value!r}; it has {list(front)}")
+
+
+def _add_frontier(
+    figure: go.Figure,
+    values: pd.Series,
+    size: str,
+    line: dict[str, Any],
+    phases: TwoPhases | None,
+    place: dict[str, int],
+) -> None:
+    """The line of one size, and the band of its transition."""
+    new = not any(trace.name == size for trace in figure.data)
+    style = {"mode": "lines+markers", "line": line, "marker": {"size": 7}, "legendgroup": size, "showlegend": new}
+    figure.add_trace(go.Scatter(x=values.index, y=values, name=size, **style), **place)
+    if phases is not None and phases.transition is not None:
+        band = {"fillcolor": pale(line["color"]), "line_width": 0, "layer": "below"}
+        figure.add_vrect(phases.last_flat, phases.transition, **band, **place)
+
+
+def _add_chance(figure: go.Figure, level: float, place: dict[str, int], *, log: bool) -> None:
+    """The dashed level of chance, with its label; on a log axis, plotly places labels by the logarithm."""
+    figure.add_hline(level, line={"color": GRAY, "dash": "dash", "width": 1.5}, **place)
+    text = {"text": "chance", "showarrow": False, "xanchor": "right", "yanchor": "bottom"}
+    height = float(np.log10(level)) if log else level
+    figure.add_annotation(x=1, xref="x domain", y=height, **text, **place)
