@@ -56,7 +56,7 @@ def test_warmup_of_binary_addition_follows_the_steps(addition: Path):
     assert "final exact match" in (addition / "report.html").read_text()
 
 
-def test_what_is_said_of_the_schedule_comes_before_what_follows_from_the_steps(tmp_path: Path):
+def test_given_schedule_options_override_those_of_the_steps(tmp_path: Path):
     words = "train binary-addition --bits 4 --steps 10 --warmup 3 --batch-size 8 --lr 0.01 --d-model 8 --layers 1"
     words += " --eval-size 4"
     good(*words.split(), "--out", str(tmp_path / "run"))
@@ -75,7 +75,7 @@ def test_answers_of_unequal_length_train_resume_and_report(bfs: Path):
 # Probing.
 
 
-def test_probe_keeps_what_probe_over_finds(addition: Path):
+def test_probe_stores_what_probe_checkpoints_returns(addition: Path):
     said = good("probe", str(addition), "--feature", "carry", "--steps", "0,40-60", *PROBE).output
     run = pl.Run(addition)
     batch = run.task.sample(200, seed=2)

@@ -261,7 +261,7 @@ def known(monkeypatch):
     return make
 
 
-def test_states_labels_and_moments_are_those_of_the_examples_that_have_the_offset(known):
+def test_moments_are_of_the_examples_that_have_the_offset(known):
     found, states, y, positions = known()
     for offset in range(3):
         there = positions[:, offset] >= 0

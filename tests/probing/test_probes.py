@@ -251,7 +251,7 @@ def plant(monkeypatch):
     return at
 
 
-def test_a_planted_direction_is_found_at_positions_of_its_own_in_each_example(plant):
+def test_planted_direction_is_found_at_positions_of_each_example(plant):
     task = BreadthFirstSearch(nodes=5)
     batch = task.sample(1500, seed=1)
     _, places = task.features(batch)["queue"].labels, task.features(batch)["queue"].positions
@@ -475,7 +475,7 @@ def xor(monkeypatch):
     return batch, pl.tasks.Feature(bits[..., 0] ^ bits[..., 1], places)
 
 
-def test_a_hidden_layer_reads_the_xor_of_two_bits_and_a_line_does_not(xor, monkeypatch, annotations_unchecked):
+def test_hidden_layer_reads_xor_and_a_linear_probe_does_not(xor, monkeypatch, annotations_unchecked):
     batch, feature = xor
     line = probe(transformer(ADDITION), batch, feature, SITE)
     found = probe(transformer(ADDITION), batch, feature, SITE, hidden=8, C=100.0)
@@ -673,7 +673,7 @@ def test_the_rule_for_quiet_and_loud(name):
     assert name not in CURVES or name in repr(found)
 
 
-def test_the_order_of_plateau_steps_does_not_matter_and_after_is_after_them():
+def test_order_of_plateau_steps_does_not_matter():
     over = table(0.5 * np.array([[1.0] * 3, [1.0] * 3, [0.6] * 3, [0.1] * 3]), [0.5] * 3)
     found = quiet_or_loud(over, plateau_steps=[20, 0, 10], after_step=30, resamples=20)
     assert found.verdict == "quiet" and found.ratios.step.values.tolist() == [0, 10, 20, 30]

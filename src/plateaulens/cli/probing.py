@@ -30,22 +30,28 @@ class Positive(click.FloatRange):
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@option("--feature", "features", multiple=True, help="Of the task, such as carry. Repeatable.")
-@option("--steps", help="Such as 0,100,200 or 0-400.  [default: all that are saved]")
-@option("--site", "sites", multiple=True, default=["blocks.*.hook_resid_post"], help="A hook name or glob. Repeatable.")
+@option("--feature", "features", multiple=True, help="Feature of the task to probe, such as carry; repeatable.")
+@option("--steps", help="Steps to probe, as 0,100,200 or 0-400.  [default: all saved steps]")
+@option(
+    "--site",
+    "sites",
+    multiple=True,
+    default=["blocks.*.hook_resid_post"],
+    help="Hook name or glob to read; repeatable.",
+)
 @option(
     "--n",
     type=click.IntRange(FEWEST),
     default=1500,
-    help="Sequences: six tenths to train on, one to choose C by, three to test on.",
+    help="Number of sequences: six tenths train, one chooses C, three test.",
 )
-@option("--seed", type=click.IntRange(0), default=2, help="Of the sequences and their split.")
+@option("--seed", type=click.IntRange(0), default=2, help="Seed of the sequences and of their split.")
 @option(
-    "--C", "C", type=Positive(), multiple=True, default=[1.0, 100.0], help="Inverse penalty to choose from. Repeatable."
+    "--C", "C", type=Positive(), multiple=True, default=[1.0, 100.0], help="Inverse penalty to choose from; repeatable."
 )
-@option("--pooled", is_flag=True, help="One probe a site for all places where the feature is looked for.")
-@option("--tokens/--no-tokens", default=None, help="Probe the visible tokens too.  [default: where it is quick]")
-@option("--plateau", help="The plateau's steps, such as 100-200.  [default: as the task's analytic level says]")
+@option("--pooled", is_flag=True, help="Fit one probe per site for all positions of the feature.")
+@option("--tokens/--no-tokens", default=None, help="Probe the visible tokens, too.  [default: if that takes seconds]")
+@option("--plateau", help="First and last step of the plateau, as 100-200.  [default: by the analytic loss level]")
 def probe(
     run: Path,
     features: tuple[str, ...],
@@ -97,35 +103,35 @@ def probe(
 
 @main.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@option("--feature", default="", help="Of the task, such as carry.")
-@option("--method", default="hyperplane", help="hyperplane (the paper's), nullspace or mean_difference.")
-@option("--step", type=int, help="Whose model.  [default: the last that is saved]")
-@option("--site", help="A hook name.  [default: for each place the layer where a probe reads the feature best]")
+@option("--feature", default="", help="Feature of the task to ablate, such as carry.")
 @option(
-    "--below", type=int, help="Only layers below this one: an edit after the last reaches nothing but its read-out."
+    "--method", default="hyperplane", help="Method of removal: hyperplane (the paper's), nullspace or mean_difference."
 )
-@option("--n", type=click.IntRange(1), default=256, help="Sequences to test on.")
+@option("--step", type=int, help="Step of the model.  [default: the last saved one]")
+@option("--site", help="Hook name to edit.  [default: at each position, the site of the best probe]")
+@option("--below", type=int, help="Edit only layers below this one.")
+@option("--n", type=click.IntRange(1), default=256, help="Number of sequences to test on.")
 @option(
     "--train",
     "n_train",
     type=click.IntRange(FEWEST),
     default=1500,
-    help="Sequences that directions are fitted to, a control's too; layers are chosen by seven tenths of them.",
+    help="Number of sequences to fit directions to; seven tenths of them choose the layers.",
 )
-@option("--draws", type=click.IntRange(1), default=32, help="Of each control.")
+@option("--draws", type=click.IntRange(1), default=32, help="Number of random draws of each control.")
 @option(
     "--control",
     "controls",
     multiple=True,
-    help="gaussian, shuffled, variance or orthogonal; repeatable.  [default: all that there is room for]",
+    help="Control: gaussian, shuffled, variance or orthogonal; repeatable.  [default: all that fit]",
 )
 @option("--C", "C", type=Positive(), default=100.0, help="Inverse penalty of the probes; 100 is the paper's.")
-@option("--k", type=click.IntRange(1), default=8, help="How often nullspace fits and projects.")
+@option("--k", type=click.IntRange(1), default=8, help="Number of rounds of nullspace.")
 @option(
     "--seed",
     type=click.IntRange(0),
     default=2,
-    help="Of the sequences to fit to, and of the controls; seed + 1 that of those to test on.",
+    help="Seed of the fitted sequences and of the controls; the tested sequences have seed + 1.",
 )
 def ablate(
     run: Path,
@@ -190,7 +196,7 @@ def ablate(
 def _sampled(run: Any, n: int, seed: int) -> Any:
     """Fresh sequences of the run's task, which must have features."""
     if run.task is None:
-        raise ValueError(f"{run.path} trained a task of your own; in Python: pl.probe_over(run, batch, feature)")
+        raise ValueError(f"{run.path} trained a task of your own; in Python: pl.probe_checkpoints(run, batch, feature)")
     batch = run.task.sample(n, seed=seed)
     if not run.task.features(batch):
         name = run.config["task"]["task"]

@@ -23,7 +23,7 @@ FRONTS = {
 }
 
 
-def test_scaling_law_draws_frontiers_chance_and_transitions_in_their_panels():
+def test_scaling_law_draws_frontiers_chance_and_transitions():
     found = {"addition": {size: two_phases(fr.loss) for size, fr in FRONTS["addition"].items()}}
     assert found["addition"]["16"].transition is None
     figure = scaling_law(FRONTS, {"addition": 0.6}, found)
