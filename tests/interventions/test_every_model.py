@@ -218,7 +218,7 @@ def test_intervention_that_cannot_act_raises():
         lambda: pl.Ablate(RESID, positions=[]),
         lambda: pl.Steer(RESID, VECTOR, heads=[-1]),
     ):
-        with pytest.raises(ValueError, match="unknown mode|one or more"):
+        with pytest.raises(ValueError, match="unknown mode|one or more|at least one"):
             wrong()
 
 

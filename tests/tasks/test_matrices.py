@@ -295,7 +295,7 @@ def test_conversion_raises_for_what_transformerlens_lacks():
         pl.to_tl(tiny_model())
     with pytest.raises(ValueError, match="no next-token loss"):
         tiny_model()(TINY.sample(2, seed=0).inputs, return_type="loss")
-    with pytest.raises(ValueError, match="padding_idx is a token"):
+    with pytest.raises(ValueError, match="padding_idx must be a token"):
         pl.ModelConfig(d_vocab=4, n_ctx=4, padding_idx=4)
 
 

@@ -94,7 +94,9 @@ def activation_patching(
     places = {"layer": range(len(names)), **{axis: range(lengths[axis]) for axis in chosen}}
 
     def patched_value(layer: int, *indices: int) -> float:
-        where = {"heads" if axis == "head" else "positions": [i] for axis, i in zip(chosen, indices)}
+        where: dict[str, Any] = {}
+        for axis, i in zip(chosen, indices):
+            where["heads" if axis == "head" else "positions"] = [i]
         return pair.score(pair.run(Patch(names[layer], pair.clean.cache[names[layer]], **where)))
 
     return pair.grid(patched_value, places, f"patching {site}", progress=progress, site=site)

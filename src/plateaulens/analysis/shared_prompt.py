@@ -61,7 +61,7 @@ class SharedPromptPass:
     @without_gradients
     def __init__(self, model: Transformer, batch: Batch) -> None:
         self.model, self.batch, self.first_row = model, batch, batch.prompt_len - 1
-        self.prompt_cache = model.kv_cache(len(batch))
+        self.prompt_cache: Any = model.kv_cache(len(batch))
         model(batch.inputs[:, : self.first_row], return_type=None, past_kv_cache=self.prompt_cache)
 
     @without_gradients
@@ -86,7 +86,8 @@ class SharedPromptPass:
         )
 
     def _teacher_forced(self, stacked: Batch, copies: int) -> Float[Tensor, "batch out d_vocab"]:
-        n, depth, last = len(self.batch), n_layers(self.model), self.model.blocks[-1]
+        n, depth = len(self.batch), n_layers(self.model)
+        last: Any = self.model.blocks[-1]
         one_cache, last_cache = self._copied_cache(1, range(depth)), self._copied_cache(copies, [depth - 1])
         handles = [last.register_forward_pre_hook(lambda block, args: (args[0].repeat(copies, 1, 1), last_cache))]
         for projection in (last.attn.q, last.attn.k, last.attn.v):  # equal for all copies: computed once
@@ -111,7 +112,8 @@ class SharedPromptPass:
     def _copied_cache(self, copies: int, layers: Sequence[int]) -> Any:
         """The prompt's keys and values in these layers, `copies` times."""
         cfg, n = self.model.cfg, len(self.batch)
-        cache, no_rows = self.model.kv_cache(copies * n), self.model.W_E.new_empty(n, 0, cfg.n_heads, cfg.d_head)
+        cache: Any = self.model.kv_cache(copies * n)
+        no_rows = self.model.W_E.new_empty(n, 0, cfg.n_heads, cfg.d_head)
         for layer in layers:
             k, v = self.prompt_cache.append(layer, no_rows, no_rows)  # returns what is stored
             cache.append(layer, k.repeat(copies, 1, 1, 1), v.repeat(copies, 1, 1, 1))

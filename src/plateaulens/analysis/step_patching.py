@@ -11,7 +11,7 @@ are run (`SharedPromptPass`).
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from plateaulens.hooks import PATTERN_HOOKS, check_writable, device_of, match_ho
 from plateaulens.interventions import Patch, intervene
 from plateaulens.metrics.measuring import mean_over_prompts, required_by, resolve
 from plateaulens.models.parameter_groups import graft, parameters_of
+from plateaulens.models.transformer import Transformer
 from plateaulens.protocols import CheckpointSeries, HookedModel, Metric
 from plateaulens.tracing.traces import Trace, trace
 
@@ -164,7 +165,7 @@ class _Pairs:
             yield from self._patched(model, group)
             return
         for step, source in group.items():  # one copy of the target at a time
-            grafted = graft(model, source, self.parts)
+            grafted = graft(model, cast(HookedModel, source), self.parts)
             yield step, _means(trace(grafted, self.batch, required_by(self.metrics)), self.metrics)
 
     def _patched(self, model: HookedModel, group: dict[int, Any]) -> Iterator[tuple[int, Means]]:
@@ -172,10 +173,11 @@ class _Pairs:
         is_exact = SharedPromptPass.is_exact(model, batch, self.sites)
         of_answers = [f for f in self.metrics if is_exact and set(getattr(f, "requires", ("all",))) <= ANSWER_VALUES]
         others = [f for f in self.metrics if f not in of_answers]
-        answers = SharedPromptPass(model, batch) if of_answers else None
+        answers = SharedPromptPass(cast(Transformer, model), batch) if of_answers else None
         for stack in (steps[i : i + self.sources_per_pass] for i in range(0, len(steps), self.sources_per_pass)):
             tensors = {name: getattr(batch, name).repeat(len(stack), 1) for name in TENSOR_FIELDS}
-            stacked, means = replace(batch, **tensors), {}
+            stacked = replace(batch, **tensors)
+            means: Means = {}
             patches = [Patch(site, torch.cat([group[step][site] for step in stack])) for site in self.sites]
             with intervene(model, *patches):
                 if answers is not None:

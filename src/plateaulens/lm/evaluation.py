@@ -293,7 +293,7 @@ def _audit(
     return audit
 
 
-def _with_weights(suite: Checkpoints, audit: Audit, steps: list[int], *, skip: bool) -> list[int]:
+def _with_weights(suite: Any, audit: Audit, steps: list[int], *, skip: bool) -> list[int]:
     """The steps that have weights; the others are left out with a note, or refused unless `skip`."""
     from tqdm.auto import tqdm
 

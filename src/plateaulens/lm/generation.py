@@ -7,6 +7,7 @@ again from there by itself, without a key-value cache.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -142,8 +143,12 @@ def _join(groups: list[list[int]], parts: list[Generation]) -> Generation:
 
     return Generation(
         tokens=join(lambda part: part.tokens),
-        rows={name: join(lambda part, name=name: part.rows[name]) for name in parts[0].rows},
+        rows={name: join(partial(_rows_at, name)) for name in parts[0].rows},
         logits=join_optional("logits"),
         entropy=join_optional("entropy"),
         near_ties=join(lambda part: part.near_ties),
     )
+
+
+def _rows_at(name: str, part: Generation) -> Tensor:
+    return part.rows[name]

@@ -81,8 +81,8 @@ class HubSource:
             ValueError: When no revision has a step, two have the same, or there is no such repository.
             ConnectionError: When the Hub does not answer.
         """
-        for names in (self._refs.branches, self._refs.tags):
-            if steps := steps_of(list(names), self.pattern):
+        for revisions in (self._refs.branches, self._refs.tags):
+            if steps := steps_of(list(revisions), self.pattern):
                 return steps
         names = [*self._refs.branches, *self._refs.tags][:8]
         raise ValueError(f"{self.name} has no revision with a step by {self.pattern!r}; its revisions: {names}")

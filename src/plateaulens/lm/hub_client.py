@@ -136,7 +136,8 @@ class HubClient:
 
     def _with_retries(self, attempt: Callable[[], T], what: str, began: int, part: Path | None = None) -> T:
         """The result of `attempt`, repeated while the Hub is busy or the connection breaks, within `patience`."""
-        from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
+        # The HTTP library behind HTTPError depends on the version of huggingface_hub.
+        from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled  # pyright: ignore[reportPrivateImportUsage]
 
         since, pause, have = time.monotonic(), self.pause, size_of(part)
         while True:

@@ -44,15 +44,19 @@ class Source(Protocol):
 
     def revisions(self) -> dict[int, str]:
         """Step -> the name of its branch or folder, ascending; nothing is downloaded."""
+        ...
 
     def files(self, revision: str) -> list[File]:
         """The files of a revision; nothing is downloaded."""
+        ...
 
     def fetch(self, revision: str, files: list[File]) -> Path:
         """A folder with these files, complete and verified."""
+        ...
 
     def stop(self) -> None:
         """End a `fetch` that runs in another thread."""
+        ...
 
 
 def weight_files(files: list[File]) -> list[File]:

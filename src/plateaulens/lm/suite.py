@@ -265,7 +265,8 @@ class Checkpoints:
             try:
                 for step, following in zip(steps, [*steps[1:], None]):
                     folder = self._fetch(step)  # only the first is not there yet
-                    if both := following is not None and self._both_fit(step, following):
+                    both = following is not None and self._both_fit(step, following)
+                    if following is not None and both:
                         ahead = pool.submit(self._prefetch, following)
                     model = self._open_or_fetch(step, folder, plain=plain)
                     if following is not None and not both:  # now nothing of `step` is needed on disk

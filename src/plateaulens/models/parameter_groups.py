@@ -6,15 +6,16 @@ graft(plateau, final, "attn")          # the plateau model with the attention we
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 
 from plateaulens._registry import unknown
 from plateaulens.hooks import active_interventions, is_native_bridge
+from plateaulens.protocols import HookedModel
 
-Model = TypeVar("Model", bound=nn.Module)
+Model = TypeVar("Model", bound=nn.Module | HookedModel)
 
 # Globs over the parameter names of `Transformer`, 3.9's `HookedTransformer` and native bridges.
 _PARTS: dict[str, tuple[str, ...]] = {
@@ -50,7 +51,7 @@ and ov), "norms" (all norms), and the sets that arXiv 2506.13688 copies and free
 """
 
 
-def parameters_of(model: nn.Module, parts: str | Sequence[str]) -> dict[str, nn.Parameter]:
+def parameters_of(model: nn.Module | HookedModel, parts: str | Sequence[str]) -> dict[str, nn.Parameter]:
     """The parameters of the named parts, by name.
 
     Args:
@@ -67,7 +68,7 @@ def parameters_of(model: nn.Module, parts: str | Sequence[str]) -> dict[str, nn.
             f"the bridge of a {type(inner).__name__} holds copies of its weights, so changing them would have no "
             "effect; change the Hugging Face module and build a new bridge"
         )
-    named = {name.replace("_original_component.", ""): p for name, p in model.named_parameters()}
+    named = {name.replace("_original_component.", ""): p for name, p in cast(nn.Module, model).named_parameters()}
     selected: set[str] = set()
     for part in [parts] if isinstance(parts, str) else parts:
         matches = {name for name in named if any(fnmatchcase(name, glob) for glob in PARTS.get(part, (part,)))}
@@ -78,7 +79,7 @@ def parameters_of(model: nn.Module, parts: str | Sequence[str]) -> dict[str, nn.
 
 
 @torch.no_grad()
-def graft(model: Model, donor: nn.Module, parts: str | Sequence[str]) -> Model:
+def graft(model: Model, donor: nn.Module | HookedModel, parts: str | Sequence[str]) -> Model:
     """A copy of `model` with the weights of `donor` in the named parts (arXiv 2506.13688, fig. 5).
 
     Args:
@@ -94,7 +95,7 @@ def graft(model: Model, donor: nn.Module, parts: str | Sequence[str]) -> Model:
         raise ValueError(f"cannot graft while {active} is active on the model; leave the `with intervene(...)` first")
     copy = deepcopy(model)
     if hasattr(copy, "reset_hooks"):
-        copy.reset_hooks()  # type: ignore[operator] # torch's attributes are typed as modules
+        copy.reset_hooks()  # type: ignore[operator]  # torch types every attribute as a Tensor or a Module
     targets, sources = parameters_of(copy, parts), parameters_of(donor, parts)
     differing = [n for n, p in targets.items() if n not in sources or sources[n].shape != p.shape]
     differing = differing or sorted(set(sources) - set(targets))

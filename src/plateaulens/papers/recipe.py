@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from plateaulens.batch import Batch
 from plateaulens.interventions import Freeze, Intervention, ScaleAttention, intervene
 from plateaulens.models.config import ModelConfig
 from plateaulens.models.parameter_groups import graft
 from plateaulens.models.transformer import Transformer
-from plateaulens.protocols import Metric
+from plateaulens.protocols import HookedModel, Metric
 from plateaulens.runs.recording import Schedule, record, resume
 from plateaulens.runs.run import Run
 from plateaulens.tasks import Task
@@ -153,7 +153,7 @@ class Recipe:
         notes: dict[str, Any] | None = None
         if self.optimal and donor is not None:
             notes = {"graft": {"parts": list(self.frozen), "run": str(donor.path), "step": donor.steps[-1]}}
-        with intervene(training.model, *self.changes) if self.changes else nullcontext():
+        with intervene(cast(HookedModel, training.model), *self.changes) if self.changes else nullcontext():
             return record(training, path, until=until, notes=notes, **options)
 
     def _check_same_training(self, run: Run, seed: int) -> None:

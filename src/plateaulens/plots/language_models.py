@@ -177,9 +177,10 @@ def _curves_of_both(sources: dict[str, Metrics], metrics: Sequence[str]) -> dict
 def intervals(evaluated: Metrics, curve: pd.Series) -> pd.DataFrame:
     """Low and high end of the 95 % t interval of the mean over prompts, by step; empty without values of prompts."""
     ends: dict[int, tuple[float, float]] = {}
-    if not isinstance(evaluated, pd.DataFrame) and hasattr(evaluated, "values"):
+    values_at = None if isinstance(evaluated, pd.DataFrame) else getattr(evaluated, "values", None)
+    if values_at is not None:
         for step in curve.index:
-            values = np.asarray(evaluated.values(step).get(curve.name, ()), dtype=float)
+            values = np.asarray(values_at(step).get(curve.name, ()), dtype=float)
             values = values[~np.isnan(values)]
             if (n := len(values)) > 1:
                 reach = stdtrit(n - 1, 0.975) * values.std(ddof=1) / np.sqrt(n)

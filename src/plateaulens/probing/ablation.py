@@ -55,7 +55,10 @@ ControlName = Literal["gaussian", "shuffled", "variance", "orthogonal"]
 class SiteProbes(Protocol):
     """Linear probes at several sites, such as `Probes`."""
 
-    sites: tuple[str, ...]
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Hook names."""
+        ...
 
     @property
     def weights(self) -> Float[Tensor, "site offset label d_model"]:

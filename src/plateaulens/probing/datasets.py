@@ -127,12 +127,10 @@ class ProbeDataset:
     def of(cls, batch: Batch, feature: str | Feature, split: ProbeSplit) -> "ProbeDataset":
         """The dataset of a feature, which is a name of the batch's task or the feature itself."""
         name = feature if isinstance(feature, str) else "feature"
-        if isinstance(feature, str):
-            if batch.n_new or batch.task is None:
-                raise ValueError("prompts without a true answer have no features; probe a batch of a task")
-            feature = look_up(f"feature of {batch.task!r}", feature, batch.task.features(batch))
-        elif batch.n_new:
+        if batch.n_new or (isinstance(feature, str) and batch.task is None):
             raise ValueError("prompts without a true answer have no features; probe a batch of a task")
+        if isinstance(feature, str):
+            feature = _named_feature(batch, feature)
         if feature.positions.shape[0] != len(batch):
             raise ValueError(f"the feature has {len(feature.positions)} sequences, and the batch has {len(batch)}")
         if (last := int(feature.positions.max())) >= (length := batch.inputs.shape[1]):
@@ -184,3 +182,9 @@ def states_at(
             positions = dataset.positions[i : i + size].T.clamp(min=0)
             parts.append(torch.stack([cache[site].flatten(2)[rows, positions].cpu() for site in sites]))
     return [at_least_float32(torch.cat(parts, 2)) for parts in states]
+
+
+def _named_feature(batch: Batch, name: str) -> Feature:
+    """The feature of the batch's task that has this name."""
+    features: dict[str, Feature] = batch.task.features(batch)
+    return look_up(f"feature of {batch.task!r}", name, features)

@@ -137,11 +137,11 @@ def ablation_text(table: pd.DataFrame, metric: str = "exact_match") -> str:
     if (judged_metric := _judged_metric(table, metric)) != metric:
         return f"{metric} is 0 to begin with; look at the loss: {ablation_text(table, judged_metric)}"
     rows = table.loc[metric]
-    intact, controls = rows.loc["intact"], rows.drop("intact")
-    change = f"{intact.difference:+.3f} [{intact.low:+.3f}, {intact.high:+.3f}]"
+    intact, controls = rows.loc["intact"].to_dict(), rows.drop("intact")
+    change = f"{intact['difference']:+.3f} [{intact['low']:+.3f}, {intact['high']:+.3f}]"
     if intact["mean"] == 0:
         return f"{metric} is 0 to begin with; look at the loss, which was not measured."
-    if intact.low <= 0 <= intact.high:
+    if intact["low"] <= 0 <= intact["high"]:
         return f"{metric} does not change ({change}): no evidence that the model uses these directions."
     overlapping = controls.overlap[controls.overlap > MAX_OVERLAP]
     excluded = "".join(
@@ -150,7 +150,7 @@ def ablation_text(table: pd.DataFrame, metric: str = "exact_match") -> str:
     controls = controls.drop(overlapping.index)
     if controls.empty:
         return f"{metric} changes by {change}; without controls this is no evidence for the feature.{excluded}"
-    beyond = controls.high < 0 if intact.difference < 0 else controls.low > 0
+    beyond = controls.high < 0 if intact["difference"] < 0 else controls.low > 0
     exceeded, others = ", ".join(controls.index[beyond]), ", ".join(controls.index[~beyond])
     if not others:
         variance = controls.variance.max()  # a smaller effect is expected of less variance

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -19,7 +19,7 @@ from plateaulens.batch import Batch
 from plateaulens.hooks import active_interventions, device_of
 from plateaulens.interventions import from_json, intervene
 from plateaulens.metrics.measuring import default_metrics, measure, resolve
-from plateaulens.protocols import Metric
+from plateaulens.protocols import HookedModel, Metric
 from plateaulens.runs.run import Run
 from plateaulens.tasks import Task
 from plateaulens.training.loop import Step, Training, train
@@ -106,14 +106,15 @@ def record(
         ValueError: for a wrong schedule or an unknown metric, before anything is written.
         FileExistsError: if the folder is not empty and `overwrite` is False.
     """
-    metrics = default_metrics(eval_batch, training.model) if metrics is None else metrics
-    functions = resolve(training.model, metrics, eval_batch.task)
+    model = cast(HookedModel, training.model)  # what can be trained need not have hooks; what is measured has
+    metrics = default_metrics(eval_batch, model) if metrics is None else metrics
+    functions = resolve(model, metrics, eval_batch.task)
     plan = Plan(training.t, training.cfg.steps if until is None else until, every, save_every)
     if not plan.start <= plan.end <= training.cfg.steps:
         raise ValueError(
             f"cannot record until step {plan.end}: the training is at {plan.start} of {training.cfg.steps} steps"
         )
-    measure(training.model, eval_batch[:2], functions)  # a metric that fails does so before anything is written
+    measure(model, eval_batch[:2], functions)  # a metric that fails does so before anything is written
     interventions = active_interventions(training.model)
     run = Run.create(
         path,
@@ -167,8 +168,9 @@ def resume(
         if run.task is None:
             raise ValueError(f"{run.path} trained a task of your own; pass training=train(model, task, cfg)")
         training = train(run.new_model(device or run.config["device"]), run.task, run.train_config)
+    model = cast(HookedModel, training.model)
     try:
-        functions = resolve(training.model, metrics or recorded["metrics"], training.task)
+        functions = resolve(model, metrics or recorded["metrics"], training.task)
     except ValueError as error:
         raise ValueError(f"{error}; pass metrics of your own again: resume(path, metrics=[...])") from error
     state = run.rewind()
@@ -178,7 +180,7 @@ def resume(
     interventions = [from_json(entry["what"], run.tensors(), training.task) for entry in run.config["interventions"]]
     eval_batch = replace(run.eval_batch(), task=training.task if isinstance(training.task, Task) else None)
     remaining = training.t < plan.end
-    with intervene(training.model, *interventions) if interventions and remaining else nullcontext():
+    with intervene(model, *interventions) if interventions and remaining else nullcontext():
         return _continue(run, training, eval_batch, functions, plan, progress=progress)
 
 
@@ -194,7 +196,7 @@ def _continue(
     def visit(step: Step) -> None:
         with defer_sigint():
             if step.t > run.last and plan.measures(step.t):
-                values = measure(training.model, eval_batch, functions)
+                values = measure(cast(HookedModel, training.model), eval_batch, functions)
                 run.log(step.t, values if step.loss is None else {**values, "train_loss": step.loss})
                 bar.set_postfix(
                     {k: f"{v.item():.3f}" for k, v in values.items() if v.ndim == 0 and k in PROGRESS_METRICS}

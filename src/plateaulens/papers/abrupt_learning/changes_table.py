@@ -30,7 +30,7 @@ def main(out: str, png: str = "") -> None:
         picture(figure.update_xaxes(range=[0, 600]).update_layout(paper_bgcolor="white", width=900), Path(png))
     table = effects(out)
     columns = ["seeds", "dropped", "drop", "peak collapse", "peak repetition"]
-    differences = [c for c in table if c.startswith("d ")]
+    differences = [name for name in map(str, table) if name.startswith("d ")]
     sys.stdout.write("| change | " + " | ".join([*columns, *differences]) + " |\n")
     sys.stdout.write("|---" * (1 + len(columns) + len(differences)) + "|\n")
     for name, row in table.iterrows():

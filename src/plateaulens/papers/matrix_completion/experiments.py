@@ -219,7 +219,8 @@ def embeddings(config: ExperimentConfig) -> list[Section]:
 
 def permute(config: ExperimentConfig) -> list[Section]:
     """Losses with the position embeddings in random orders."""
-    batch, rows = config.batch(), {}
+    batch = config.batch()
+    rows: dict[str, Any] = {}
     for name, model in config.models.items():
         losses = permute_positions(model, batch, repeats=8)
         rows[f"{name} (step {config.steps[name]}), permuted (mean of 8)"] = losses.drop(index="intact").mean()
@@ -338,5 +339,5 @@ def _drop_steps(masked_loss: pd.Series, variance: float) -> dict[str, str]:
     return {**row, "last step": str(masked_loss.index[-1]), "L_mask there": f"{masked_loss.iloc[-1]:.4f}"}
 
 
-def _table(frame: pd.DataFrame) -> str:
+def _table(frame: pd.DataFrame | pd.Series) -> str:
     return str(frame.to_string(float_format="{:.4f}".format))

@@ -31,7 +31,7 @@ BY_P_MASK = {
     0.6: (0.090, 0.148, 3.48, 4.35),
 }
 # Fields of the task that differ, and earlier L and L_mask.
-BY_TASK = {
+BY_TASK: dict[str, tuple[dict[str, Any], tuple[float, float]]] = {
     "7x7 rank 1": (dict(rank=1), (0.0012, 0.0039)),
     "7x7 rank 3": (dict(rank=3), (0.0397, 0.133)),
     "7x7 rank 4": (dict(rank=4), (0.0811, 0.272)),

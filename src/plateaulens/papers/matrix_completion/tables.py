@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 
@@ -17,10 +18,11 @@ from plateaulens.analysis.plateau import find_plateau
 from plateaulens.papers.matrix_completion.experiments import EXPERIMENTS, ExperimentConfig, components
 from plateaulens.papers.matrix_completion.recipes import SMALL_RECIPES
 from plateaulens.runs.run import Run
+from plateaulens.tasks import MatrixCompletion
 
 RECIPE = SMALL_RECIPES["matrix"]
-UNIFORM = replace(RECIPE.task, factors="uniform")
-SMALLER_TASKS = {  # name -> task, batch size, learning rate
+UNIFORM = replace(cast(MatrixCompletion, RECIPE.task), factors="uniform")
+SMALLER_TASKS: dict[str, tuple[MatrixCompletion, int, float]] = {  # name -> task, batch size, learning rate
     "3 x 3, rank 1, p_mask 0.2, batch 256, lr 2e-3": (replace(UNIFORM, rows=3, cols=3, p_mask=0.2), 256, 2e-3),
     "4 x 4, rank 1, p_mask 0.2, batch 256, lr 2e-3": (replace(UNIFORM, p_mask=0.2), 256, 2e-3),
     "4 x 4, rank 1, p_mask 0.3, batch 64, lr 3e-3": (UNIFORM, 64, 3e-3),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -116,10 +117,16 @@ REFERENCE: dict[int, tuple[str, str, str, str]] = {
 def trained(folder: Path, name: str, seed: int) -> pl.Run:
     """The run of a recipe, which is trained first if it is not finished."""
     experiment, recipe = EXPERIMENTS[name], SMALL_RECIPES[name]
-    options = {"every": experiment.every, "save_every": experiment.steps, "until": experiment.steps[-1]}
-    options["metrics"] = ["loss", "exact_match"]
-    eval_batch = recipe.task.sample(experiment.eval_batch, seed=1)
-    return recipe.record(folder / f"{name}-{seed}", seed=seed, eval_batch=eval_batch, progress=False, **options)
+    return recipe.record(
+        folder / f"{name}-{seed}",
+        seed=seed,
+        eval_batch=recipe.task.sample(experiment.eval_batch, seed=1),
+        metrics=["loss", "exact_match"],
+        every=experiment.every,
+        save_every=experiment.steps,
+        until=experiment.steps[-1],
+        progress=False,
+    )
 
 
 def cached(path: Path, make: Callable[[], xr.Dataset]) -> xr.Dataset:
@@ -133,14 +140,20 @@ def cached(path: Path, make: Callable[[], xr.Dataset]) -> xr.Dataset:
 def probed(run: pl.Run, name: str) -> xr.Dataset:
     """The probes of a run's features over its steps."""
     features, batch = list(EXPERIMENTS[name].features), sequences(run)
-    options = {"C": 100.0, "fractions": SPLIT, "shuffled": False, "progress": False}
+    options: dict[str, Any] = {"C": 100.0, "fractions": SPLIT, "shuffled": False, "progress": False}
     path = run.path.with_suffix(f".{'-'.join(features)}.probes.nc")
     return cached(path, lambda: pl.probe_checkpoints(run, batch, features, **options))
 
 
+def task_of(run: pl.Run) -> pl.tasks.Task:
+    """The task of a run of these experiments, which is always one of the package's."""
+    assert run.task is not None
+    return run.task
+
+
 def sequences(run: pl.Run) -> pl.Batch:
     """The sequences that probes are fitted to and tested on."""
-    return run.task.sample(1600, seed=2)
+    return task_of(run).sample(1600, seed=2)
 
 
 # Plateaus.
@@ -308,8 +321,8 @@ def ablated(run: pl.Run, feature: str, method: str, site: str) -> Ablation:
         if site in ("best", "best below"):  # the probes only choose the sites: all directions are fitted to `train`
             probes = pl.probe(model, train, feature, C=100.0, fractions=SPLIT, shuffled=False)
             sites = OffsetProbes.best(probes, model.cfg.n_layers - 1 if "below" in site else None).sites
-        options = {"draws": DRAWS, "metrics": ["exact_match"], "progress": False}
-        test = run.task.sample(256, seed=3)
+        options: dict[str, Any] = {"draws": DRAWS, "metrics": ["exact_match"], "progress": False}
+        test = task_of(run).sample(256, seed=3)
         return pl.ablate_feature(model, test, feature, method=method, train=train, sites=sites, **options).to_dataset()
 
     path = run.path.with_suffix(f".{feature}-{method}-{site.replace(' ', '-')}.nc")
@@ -330,10 +343,14 @@ def ablations(runs: Sequence[pl.Run], experiment: ExperimentConfig, edits: Seque
     for feature in experiment.features:
         for method, site in edits:
             tables = [ablated(run, feature, method, site).table.loc["exact_match"] for run in runs]
-            own = spread([t.loc["intact", "mean"] + t.loc["intact", "difference"] for t in tables])
-            others = [spread([t.loc[control, "mean"] for t in tables]) for control in CONTROLS]
-            rows.append([feature, f"{method}, {site}", own, *others])
+            without = spread([_number(t, "intact", "mean") + _number(t, "intact", "difference") for t in tables])
+            controls = [spread([_number(t, control, "mean") for t in tables]) for control in CONTROLS]
+            rows.append([feature, f"{method}, {site}", without, *controls])
     return table(["feature", "edit, layer", "without it", *CONTROLS], rows)
+
+
+def _number(frame: Any, row: str, column: str) -> float:
+    return float(frame.loc[row, column])
 
 
 def differences(runs: Sequence[pl.Run], feature: str, edit: tuple[str, str]) -> str:
@@ -342,8 +359,8 @@ def differences(runs: Sequence[pl.Run], feature: str, edit: tuple[str, str]) -> 
     for seed, run in enumerate(runs):
         at = ablated(run, feature, *edit).table.loc["exact_match"]
         gaps = [f"{at.difference[c]:+.3f} [{at.low[c]:+.3f}, {at.high[c]:+.3f}]" for c in CONTROLS]
-        before = at.loc["intact", "mean"]
-        rows.append([str(seed), f"{before:.3f}", f"{before + at.loc['intact', 'difference']:.3f}", *gaps])
+        before = _number(at, "intact", "mean")
+        rows.append([str(seed), f"{before:.3f}", f"{before + _number(at, 'intact', 'difference'):.3f}", *gaps])
     return table(["seed", "intact", f"without {feature}", *(f"less {c}" for c in CONTROLS)], rows)
 
 
