@@ -51,7 +51,7 @@ lint: .venv/.ready
 
 types: .venv/.ready
 	.venv/bin/mypy
-	.venv/bin/pyright
+	.venv/bin/pyright --pythonpath .venv/bin/python
 
 check: lint types test test-slow notebooks docs test-tl3
 
