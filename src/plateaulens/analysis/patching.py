@@ -91,7 +91,8 @@ def activation_patching(
     names = _hooks_of_site(model, site)
     pair = _CleanAndCorrupted(model, clean, corrupted, metric, names)
     lengths = dict(zip(known_axes, pair.clean.cache[names[0]].shape[1:]))
-    places = {"layer": range(len(names)), **{axis: range(lengths[axis]) for axis in chosen}}
+    places: dict[str, range] = {"layer": range(len(names))}
+    places |= {axis: range(lengths[axis]) for axis in chosen}
 
     def patched_value(layer: int, *indices: int) -> float:
         where: dict[str, Any] = {}
