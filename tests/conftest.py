@@ -1,11 +1,20 @@
 """Fixtures of several test files."""
 
+import signal
+import threading
+
 import jaxtyping
 import pytest
 import torch
 
 # To import these changes PyTorch for the process (see pretended_device.py); `make test` gives them one of their own.
 collect_ignore = ["pretended_device.py", "end_to_end/second_device.py"]
+
+
+def pytest_configure():
+    """Tests of Ctrl-C need Python's own handler; a shell starts background jobs with SIGINT ignored."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
